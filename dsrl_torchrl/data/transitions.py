@@ -1,0 +1,40 @@
+"""The macro transition: one TensorDict schema for offline and online data."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+
+from dsrl_torchrl.errors import NonFiniteError
+
+#: Entries of a stored macro transition; shapes are those of
+#: :class:`~dsrl_torchrl.latent_env.macro_step.MacroStep`, for a flat batch ``[n]``.
+MACRO_TRANSITION_KEYS = (
+    "observation",  # s                             [n, obs]
+    "action",  # w                                  [n, latent_dim]; absent in offline data
+    ("next", "observation"),  # s'                  [n, obs]
+    ("next", "reward"),  # R = Σ_{j<k} γ^j r_j      [n, 1]
+    ("next", "macro_steps"),  # k                   [n, 1] int64
+    ("next", "executed_chunk"),  #                  [n, act_horizon, action_dim]
+    ("next", "terminated"),
+    ("next", "truncated"),
+    ("next", "done"),
+    ("next", "success"),
+)
+
+
+def to_macro_transitions(batch: TensorDictBase) -> TensorDictBase:
+    """Picks the schema out of a collector's batch ``[*B, T]`` and flattens it to ``[n]``.
+
+    Entries at the root that hold the *previous* step's chunk and k are left behind.
+    """
+    return batch.select(*MACRO_TRANSITION_KEYS, strict=False).reshape(-1)
+
+
+def check_finite(transitions: TensorDictBase, step: int) -> None:
+    """Raises :class:`NonFiniteError` naming the first non-finite entry and the env step it came from."""
+    for key in ("observation", "action", ("next", "observation"), ("next", "reward"), ("next", "executed_chunk")):
+        value = transitions.get(key, None)
+        if value is not None and not torch.isfinite(value).all():
+            name = key if isinstance(key, str) else ".".join(key)
+            raise NonFiniteError(name, step)

@@ -1,0 +1,159 @@
+"""The macro step: one action chunk is one step of a semi-Markov decision process (SPEC §1)."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.utils import NestedKey
+from torchrl.data import Bounded, Categorical, TensorSpec, Unbounded
+from torchrl.envs import EnvBase, TransformedEnv
+from torchrl.envs.transforms import CatFrames, Compose, Transform
+
+from dsrl_torchrl.errors import UserError
+
+MACRO_STEPS_KEY = "macro_steps"
+EXECUTED_CHUNK_KEY = "executed_chunk"
+SUCCESS_KEY = "success"
+SUCCESS_ONCE_KEY = "success_once"
+
+
+class MacroStep(Transform):
+    """Executes a chunk of ``act_horizon`` actions as one environment step.
+
+    With primitive rewards ``r`` and an episode that ends after ``k <= act_horizon`` actions of the chunk::
+
+        action index      0      1     ...   k-1  |  k   ...  H_a - 1
+        executed          yes    yes         yes  |  no        no
+        macro reward    R = r_0 + γ r_1 + ... + γ^(k-1) r_(k-1)
+        next              everything as the env left it after action k-1; bootstrap discount γ^k
+
+    Each env of a batch ends on its own: when one finishes inside the chunk its observation, done flags and success
+    are latched, it collects no more reward, and the others go on. (A batched simulator keeps stepping the finished
+    env physically; nothing of that is seen, and the reset that follows clears it.) The wrapped env must not reset
+    itself on done.
+
+    Entries written under ``"next"``:
+
+    - ``reward`` ``[*B, 1]``: R; ``macro_steps`` ``[*B, 1]`` int64: k, in primitive env steps;
+    - ``executed_chunk`` ``[*B, act_horizon, action_dim]``: the commanded chunk; its first k actions were executed;
+    - ``success`` (if the env has it): after action k-1; ``success_once``: after any of the k actions.
+
+    Args:
+        act_horizon: number of actions executed per macro step, ``H_a >= 1``.
+        gamma: discount per primitive step, in (0, 1].
+        action_key: the env's action entry, ``[*B, action_dim]``; it becomes ``[*B, act_horizon, action_dim]``.
+
+    Raises:
+        UserError: for an ``act_horizon`` or ``gamma`` out of range.
+    """
+
+    def __init__(self, act_horizon: int, gamma: float, action_key: NestedKey = "action") -> None:
+        if act_horizon < 1:
+            raise UserError(f"act_horizon must be at least 1, got {act_horizon}")
+        if not 0.0 < gamma <= 1.0:
+            raise UserError(f"gamma must lie in (0, 1], got {gamma}")
+        super().__init__(in_keys_inv=[action_key], out_keys_inv=[action_key])
+        self.act_horizon = act_horizon
+        self.gamma = gamma
+        self.action_key = action_key
+
+    def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
+        chunk = tensordict.get(self.action_key)  # (*B, H_a, action_dim)
+        if chunk.ndim != tensordict.ndim + 2 or chunk.shape[-2] != self.act_horizon:
+            raise ValueError(
+                f"MacroStep expected a chunk [*{list(tensordict.batch_size)}, {self.act_horizon}, action_dim], "
+                f"got {list(chunk.shape)}"
+            )
+        # The base env takes action 0 now; _step finds the whole chunk again under this key.
+        tensordict.set(EXECUTED_CHUNK_KEY, chunk)
+        return tensordict.set(self.action_key, chunk[..., 0, :])
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        parent = self.parent
+        chunk = tensordict.get(EXECUTED_CHUNK_KEY)
+        latched = current = next_tensordict
+        reward = current.get("reward")
+        alive = ~current.get("done")  # (*B, 1)
+        steps = torch.ones_like(alive, dtype=torch.int64)
+        success = current.get(SUCCESS_KEY, None)
+        success_once = success
+        for j in range(1, self.act_horizon):
+            if not alive.any():
+                break
+            # The env's own state entries ride along for envs that keep their state in the tensordict.
+            step_input = current.exclude("reward", *parent.done_keys).set(self.action_key, chunk[..., j, :])
+            current = parent._step(step_input)
+            parent._complete_done(parent.full_done_spec, current)
+            mask = alive.squeeze(-1)  # (*B,)
+            all_alive = bool(mask.all())
+            latched = current if all_alive else current.where(mask, latched)
+            reward = reward + self.gamma**j * (current.get("reward") * alive)
+            steps = steps + alive
+            if success_once is not None:
+                success_once = success_once | (current.get(SUCCESS_KEY) & alive)
+            alive = alive & ~current.get("done")
+        if latched is not next_tensordict:
+            latched = next_tensordict.copy().update(latched)
+        latched.set("reward", reward)
+        latched.set(MACRO_STEPS_KEY, steps)
+        latched.set(EXECUTED_CHUNK_KEY, chunk)
+        if success_once is not None:
+            latched.set(SUCCESS_ONCE_KEY, success_once)
+        return latched
+
+    def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        parent = self.parent
+        device = parent.device
+        spec = self._action_spec(parent.full_action_spec)
+        batch = tensordict_reset.batch_size
+        tensordict_reset.set(MACRO_STEPS_KEY, torch.zeros(*batch, 1, dtype=torch.int64, device=device))
+        tensordict_reset.set(EXECUTED_CHUNK_KEY, torch.zeros(spec.shape, dtype=spec.dtype, device=device))
+        success = tensordict_reset.get(SUCCESS_KEY, None)
+        if success is not None:
+            tensordict_reset.set(SUCCESS_ONCE_KEY, success.clone())
+        return tensordict_reset
+
+    def _action_spec(self, full_action_spec: TensorSpec) -> TensorSpec:
+        spec = full_action_spec[self.action_key]  # (*B, action_dim)
+        return spec.unsqueeze(-2).expand(*spec.shape[:-1], self.act_horizon, spec.shape[-1])
+
+    def transform_input_spec(self, input_spec: TensorSpec) -> TensorSpec:
+        full_action_spec = input_spec["full_action_spec"]
+        full_action_spec[self.action_key] = self._action_spec(full_action_spec)
+        return input_spec
+
+    def transform_reward_spec(self, reward_spec: TensorSpec) -> TensorSpec:
+        # A discounted sum leaves the bounds of a single reward.
+        for key in list(reward_spec.keys(True, True)):
+            spec = reward_spec[key]
+            reward_spec[key] = Unbounded(shape=spec.shape, dtype=spec.dtype, device=spec.device)
+        return reward_spec
+
+    def transform_observation_spec(self, observation_spec: TensorSpec) -> TensorSpec:
+        batch, device = observation_spec.shape, observation_spec.device
+        chunk = self._action_spec(self.parent.full_action_spec)
+        observation_spec[MACRO_STEPS_KEY] = Bounded(
+            0, self.act_horizon, shape=(*batch, 1), dtype=torch.int64, device=device
+        )
+        observation_spec[EXECUTED_CHUNK_KEY] = Unbounded(shape=chunk.shape, dtype=chunk.dtype, device=device)
+        if SUCCESS_KEY in observation_spec.keys():
+            observation_spec[SUCCESS_ONCE_KEY] = Categorical(2, shape=(*batch, 1), dtype=torch.bool, device=device)
+        return observation_spec
+
+
+def make_macro_env(env: EnvBase, *, act_horizon: int, gamma: float, obs_horizon: int = 1) -> TransformedEnv:
+    """Wraps an env for macro steps, with a history of ``obs_horizon`` *primitive* observations.
+
+    In parallel CPU envs this belongs inside each worker: one message per chunk instead of one per action.
+
+    Args:
+        env: batch ``[*B]``, flat ``observation`` ``[*B, obs_dim]``, ``action`` ``[*B, action_dim]``, no auto-reset.
+        act_horizon: actions executed per macro step.
+        gamma: discount per primitive step.
+        obs_horizon: observations stacked on the last axis, oldest first (the first one is repeated at a reset).
+    """
+    transforms: list[Transform] = []
+    if obs_horizon > 1:
+        transforms.append(CatFrames(N=obs_horizon, dim=-1, in_keys=["observation"], padding="same"))
+    transforms.append(MacroStep(act_horizon, gamma))
+    return TransformedEnv(env, Compose(*transforms), auto_unwrap=False)

@@ -1,0 +1,138 @@
+"""A base policy on disk: ``model.safetensors`` and ``config.json``; nothing is unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from dsrl_torchrl.errors import CheckpointError, UserError
+from dsrl_torchrl.policies.diffusion import DiffusionPolicy
+from dsrl_torchrl.policies.flow import FlowPolicy
+from dsrl_torchrl.policies.generative import GenerativePolicy
+
+FORMAT = "dsrl_torchrl.base_policy"
+VERSION = 1
+MODEL_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+
+# What the ``type`` field of a config may name; add your own subclass here before loading it.
+POLICY_TYPES: dict[str, type[GenerativePolicy]] = {cls.policy_type: cls for cls in (FlowPolicy, DiffusionPolicy)}
+
+
+def save_policy(policy: GenerativePolicy, folder: str | os.PathLike[str]) -> Path:
+    """Writes weights, normalisation and constructor arguments; returns the folder.
+
+    Each file appears whole or not at all, the config last and with the weights' hash: an interrupted save over an
+    older checkpoint is noticed on load.
+
+    Raises:
+        UserError: a policy of a type that :func:`load_policy` could not rebuild.
+    """
+    policy_type = getattr(policy, "policy_type", "")
+    if POLICY_TYPES.get(policy_type) is not type(policy):
+        raise UserError(
+            f"cannot save a {type(policy).__name__}: only {', '.join(c.__name__ for c in POLICY_TYPES.values())} "
+            "can be rebuilt from a checkpoint (keep the original files of a foreign policy)"
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
+    weights = safetensors.torch.save(state)
+    config = {
+        "format": FORMAT,
+        "version": VERSION,
+        "type": policy_type,
+        "arguments": policy.config,
+        "model_sha256": hashlib.sha256(weights).hexdigest(),
+    }
+    write_atomically(folder / MODEL_FILE, weights)
+    write_atomically(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+    return folder
+
+
+def load_policy(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> GenerativePolicy:
+    """Reads what :func:`save_policy` wrote; the policy comes back frozen, on ``device``.
+
+    Raises:
+        CheckpointError: a file is missing, truncated or foreign, the type is unknown, or the tensors do not fit.
+    """
+    folder = Path(folder)
+    config = _read_config(folder / CONFIG_FILE)
+    path = folder / MODEL_FILE
+    weights = _read(path)
+    if hashlib.sha256(weights).hexdigest() != config.get("model_sha256"):
+        raise CheckpointError(f"{path} is truncated or damaged, or was not written together with {CONFIG_FILE}")
+    try:
+        state = safetensors.torch.load(weights)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
+    try:
+        with torch.random.fork_rng(devices=[]):  # initial weights are thrown away: they must not move the caller's RNG
+            policy = POLICY_TYPES[config["type"]](**config["arguments"])
+    except (TypeError, UserError) as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE} holds arguments that do not fit: {error}") from error
+    _load_state(policy, state, path)
+    return policy.freeze().to(device)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replaces ``path`` by ``data`` so that a crash leaves the old file or the new one, never a part."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # mkstemp's 0600 would hide a checkpoint from the rest of the team
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read the base policy's {path}: {error.strerror}") from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(_read(path))
+    except ValueError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise CheckpointError(f"{path} does not describe a base policy (its 'format' is not {FORMAT!r})")
+    if config.get("version") != VERSION:
+        raise CheckpointError(f"{path} has version {config.get('version')!r}, this dsrl_torchrl reads {VERSION}")
+    if config.get("type") not in tuple(POLICY_TYPES):  # a tuple: the value may be unhashable
+        raise CheckpointError(f"{path} has type {config.get('type')!r}, allowed are {', '.join(POLICY_TYPES)}")
+    if not isinstance(config.get("arguments"), dict):
+        raise CheckpointError(f"{path} has no 'arguments'")
+    return config
+
+
+def _load_state(policy: GenerativePolicy, state: dict[str, torch.Tensor], path: Path) -> None:
+    expected = policy.state_dict()
+    for name in sorted(expected.keys() | state.keys()):
+        want = list(expected[name].shape) if name in expected else "absent"
+        got = list(state[name].shape) if name in state else "absent"
+        if want != got:
+            raise CheckpointError(f"{path}: tensor {name!r} should be {want} by {CONFIG_FILE}, but is {got}")
+    policy.load_state_dict(state)

@@ -1,0 +1,93 @@
+"""State-only ManiSkill on a machine without a Vulkan driver: a fresh server, CI, most containers."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+import warnings
+from typing import Any
+
+_NEEDS_VULKAN = ("RenderMaterial", "RenderTexture2D")
+
+
+class _InertVisual:
+    """Takes any argument and keeps any attribute: what a scene builder wants of a material nobody will see."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.__dict__.update(kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        # Dunders must fail, or copy and pickle would take this object for one that implements them.
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return None
+
+
+@functools.cache
+def rendering_available() -> tuple[bool, str]:
+    """Whether this process can render, and why (not), in one line.
+
+    Asks for a material, the very call that ManiSkill's builders die of, because a listed device may still lack a feature the
+    renderer needs (Mesa 22's lavapipe). A few milliseconds where there is no device; where there is one, it opens the renderer,
+    as ManiSkill would.
+
+    Returns:
+        ``(available, reason)``.
+    """
+    with warnings.catch_warnings():
+        # SAPIEN's "Failed to find system libvulkan" says the same as our one line, in four.
+        warnings.simplefilter("ignore")
+        try:
+            import sapien.render
+        except ImportError as error:
+            return False, f"SAPIEN cannot be imported ({error}): pip install mani_skill"
+        try:
+            sapien.render.RenderMaterial()
+        except RuntimeError as error:
+            return False, (
+                f"no Vulkan device ({error}): physics and state observations work, images do not; "
+                "install a GPU driver with Vulkan, or Mesa >= 25 (mesa-vulkan-drivers) to render on the CPU"
+            )
+    return True, "a Vulkan device was found"
+
+
+def ensure_renderless() -> bool:
+    """Make ManiSkill importable and usable for state observations where nothing can render; do nothing where something can.
+
+    ManiSkill's scene builders create ``RenderMaterial`` and ``RenderTexture2D`` even with ``render_backend="none"``, and both
+    need a Vulkan device. Without one they are replaced by inert placeholders, in every loaded SAPIEN and ManiSkill module, as
+    some of them bind the names at import. Call it before ``import mani_skill``; calling it again is free.
+
+    Returns:
+        Whether rendering is available, as :func:`rendering_available` tells.
+    """
+    available, _ = rendering_available()
+    if not available:
+        placeholders = {name: type(name, (_InertVisual,), {}) for name in _NEEDS_VULKAN}
+        for module in list(sys.modules.values()):
+            if not getattr(module, "__name__", "").startswith(("sapien", "mani_skill")):
+                continue
+            for name, placeholder in placeholders.items():
+                present = vars(module).get(name)
+                if present is not None and not issubclass(present, _InertVisual):
+                    setattr(module, name, placeholder)
+    return available
+
+
+def import_mani_skill() -> bool:
+    """Import ManiSkill so that it neither needs a renderer nor writes into a progress bar.
+
+    Returns:
+        Whether rendering is available.
+    """
+    available = ensure_renderless()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import gymnasium
+        import mani_skill.envs  # noqa: F401  registers the tasks
+
+    # ManiSkill's logger is called "mani_skill ", with a space, and writes at INFO to stderr.
+    logging.getLogger("mani_skill ").setLevel(logging.ERROR)
+    gymnasium.logger.min_level = gymnasium.logger.ERROR
+    return available

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torchrl.collectors import Collector
+from torchrl.envs import ParallelEnv, RewardSum, TransformedEnv
+from torchrl.envs.utils import check_env_specs
+
+from dsrl_torchrl import LatentActionEnv, make_macro_env
+from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.policies import BasePolicy
+from tests.scripted_env import ScriptedEnv
+
+
+class TanhPolicy(BasePolicy):
+    """chunk = tanh(noise + first observation entry)."""
+
+    def __init__(self, pred_horizon=4, action_dim=1, observation_dim=2, obs_horizon=1):
+        super().__init__(observation_dim, action_dim, pred_horizon, obs_horizon)
+        self.weight = nn.Parameter(torch.ones(1))
+        self.freeze()
+
+    def forward(self, observation, noise):
+        return torch.tanh(self.weight * noise + observation[..., None, :1])
+
+
+def make_env(lengths=(5, 9), terminates=(True, False), **kwargs):
+    return LatentActionEnv(
+        ScriptedEnv(list(lengths), list(terminates)), TanhPolicy(), act_horizon=3, gamma=0.9, **kwargs
+    )
+
+
+@pytest.mark.parametrize(("layout", "dim"), [("full", 4), ("act_horizon", 3), ("repeat", 1)])
+def test_specs_and_action_size(layout, dim):
+    env = make_env(noise_layout=layout, action_magnitude=1.2)
+    assert env.action_spec.shape == (2, dim)
+    assert env.action_spec.space.high.max() == pytest.approx(1.2)
+    check_env_specs(env)
+
+
+def test_executes_the_decoded_head():
+    env = make_env()
+    td = env.reset().set("action", torch.randn(2, 4))
+    out = env.step(td)
+    expected = torch.tanh(td["action"][:, :3].unsqueeze(-1))  # the observation starts at 0
+    torch.testing.assert_close(out["next", "executed_chunk"], expected)
+    torch.testing.assert_close(out["next", "observation"][:, 1], expected.sum((1, 2)))
+
+
+def test_decode_is_deterministic_full_or_head_and_differentiable():
+    decoder = make_env().decoder
+    observation, w = torch.randn(6, 2), torch.randn(6, 4, requires_grad=True)
+    head, full = decoder.decode(observation, w), decoder.decode(observation, w, full=True)
+    assert head.shape == (6, 3, 1) and full.shape == (6, 4, 1)
+    assert torch.equal(head, full[:, :3])
+    assert torch.equal(decoder.decode(observation, w), head)
+    full.sum().backward()
+    assert w.grad.abs().sum() > 0
+    assert all(p.grad is None for p in decoder.parameters())
+
+
+def test_the_policys_parameters_stay_out_of_the_graph():
+    env = make_env()
+    w = torch.randn(2, 4, requires_grad=True)
+    out = env.step(env.reset().set("action", w))
+    assert not out["next", "executed_chunk"].requires_grad
+
+
+def test_random_actions_are_clamped_prior_noise():
+    torch.manual_seed(0)
+    env = make_env(lengths=[9] * 4000, terminates=[True] * 4000)
+    w = env.rand_action()["action"]
+    assert w.abs().max() <= 1.5
+    # N(0, 1) clamped to ±1.5 has a standard deviation of 0.88; uniform noise in the box would have 0.87 too, but puts
+    # no mass on the bounds.
+    assert (w.abs() == 1.5).float().mean() == pytest.approx(0.134, abs=0.01)
+
+
+def test_workers_with_macro_steps_need_only_the_decoder():
+    make = partial(make_macro_env, act_horizon=3, gamma=0.9)
+    workers = ParallelEnv(2, [lambda: make(ScriptedEnv([5], [True])), lambda: make(ScriptedEnv([9], [False]))])
+    env = LatentActionEnv(workers, TanhPolicy(), act_horizon=3)
+    reference = make_env()
+    try:
+        a, b = reference.reset(), env.reset()
+        for _ in range(4):
+            w = torch.randn(2, 4)
+            a, a_next = reference.step_and_maybe_reset(a.set("action", w))
+            b, b_next = env.step_and_maybe_reset(b.set("action", w.unsqueeze(1)))
+            for key in ("reward", "macro_steps", "observation", "done", "executed_chunk"):
+                torch.testing.assert_close(b["next", key].squeeze(1), a["next", key])
+            a, b = a_next, b_next
+    finally:
+        env.close()
+
+
+def test_more_transforms_and_the_collector_work_on_top():
+    env = TransformedEnv(make_env(), RewardSum())
+    check_env_specs(env)
+    collector = Collector(env, None, frames_per_batch=20, total_frames=40)
+    for batch in collector:
+        assert batch["next", "macro_steps"].max() <= 3
+        assert batch["next", "done"].any()
+    collector.shutdown()
+
+
+def test_history_of_the_base_policy():
+    policy = TanhPolicy(observation_dim=4, obs_horizon=2)
+    env = LatentActionEnv(ScriptedEnv([9], [True]), policy, act_horizon=3)
+    assert env.observation_spec["observation"].shape == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("policy", "kwargs", "message"),
+    [
+        ({"observation_dim": 3}, {}, "observations of size 3"),
+        ({"action_dim": 2}, {}, "actions of size 2"),
+        ({}, {"act_horizon": 5}, "act_horizon must lie between 1 and"),
+        ({}, {"action_magnitude": 0.0}, "action_magnitude must be positive"),
+        ({}, {"noise_layout": "half"}, "noise_layout must be one of"),
+    ],
+)
+def test_misfits_are_one_clear_line(policy, kwargs, message):
+    with pytest.raises(UserError, match=message) as caught:
+        LatentActionEnv(ScriptedEnv([9], [True]), TanhPolicy(**policy), **kwargs)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,126 @@
+"""Checkpoints: complete, bit-equal, and every damage is one line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from dsrl_torchrl.errors import CheckpointError, UserError
+from dsrl_torchrl.policies import BasePolicy, load_policy, save_policy
+
+from .conftest import make_policy, random_inputs
+
+
+def test_round_trip_is_bit_equal(policy, tmp_path):
+    save_policy(policy, tmp_path / "base")
+    random_state = torch.get_rng_state()
+    loaded = load_policy(tmp_path / "base")
+    assert torch.equal(random_state, torch.get_rng_state())
+    assert type(loaded) is type(policy)
+    assert loaded.config == policy.config
+    assert loaded.control_mode == "pd_ee_delta_pos"
+    observation, noise = random_inputs(policy, 7)
+    assert torch.equal(loaded(observation, noise), policy(observation, noise))
+
+
+def test_loaded_policy_is_frozen(policy, tmp_path):
+    loaded = load_policy(save_policy(policy, tmp_path))
+    assert loaded.frozen
+    assert not loaded.train().training
+    assert not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_save_leaves_two_files_and_overwrites(tmp_path):
+    save_policy(make_policy("flow"), tmp_path)
+    save_policy(make_policy("diffusion"), tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert load_policy(tmp_path).policy_type == "diffusion"
+
+
+def edit_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def edit_arguments(folder, **changes):
+    arguments = json.loads((folder / "config.json").read_text())["arguments"]
+    edit_config(folder, arguments={**arguments, **changes})
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def replace_weights(folder, data):
+    (folder / "model.safetensors").write_bytes(data)
+    edit_config(folder, model_sha256=hashlib.sha256(data).hexdigest())
+
+
+DAMAGES = {
+    "no model": (lambda f: (f / "model.safetensors").unlink(), "cannot read"),
+    "no config": (lambda f: (f / "config.json").unlink(), "cannot read"),
+    "truncated model": (lambda f: truncate(f / "model.safetensors"), "truncated or damaged"),
+    "truncated config": (lambda f: truncate(f / "config.json"), "not valid JSON"),
+    "binary config": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), "not valid JSON"),
+    "foreign json": (lambda f: (f / "config.json").write_text('{"type": "act"}'), "does not describe a base policy"),
+    "json list": (lambda f: (f / "config.json").write_text("[1]"), "does not describe a base policy"),
+    "other version": (lambda f: edit_config(f, version=99), "version 99"),
+    "unknown type": (lambda f: edit_config(f, type="vla"), "type 'vla', allowed are flow, diffusion"),
+    "unhashable type": (lambda f: edit_config(f, type=[]), "allowed are flow, diffusion"),
+    "no arguments": (lambda f: edit_config(f, arguments=None), "no 'arguments'"),
+    "unknown argument": (lambda f: edit_arguments(f, depth=3), "do not fit"),
+    "bad argument": (lambda f: edit_arguments(f, action_dim=-1), "do not fit"),
+    "bad network": (lambda f: edit_arguments(f, network=3), "do not fit"),
+    "other shapes": (lambda f: edit_arguments(f, action_dim=4), "should be"),
+    "foreign tensors": (lambda f: replace_weights(f, save({"weight": torch.zeros(2)})), "should be"),
+    "not safetensors": (lambda f: replace_weights(f, b"PK\x03\x04 a pickle"), "not a safetensors file"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_checkpoint_is_one_line(damage, tmp_path):
+    save_policy(make_policy("flow"), tmp_path)
+    break_it, match = DAMAGES[damage]
+    break_it(tmp_path)
+    with pytest.raises(CheckpointError, match=match) as error:
+        load_policy(tmp_path)
+    assert "\n" not in str(error.value)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(CheckpointError, match="nowhere"):
+        load_policy(tmp_path / "nowhere")
+
+
+def test_weights_of_another_save_are_noticed(tmp_path):
+    save_policy(make_policy("flow"), tmp_path / "old")
+    other = make_policy("flow")
+    torch.nn.init.zeros_(other.network.layers[0].weight)
+    save_policy(other, tmp_path / "new")
+    (tmp_path / "new" / "model.safetensors").replace(tmp_path / "old" / "model.safetensors")
+    with pytest.raises(CheckpointError, match="was not written together"):
+        load_policy(tmp_path / "old")
+
+
+def test_interrupted_save_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    save_policy(make_policy("flow"), tmp_path)
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_policy(make_policy("diffusion"), tmp_path)
+    monkeypatch.undo()
+    assert load_policy(tmp_path).policy_type == "flow"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_foreign_policy_cannot_be_saved(tmp_path):
+    with pytest.raises(UserError, match="cannot save a BasePolicy"):
+        save_policy(BasePolicy(6, 3, 4), tmp_path)
