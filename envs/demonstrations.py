@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import json
-import os
-import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from tqdm import tqdm
 
 from dsrl_torchrl.errors import UserError
 from envs.maniskill import make_gym_env
+from envs.trajectory_file import STEM, publishing
 
 #: The planner's solutions command absolute joint positions.
 PLANNER_CONTROL_MODE = "pd_joint_pos"
@@ -68,38 +66,33 @@ def make_demonstrations(
         UserError: a task without a solution, an unknown or absolute controller with noise, or too few successes.
     """
     path = Path(path)
-    if path.suffix != ".h5":
-        raise UserError(f"demonstrations are written to a .h5 file, got {path}")
     attempts = 10 * count + 10 if max_attempts is None else max_attempts
-    noise_generator = np.random.default_rng(seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".demonstrations-", dir=path.parent)))
+    tally = {"seed": seed, "action_noise": action_noise, "attempts": 0, "planned": 0, "recorded": 0}
+    with publishing(path, tally) as folder, ExitStack() as stack:
         planner_env = _ActionLog(make_gym_env(env_id, control_mode=PLANNER_CONTROL_MODE, obs_mode="none"))
         stack.callback(planner_env.close)
         solve = _find_solution(env_id)
         recorder = _make_recorder(folder, env_id, control_mode, max_episode_steps, action_noise)
-        recorder_open = stack.enter_context(contextlib.ExitStack())
-        recorder_open.callback(recorder.close)
-        env = _NoisyArm(recorder, action_noise, noise_generator)
+        stack.callback(recorder.close)
+        env = _NoisyArm(recorder, action_noise, np.random.default_rng(seed))
         bar = stack.enter_context(tqdm(total=count, desc=f"{env_id} demonstrations", unit="ep", disable=not progress))
-        planned = kept = tried = 0
-        while kept < count and tried < attempts:
-            solved = _plan(planner_env, solve, seed + tried)
-            planned += solved
-            recorded = solved and _convert(planner_env, env, control_mode, seed + tried)
-            recorder.flush_trajectory(save=recorded) if solved else None
-            kept, tried = kept + recorded, tried + 1
-            bar.update(int(recorded))
-            bar.set_postfix(tried=tried, planned=planned)
-        if kept < count:
+        while tally["recorded"] < count and tally["attempts"] < attempts:
+            episode_seed = seed + tally["attempts"]
+            tally["attempts"] += 1
+            if _plan(planner_env, solve, episode_seed):
+                tally["planned"] += 1
+                recorded = _convert(planner_env, env, control_mode, episode_seed, recorder.max_episode_steps)
+                recorder.flush_trajectory(save=recorded)
+                tally["recorded"] += recorded
+                bar.update(int(recorded))
+            bar.set_postfix(attempts=tally["attempts"], planned=tally["planned"])
+        if tally["recorded"] < count:
             raise UserError(
-                f"only {kept} of {count} demonstrations of {env_id} succeeded in {tried} attempts ({planned} planned, "
-                f"{kept} of those within {recorder.max_episode_steps} steps of {control_mode} with action_noise={action_noise}): "
-                "lower action_noise, raise max_episode_steps or choose another control_mode"
+                f"only {tally['recorded']} of {count} demonstrations of {env_id} in {tally['attempts']} attempts: "
+                f"{tally['planned']} were planned, {tally['recorded']} of those solved with {control_mode} and "
+                f"action_noise={action_noise} within {recorder.max_episode_steps} steps; lower action_noise, raise "
+                "max_episode_steps or choose another control_mode"
             )
-        recorder_open.close()
-        _publish(folder, path, {"seed": seed, "action_noise": action_noise, "attempts": tried, "planned": planned})
     return path
 
 
@@ -130,8 +123,13 @@ class _NoisyArm(gymnasium.Wrapper):
         self.low, self.high, self.generator = space.low, space.high, generator
         self.noisy = True
         self.solved = False
+        self.steps = 0
 
-    @contextlib.contextmanager
+    def reset(self, **kwargs: Any) -> Any:
+        self.solved, self.steps = False, 0
+        return self.env.reset(**kwargs)
+
+    @contextmanager
     def quiet(self) -> Iterator[None]:
         """Within it, no noise."""
         self.noisy = False
@@ -146,6 +144,7 @@ class _NoisyArm(gymnasium.Wrapper):
             noise = self.scale * self.generator.standard_normal(self.scale.shape, dtype=np.float32)
             action = np.clip(action + noise, self.low, self.high)
         result = self.env.step(action)
+        self.steps += 1
         self.solved = bool(result[-1]["success"])
         return result
 
@@ -168,11 +167,13 @@ def _make_recorder(folder: Path, env_id: str, control_mode: str, max_episode_ste
     space = env.unwrapped.single_action_space
     if sigma and not (np.allclose(space.low, -1) and np.allclose(space.high, 1)):
         env.close()
-        raise UserError(f"action_noise={sigma} needs a controller with actions in [-1, 1], which {control_mode} has not")
+        raise UserError(
+            f"action_noise={sigma} needs a controller with actions in [-1, 1], which {control_mode} has not"
+        )
     return RecordEpisode(
         env,
         output_dir=str(folder),
-        trajectory_name="demonstrations",
+        trajectory_name=STEM,
         save_video=False,
         save_on_reset=False,
         record_reward=False,
@@ -184,7 +185,7 @@ def _make_recorder(folder: Path, env_id: str, control_mode: str, max_episode_ste
 def _plan(env: _ActionLog, solve: Any, seed: int) -> bool:
     """Solve one episode in joint positions; whether its last step is a success."""
     # The planner prints why it fails; an unreachable pose is an ordinary event here, and a further seed replaces it.
-    with contextlib.redirect_stdout(io.StringIO()):
+    with redirect_stdout(io.StringIO()):
         try:
             outcome = solve(env, seed=seed, debug=False, vis=False)
         except (RuntimeError, ValueError, AssertionError, IndexError):
@@ -192,7 +193,7 @@ def _plan(env: _ActionLog, solve: Any, seed: int) -> bool:
     return outcome != -1 and env.solved
 
 
-def _convert(planner_env: _ActionLog, env: _NoisyArm, control_mode: str, seed: int) -> bool:
+def _convert(planner_env: _ActionLog, env: _NoisyArm, control_mode: str, seed: int, limit: int | None) -> bool:
     """Replay the planned episode with the target controller; whether it is solved in time."""
     from mani_skill.trajectory.utils.actions.conversion import from_pd_joint_pos
 
@@ -210,14 +211,4 @@ def _convert(planner_env: _ActionLog, env: _NoisyArm, control_mode: str, seed: i
                 if env.solved:
                     break
                 from_pd_joint_pos(control_mode, np.stack(actions[-1:]), planner_env.env, env)
-    limit = env.env.max_episode_steps
-    return env.solved and (limit is None or int(env.unwrapped.elapsed_steps) <= limit)
-
-
-def _publish(folder: Path, path: Path, provenance: dict[str, Any]) -> None:
-    """Move the finished pair to its place, the h5 last: a path that exists is complete."""
-    description = json.loads((folder / "demonstrations.json").read_text())
-    description["dsrl_torchrl"] = provenance
-    (folder / "demonstrations.json").write_text(json.dumps(description, indent=2))
-    os.replace(folder / "demonstrations.json", path.with_suffix(".json"))
-    os.replace(folder / "demonstrations.h5", path)
+    return env.solved and (limit is None or env.steps <= limit)

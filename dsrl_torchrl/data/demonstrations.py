@@ -133,7 +133,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     beside = path.with_suffix(".json")
     for file in (path, beside):
         if not file.is_file():
-            raise UserError(f"demonstrations not found: {file} (a ManiSkill trajectory is an h5 and a json of the same name)")
+            raise UserError(
+                f"demonstrations not found: {file} (a ManiSkill trajectory is an h5 and a json of the same name)"
+            )
     try:
         described = json.loads(beside.read_text())
     except ValueError as error:
@@ -158,7 +160,9 @@ def _read_episode(group: h5py.Group, where: str, path: Path, control_mode: str |
     action = np.asarray(group["actions"], dtype=np.float32)
     length = action.shape[0]
     if length == 0 or observation.shape[0] != length + 1:
-        raise UserError(f"{where} has {observation.shape[0]} observations for {length} actions, expected one more than actions")
+        raise UserError(
+            f"{where} has {observation.shape[0]} observations for {length} actions, expected one more than actions"
+        )
     flags = {}
     for key in ("success", "terminated", "truncated"):
         flags[key] = torch.zeros(length, dtype=torch.bool)
@@ -166,9 +170,7 @@ def _read_episode(group: h5py.Group, where: str, path: Path, control_mode: str |
             flags[key] = torch.from_numpy(np.asarray(group[key], dtype=bool))
             if flags[key].shape != (length,):
                 raise UserError(f"{where} has {key} of shape {list(flags[key].shape)}, expected [{length}]")
-    episode = Episode(
-        torch.from_numpy(np.asarray(observation, dtype=np.float32)), torch.from_numpy(action), **flags
-    )
+    episode = Episode(torch.from_numpy(np.asarray(observation, dtype=np.float32)), torch.from_numpy(action), **flags)
     for quantity, value in (("observation", episode.observation), ("action", episode.action)):
         bad = (~torch.isfinite(value)).any(-1)  # (T or T + 1,)
         if bad.any():

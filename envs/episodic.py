@@ -1,0 +1,149 @@
+"""What every environment of ours has in common: the entries, the two ends of an episode, and the seeds of its starts."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from dsrl_torchrl.errors import NonFiniteError, UserError
+from dsrl_torchrl.evaluation import HELD_OUT_SEED
+
+
+class EpisodicEnv(EnvBase):
+    """A batch ``[N]`` of goal-reaching episodes with flat observations; it never resets itself.
+
+    Entries: ``observation`` ``[N, obs_dim]`` float32, ``success`` ``[N, 1]`` bool (is the task solved *now*),
+    ``action`` ``[N, action_dim]``, ``reward`` ``[N, 1]``, ``terminated``, ``truncated`` and ``done`` ``[N, 1]``.
+
+    The two ends are kept apart: ``terminated`` is the task's (success, failure), ``truncated`` the time limit's, and an
+    episode solved on its last step has both. So a time limit bootstraps and a success does not.
+
+    Seeds: ``reset(seed=...)`` takes an int (env ``i`` starts episode ``seed + i``) or a list, one seed for each env that
+    is reset, and the start is then the same whatever happened before. Unseeded resets draw from a stream of their own,
+    seeded by ``set_seed``: the k-th reset after it is always the same, whatever else samples in the process.
+
+    Subclasses write :meth:`_start` and :meth:`_advance`.
+
+    Args:
+        num_envs: ``N``.
+        obs_dim: size of an observation.
+        low: lower action bounds, ``[action_dim]``.
+        high: upper action bounds, ``[action_dim]``.
+        terminate_on_success: ``False`` runs every episode to its time limit and ``terminated`` stays False, failures
+            included (ManiSkill's ``ignore_terminations``): for evaluation, where success at the end differs from
+            success once.
+        seed: seeds the stream of starts; ``None`` takes fresh entropy.
+        device: where the tensors live.
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        obs_dim: int,
+        low: torch.Tensor,
+        high: torch.Tensor,
+        *,
+        terminate_on_success: bool = True,
+        seed: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(device=torch.device(device), batch_size=[num_envs])
+        self.terminate_on_success = terminate_on_success
+        self._steps = 0
+        flag = Categorical(2, shape=(num_envs, 1), dtype=torch.bool, device=self.device)
+        self.observation_spec = Composite(
+            observation=Unbounded((num_envs, obs_dim), device=self.device),
+            success=flag,
+            shape=(num_envs,),
+            device=self.device,
+        )
+        bounds = [bound.to(device=self.device, dtype=torch.float32).expand(num_envs, -1) for bound in (low, high)]
+        self.action_spec = Bounded(*bounds, shape=bounds[0].shape, dtype=torch.float32, device=self.device)
+        self.reward_spec = Unbounded((num_envs, 1), device=self.device)
+        self.done_spec = Composite(
+            done=flag.clone(),
+            terminated=flag.clone(),
+            truncated=flag.clone(),
+            shape=(num_envs,),
+            device=self.device,
+        )
+        self._set_seed(seed)
+
+    @abstractmethod
+    def _start(self, seeds: list[int], env_idx: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Starts episodes ``seeds`` (one for each of the ``N`` envs) in the envs ``env_idx``, ``None`` for all.
+
+        Returns:
+            ``observation [N, obs_dim]`` and ``success [N]`` of *all* envs.
+        """
+
+    @abstractmethod
+    def _advance(
+        self, action: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One step of all envs with ``action [N, action_dim]``.
+
+        Returns:
+            ``observation [N, obs_dim]``, ``success``, ``reward``, ``terminated``, ``truncated``, each ``[N]``.
+        """
+
+    def _set_seed(self, seed: int | None) -> None:
+        self._seed_stream = np.random.default_rng(seed)
+
+    def _reset(
+        self, tensordict: TensorDictBase | None = None, seed: int | Sequence[int] | None = None, **kwargs
+    ) -> TensorDictBase:
+        mask = None if tensordict is None else tensordict.get("_reset", None)  # (N, 1)
+        env_idx = None if mask is None or mask.all() else mask.reshape(-1).nonzero().squeeze(-1)
+        reset = self._entries(*self._start(self._episode_seeds(seed, env_idx), env_idx))
+        for key in self.done_keys:
+            before = None if env_idx is None else tensordict.get(key, None)
+            # An env that is done and not reset yet stays done.
+            flag = torch.zeros_like(reset["success"]) if before is None else before & ~mask.view_as(before)
+            reset.set(key, flag)
+        return reset
+
+    def _episode_seeds(self, seed: int | Sequence[int] | None, env_idx: torch.Tensor | None) -> list[int]:
+        """One seed per env of the whole batch; those of envs that go on are not used for a start."""
+        num_envs = self.batch_size.numel()
+        if seed is None:
+            # Below the evaluation's seeds: training never sees a held-out start.
+            return self._seed_stream.integers(HELD_OUT_SEED, size=num_envs).tolist()
+        chosen = list(range(num_envs)) if env_idx is None else env_idx.tolist()
+        given = [int(seed) + i for i in chosen] if isinstance(seed, (int, np.integer)) else [int(s) for s in seed]
+        if len(given) != len(chosen):
+            raise UserError(f"a reset of {len(chosen)} envs got {len(given)} seeds; give one for each")
+        # GPU simulators seed one generator from the first entry, so even that must come from what was given.
+        seeds = [given[0]] * num_envs
+        for i, s in zip(chosen, given, strict=True):
+            seeds[i] = s
+        return seeds
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        observation, success, reward, terminated, truncated = self._advance(tensordict.get("action"))
+        self._steps += 1
+        step = self._entries(observation, success)
+        if not self.terminate_on_success:
+            terminated = torch.zeros_like(terminated)
+        terminated, truncated = self._column(terminated), self._column(truncated)
+        step.set("reward", self._column(reward, torch.float32))
+        step.set("terminated", terminated)
+        step.set("truncated", truncated)
+        step.set("done", terminated | truncated)
+        return step
+
+    def _entries(self, observation: torch.Tensor, success: torch.Tensor) -> TensorDict:
+        observation = observation.to(device=self.device, dtype=torch.float32, copy=True)  # (N, obs_dim)
+        if not torch.isfinite(observation).all():
+            raise NonFiniteError("observation", self._steps, hint=f"the simulation of {self} diverged")
+        return TensorDict({"observation": observation, "success": self._column(success)}, self.batch_size, self.device)
+
+    def _column(self, value: torch.Tensor, dtype: torch.dtype = torch.bool) -> torch.Tensor:
+        """``[N]`` to TorchRL's ``[N, 1]``, as a copy: simulators write into the tensors they returned."""
+        return value.to(device=self.device, dtype=dtype, copy=True).reshape(*self.batch_size, 1)

@@ -1,0 +1,193 @@
+"""A tiny task with a closed-form optimum: everything that ManiSkill does, in microseconds, for tests and first steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dsrl_torchrl.errors import UserError
+from envs.episodic import EpisodicEnv
+from envs.trajectory_file import STEM, publishing
+
+#: Distance covered in one step by the action 1, and half the side of the square goal region; the world is [-1, 1]^2.
+STEP_SIZE = 0.1
+RADIUS = 0.1
+
+
+class PointReachEnv(EpisodicEnv):
+    """A point in the plane that must reach a square around its goal; batched, deterministic.
+
+    ``p' = clip(p + STEP_SIZE * a, -1, 1)`` with ``|a_i| <= 1``; success is ``max_i |p_i - goal_i| <= RADIUS``. The
+    distance is the max norm because the velocity bound is: each axis is its own race, which is what makes
+    :func:`optimal_steps` a formula. The reward is ``-1 + success_bonus * success``. Entries, ends and seeds as
+    :class:`~envs.episodic.EpisodicEnv` has them; the start depends on the env's own seed only.
+
+    Args:
+        num_envs: batch size ``N``.
+        goal: the goal ``(x, y)``; ``None`` draws one per episode and appends it to the observation.
+        max_episode_steps: time limit in steps; the farthest start needs 19.
+        success_bonus: added to the reward of a step that ends in success.
+        terminate_on_success: ``False`` runs every episode to its time limit.
+        seed: seeds the stream of starts.
+        device: where the tensors live.
+    """
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        goal: tuple[float, float] | None = (0.0, 0.0),
+        max_episode_steps: int = 40,
+        success_bonus: float = 1.0,
+        terminate_on_success: bool = True,
+        seed: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(
+            num_envs=num_envs,
+            obs_dim=4 if goal is None else 2,
+            low=-torch.ones(2),
+            high=torch.ones(2),
+            terminate_on_success=terminate_on_success,
+            seed=seed,
+            device=device,
+        )
+        self.fixed_goal = None if goal is None else np.asarray(goal, dtype=np.float64)
+        self.max_episode_steps, self.success_bonus = max_episode_steps, success_bonus
+        self.position = torch.zeros(num_envs, 2, device=self.device)
+        self.goal = torch.zeros(num_envs, 2, device=self.device)
+        self.elapsed = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
+
+    def _start(self, seeds: list[int], env_idx: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = list(range(len(seeds))) if env_idx is None else env_idx.tolist()
+        drawn = np.stack([self._draw(seeds[i]) for i in chosen])  # (n, 2, 2)
+        position, goal = torch.as_tensor(drawn, dtype=torch.float32, device=self.device).unbind(1)
+        self.position[chosen], self.goal[chosen], self.elapsed[chosen] = position, goal, 0
+        return self._observation(), self._success()
+
+    def _draw(self, seed: int) -> np.ndarray:
+        """Start and goal ``[2, 2]`` of one episode, at least a step outside of the goal region."""
+        generator = np.random.default_rng(seed)
+        while True:
+            start = generator.uniform(-1, 1, size=2)
+            goal = generator.uniform(-1, 1, size=2) if self.fixed_goal is None else self.fixed_goal
+            if np.abs(start - goal).max() > RADIUS + STEP_SIZE:
+                return np.stack([start, goal])
+
+    def _advance(
+        self, action: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        self.position = (self.position + STEP_SIZE * action.clamp(-1, 1)).clamp(-1, 1)  # (N, 2)
+        self.elapsed = self.elapsed + 1
+        success = self._success()
+        reward = self.success_bonus * success.float() - 1.0
+        return self._observation(), success, reward, success, self.elapsed >= self.max_episode_steps
+
+    def _observation(self) -> torch.Tensor:
+        return self.position if self.fixed_goal is not None else torch.cat([self.position, self.goal], -1)
+
+    def _success(self) -> torch.Tensor:
+        return (self.position - self.goal).abs().amax(-1) <= RADIUS + 1e-6
+
+
+def optimal_steps(start: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
+    """The fewest steps from ``start`` to success, ``ceil((max_i |start_i - goal_i| - RADIUS) / STEP_SIZE)``.
+
+    After ``k`` steps the reachable set is the square of half-side ``k * STEP_SIZE`` around the start.
+
+    Args:
+        start: ``[*B, 2]``.
+        goal: ``[*B, 2]``.
+
+    Returns:
+        ``[*B]`` int64; 0 inside the goal region.
+    """
+    distance = (start - goal).abs().amax(-1) - RADIUS
+    return (distance / STEP_SIZE - 1e-5).ceil().clamp(min=0).long()
+
+
+def make_toy_demonstrations(
+    path: str | Path,
+    count: int,
+    seed: int = 0,
+    action_noise: float = 0.5,
+    speed: float = 0.5,
+    goal: tuple[float, float] | None = (0.0, 0.0),
+    max_episode_steps: int = 40,
+    progress: bool = True,
+) -> Path:
+    """Records ``count`` successful episodes of :class:`PointReachEnv` in ManiSkill's trajectory format (h5 + json).
+
+    The expert walks straight to the goal at ``speed`` and its noise is executed and recorded. Slow and noisy on purpose:
+    a policy cloned from it leaves room for steering, up to :func:`optimal_steps`.
+
+    Args:
+        path: the ``.h5`` to write; the ``.json`` goes beside it.
+        count: number of episodes.
+        seed: first reset seed, and seed of the noise.
+        action_noise: standard deviation, in units of the action (its range is [-1, 1]; the sum is clipped to it).
+        speed: the expert's bound on each action component, in (0, 1].
+        goal: as :class:`PointReachEnv`'s.
+        max_episode_steps: longest episode kept.
+        progress: show a progress bar.
+
+    Returns:
+        The path of the ``.h5``.
+
+    Raises:
+        UserError: fewer than ``count`` successes in ``10 * count + 10`` episodes.
+    """
+    path = Path(path)
+    provenance = {"seed": seed, "action_noise": action_noise, "speed": speed, "attempts": 0}
+    env = PointReachEnv(goal=goal, max_episode_steps=max_episode_steps)
+    noise = np.random.default_rng(seed)
+    episodes: list[dict] = []
+    with publishing(path, provenance) as folder, h5py.File(folder / f"{STEM}.h5", "w") as file:
+        for attempt in tqdm(range(10 * count + 10), desc="toy demonstrations", unit="ep", disable=not progress):
+            if len(episodes) == count:
+                break
+            provenance["attempts"] = attempt + 1
+            episode = _walk(env, seed + attempt, action_noise, speed, noise)
+            if not episode["success"][-1]:
+                continue
+            group = file.create_group(f"traj_{len(episodes)}")
+            for key, value in episode.items():
+                group.create_dataset(key, data=value)
+            episodes.append(
+                {
+                    "episode_id": len(episodes),
+                    "episode_seed": seed + attempt,
+                    "elapsed_steps": len(episode["actions"]),
+                    "success": True,
+                }
+            )
+        if len(episodes) < count:
+            raise UserError(f"only {len(episodes)} of {count} toy demonstrations succeeded; lower action_noise={action_noise}")
+        env_info = {"env_id": "PointReach", "env_kwargs": {"goal": goal}, "max_episode_steps": max_episode_steps}
+        (folder / f"{STEM}.json").write_text(json.dumps({"env_info": env_info, "episodes": episodes}))
+    return path
+
+
+def _walk(
+    env: PointReachEnv, seed: int, action_noise: float, speed: float, noise: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """One episode of the noisy expert, by the dataset names of a ManiSkill h5."""
+    now = env.reset(seed=seed)
+    observations, steps = [now["observation"][0]], []
+    while not now["done"].any():
+        wanted = ((env.goal - env.position) / STEP_SIZE).clamp(-speed, speed)  # (1, 2)
+        sample = torch.as_tensor(noise.standard_normal(2), dtype=torch.float32)
+        now = env.step(now.set("action", (wanted + action_noise * sample).clamp(-1, 1)))
+        steps.append(now.select("action", ("next", "success"), ("next", "terminated"), ("next", "truncated")))
+        now = now["next"]
+        observations.append(now["observation"][0])
+    episode = torch.cat(steps)
+    return {
+        "obs": torch.stack(observations).numpy(),
+        "actions": episode["action"].numpy(),
+        **{key: episode["next", key].squeeze(-1).numpy() for key in ("success", "terminated", "truncated")},
+    }

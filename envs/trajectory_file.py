@@ -1,0 +1,37 @@
+"""Publishing a trajectory: the h5 and its json appear together and complete, or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dsrl_torchrl.errors import UserError
+
+#: Name of the pair inside the folder that :func:`publishing` lends.
+STEM = "trajectory"
+
+
+@contextmanager
+def publishing(path: Path, provenance: dict[str, Any]) -> Iterator[Path]:
+    """Lends a folder to write ``trajectory.h5`` and ``trajectory.json`` in, and moves them to ``path`` on a clean exit.
+
+    Args:
+        path: the ``.h5`` to publish; the ``.json`` goes beside it.
+        provenance: how the file was made; read at exit, and kept in the json under ``dsrl_torchrl``.
+    """
+    if path.suffix != ".h5":
+        raise UserError(f"demonstrations are written to a .h5 file, got {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".recording-", dir=path.parent) as name:
+        folder = Path(name)
+        yield folder
+        description = json.loads((folder / f"{STEM}.json").read_text())
+        (folder / f"{STEM}.json").write_text(json.dumps(description | {"dsrl_torchrl": provenance}, indent=2))
+        # The h5 last: a path that exists is complete.
+        os.replace(folder / f"{STEM}.json", path.with_suffix(".json"))
+        os.replace(folder / f"{STEM}.h5", path)

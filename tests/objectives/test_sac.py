@@ -1,0 +1,204 @@
+"""The SAC loss against an independent evaluation of SPEC §2's equations, in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.objectives import SoftUpdate
+
+from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.modules.latent_actor import make_latent_actor
+from dsrl_torchrl.modules.latent_critic import make_latent_critic
+from dsrl_torchrl.objectives.sac import make_sac_loss
+
+OBS, DIM, N, B = 5, 3, 4, 7
+MAGNITUDE, GAMMA, ALPHA = 1.5, 0.9, 0.2
+
+
+def make_loss(**kwargs):
+    torch.manual_seed(0)
+    sizes = {
+        "observation_mean": torch.randn(OBS),
+        "observation_std": torch.rand(OBS) + 0.5,
+        "latent_dim": DIM,
+        "action_magnitude": MAGNITUDE,
+        "num_cells": (16, 16),
+    }
+    options = {"num_critics": N, "alpha_init": ALPHA, "gamma": GAMMA} | kwargs
+    loss = make_sac_loss(
+        make_latent_actor(**sizes),
+        make_latent_critic(**sizes),
+        latent_dim=DIM,
+        action_magnitude=MAGNITUDE,
+        **options,
+    ).double()
+    # Targets that differ from the critics, and an actor that differs between states.
+    for p in [*loss.target_qvalue_network_params.values(True, True), *loss.actor_network_params.values(True, True)]:
+        p.data.add_(0.1 * torch.randn_like(p))
+    return loss
+
+
+def make_batch():
+    torch.manual_seed(1)
+    terminated = torch.tensor([0, 1, 0, 0, 1, 0, 0], dtype=torch.bool).unsqueeze(-1)
+    truncated = torch.tensor([0, 0, 1, 0, 1, 0, 0], dtype=torch.bool).unsqueeze(-1)
+    return TensorDict(
+        {
+            "observation": torch.randn(B, OBS),
+            "action": torch.randn(B, DIM),
+            "macro_steps": torch.full((B, 1), 99),  # the previous step's: must not be read
+            "next": {
+                "observation": torch.randn(B, OBS),
+                "reward": torch.randn(B, 1),
+                "macro_steps": torch.tensor([4, 2, 3, 1, 4, 4, 2]).unsqueeze(-1),
+                "terminated": terminated,
+                "truncated": truncated,
+                "done": terminated | truncated,
+            },
+        },
+        [B],
+    ).apply(lambda x: x.double() if x.is_floating_point() else x)
+
+
+def mlp(params, x, layers, norm):
+    """The network by hand: Linear (-> LayerNorm) -> Tanh ... -> Linear, from a list of (weight, bias[, g, b])."""
+    for i, layer in enumerate(layers):
+        x = x @ params[f"{layer}.weight"].T + params[f"{layer}.bias"]
+        if i < len(layers) - 1 or norm is None:
+            if norm:
+                mean, var = x.mean(-1, keepdim=True), x.var(-1, keepdim=True, correction=0)
+                x = (x - mean) / torch.sqrt(var + 1e-5)
+                x = x * params[f"{norm[i]}.weight"] + params[f"{norm[i]}.bias"]
+            x = torch.tanh(x)
+    return x
+
+
+def standardise(params, prefix, observation):
+    return ((observation - params[f"{prefix}.mean"]) / params[f"{prefix}.std"]).clamp(-10, 10)
+
+
+def q_values(critic_params, observation, w):
+    """``[N, B]``, member by member."""
+    values = []
+    for i in range(N):
+        p = {k: v[i] if v.shape[:1] == (N,) else v for k, v in critic_params.items()}
+        x = torch.cat([standardise(p, "module.standardize", observation), w / MAGNITUDE], -1)
+        values.append(mlp(p, x, ["module.mlp.0", "module.mlp.3", "module.mlp.6"], ["module.mlp.1", "module.mlp.4"]))
+    return torch.stack(values).squeeze(-1)
+
+
+def flat(params):
+    return {".".join(k) if isinstance(k, tuple) else k: v.detach().clone() for k, v in params.items(True, True)}
+
+
+def policy(actor_params, observation, seed):
+    """``w = m tanh(u)``, ``u ~ N(μ, σ)``; log-density by change of variables, in the box ±m."""
+    p = actor_params
+    x = mlp(p, standardise(p, "module.0.module.0", observation), ["module.0.module.1.0", "module.0.module.1.2"], None)
+    out = x @ p["module.0.module.2.weight"].T + p["module.0.module.2.bias"]
+    loc, raw = out.chunk(2, -1)
+    bias = math.log(math.expm1(0.5 - 0.01))  # tensordict's biased softplus: 0.5 at raw 0, 0.01 at least
+    scale = torch.nn.functional.softplus(raw + bias) + 0.01
+    torch.manual_seed(seed)
+    u = loc + scale * torch.randn(loc.shape, dtype=loc.dtype)
+    normal = -0.5 * ((u - loc) / scale) ** 2 - torch.log(scale) - 0.5 * math.log(2 * math.pi)
+    log_prob = (normal - math.log(MAGNITUDE) - torch.log(1 - torch.tanh(u) ** 2)).sum(-1)
+    return MAGNITUDE * torch.tanh(u), log_prob
+
+
+def keep(values, backup):
+    return values.min(0)[0] if backup == "min" else values.mean(0)
+
+
+@pytest.mark.parametrize("backup", ["min", "mean"])
+def test_target_and_critic_loss_equal_the_equation(backup):
+    loss, batch = make_loss(backup=backup), make_batch()
+    following = batch["next"]
+    torch.manual_seed(5)
+    loss_critic, metadata = loss.qvalue_v2_loss(batch)
+    w, log_prob = policy(flat(loss.actor_network_params), following["observation"], seed=5)
+    value = keep(q_values(flat(loss.target_qvalue_network_params), following["observation"], w), backup)
+    k = following["macro_steps"].squeeze(-1)
+    alive = (~following["terminated"].squeeze(-1)).double()  # truncation bootstraps
+    y = following["reward"].squeeze(-1) + GAMMA**k * alive * (value - ALPHA * log_prob)
+    torch.testing.assert_close(metadata["target"], y, rtol=1e-6, atol=1e-9)
+    q = q_values(flat(loss.qvalue_network_params), batch["observation"], batch["action"])
+    torch.testing.assert_close(loss_critic, ((q - y) ** 2).mean(1).sum(), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("backup", ["min", "mean"])
+def test_actor_loss_equals_the_equation(backup):
+    loss, batch = make_loss(backup=backup), make_batch()
+    torch.manual_seed(6)
+    value, metadata = loss.actor_loss(batch)
+    w, log_prob = policy(flat(loss.actor_network_params), batch["observation"], seed=6)
+    q = keep(q_values(flat(loss.qvalue_network_params), batch["observation"], w), backup)
+    torch.testing.assert_close(value, (ALPHA * log_prob - q).mean(), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(metadata["log_prob"], log_prob, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("parameterisation", ["log", "softplus"])
+def test_temperature(parameterisation):
+    loss = make_loss(alpha_parameterisation=parameterisation, target_entropy_per_dim=-0.5)
+    log_prob = torch.randn(B, dtype=torch.float64)
+    target = DIM * (-0.5 + math.log(MAGNITUDE))  # the box ±m holds log m more entropy per dim than [-1, 1]
+    assert loss._alpha.item() == pytest.approx(ALPHA, rel=1e-5)
+    factor = loss._alpha if parameterisation == "softplus" else loss.log_alpha.detach()
+    value = loss.alpha_loss(log_prob).mean()
+    torch.testing.assert_close(value, (-factor * (log_prob + target)).mean(), rtol=1e-6, atol=1e-6)
+    value.backward()
+    # Too little entropy (log π + H > 0) must raise the temperature.
+    assert torch.sign(-loss.log_alpha.grad) == torch.sign((log_prob + target).mean())
+
+
+def test_gradients_reach_only_what_they_should():
+    loss, batch = make_loss(), make_batch()
+    actor = [p for p in loss.actor_network_params.values(True, True) if p.requires_grad]
+    critic = [p for p in loss.qvalue_network_params.values(True, True) if p.requires_grad]
+    targets = list(loss.target_qvalue_network_params.values(True, True))
+    loss.qvalue_v2_loss(batch)[0].backward()
+    assert all(p.grad is not None for p in critic)
+    assert all(p.grad is None for p in [*actor, *targets, loss.log_alpha])
+    loss.zero_grad()
+    loss.actor_loss(batch)[0].backward()
+    assert all(p.grad is not None for p in actor)
+    assert all(p.grad is None or not p.grad.any() for p in [*critic, *targets, loss.log_alpha])
+
+
+def test_members_start_different_and_targets_equal():
+    torch.manual_seed(0)
+    sizes = {"observation_mean": torch.zeros(OBS), "observation_std": torch.ones(OBS), "latent_dim": DIM}
+    sizes |= {"action_magnitude": 1.0, "num_cells": (16, 16)}
+    loss = make_sac_loss(
+        make_latent_actor(**sizes), make_latent_critic(**sizes), latent_dim=DIM, action_magnitude=1.0, num_critics=2
+    )
+    weights = loss.qvalue_network_params["module", "mlp", "0", "weight"]
+    assert not torch.equal(weights[0], weights[1])
+    assert torch.equal(weights, loss.target_qvalue_network_params["module", "mlp", "0", "weight"])
+
+
+def test_soft_update_moves_targets_by_tau():
+    loss = make_loss()
+    updater = SoftUpdate(loss, tau=0.25)
+    key = ("module", "mlp", "0", "weight")
+    before = loss.target_qvalue_network_params[key].clone()
+    updater.step()
+    expected = 0.75 * before + 0.25 * loss.qvalue_network_params[key].detach()
+    torch.testing.assert_close(loss.target_qvalue_network_params[key], expected)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"backup": "max"}, "backup"),
+        ({"alpha_parameterisation": "exp"}, "alpha_parameterisation"),
+        ({"num_critics": 0}, "num_critics"),
+        ({"alpha_init": 0.0}, "alpha_init"),
+    ],
+)
+def test_bad_arguments(kwargs, message):
+    with pytest.raises(UserError, match=message):
+        make_loss(**kwargs)
