@@ -22,7 +22,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     return [
-        {name: float(cell) for name, cell in row.items() if cell not in ("", None)}
+        {name: float(cell) for name, cell in row.items() if cell}
         for row in rows
         if all(cell is not None for cell in row.values())
     ]
@@ -81,6 +81,13 @@ class MetricsLog:
         if self._logger is not None:
             for name, value in metrics.items():
                 self._logger.log_scalar(name, value, step=env_steps)
+
+    def close(self) -> None:
+        """Ends the wandb run or flushes TensorBoard; the CSV is complete after every row."""
+        experiment = getattr(self._logger, "experiment", None)
+        finish = getattr(experiment, "finish", None) or getattr(experiment, "close", None)
+        if finish is not None:
+            finish()
 
     def _rewrite(self) -> None:
         temporary = self.path.with_suffix(".tmp")

@@ -198,7 +198,8 @@ def _convert(planner_env: _ActionLog, env: _NoisyArm, control_mode: str, seed: i
     from mani_skill.trajectory.utils.actions.conversion import from_pd_joint_pos
 
     actions = list(planner_env.actions)
-    env.reset(seed=seed)
+    # A rebuilt scene: no contact of the last episode in the first observation, and exactly what a seeded reset gives later.
+    env.reset(seed=seed, options={"reconfigure": True})
     if control_mode == PLANNER_CONTROL_MODE:
         for action in actions:
             env.step(action)

@@ -76,8 +76,12 @@ class EpisodicEnv(EnvBase):
         self._set_seed(seed)
 
     @abstractmethod
-    def _start(self, seeds: list[int], env_idx: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _start(
+        self, seeds: list[int], env_idx: torch.Tensor | None, asked: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Starts episodes ``seeds`` (one for each of the ``N`` envs) in the envs ``env_idx``, ``None`` for all.
+
+        ``asked`` tells that the caller named the seeds: the episode must then not depend on earlier ones at all.
 
         Returns:
             ``observation [N, obs_dim]`` and ``success [N]`` of *all* envs.
@@ -100,12 +104,13 @@ class EpisodicEnv(EnvBase):
         self, tensordict: TensorDictBase | None = None, seed: int | Sequence[int] | None = None, **kwargs
     ) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)  # (N, 1)
-        env_idx = None if mask is None or mask.all() else mask.reshape(-1).nonzero().squeeze(-1)
-        reset = self._entries(*self._start(self._episode_seeds(seed, env_idx), env_idx))
+        env_idx = None if mask is None or mask.all() else mask.reshape(-1).nonzero().squeeze(-1)  # (n,)
+        reset = self._entries(*self._start(self._episode_seeds(seed, env_idx), env_idx, seed is not None))
         for key in self.done_keys:
-            before = None if env_idx is None else tensordict.get(key, None)
-            # An env that is done and not reset yet stays done.
-            flag = torch.zeros_like(reset["success"]) if before is None else before & ~mask.view_as(before)
+            flag = torch.zeros_like(reset["success"])
+            if tensordict is not None and mask is not None and key in tensordict.keys():
+                # An env that is done and not reset yet stays done.
+                flag = tensordict.get(key) & ~mask.view_as(flag)
             reset.set(key, flag)
         return reset
 

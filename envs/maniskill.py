@@ -20,10 +20,13 @@ class ManiSkillEnv(EpisodicEnv):
 
     ``observation`` is the task's flat state (metres, radians, m/s), ``action`` the controller's, in ``[-1, 1]`` for the
     delta controllers. Nothing is looped over envs and nothing leaves the simulation's device, so GPU simulation
-    (``num_envs`` in the hundreds) is the same code. There ManiSkill draws all starts of a reset from the *first* seed of
-    a list: a list names the batch of starts, not each start.
+    (``num_envs`` in the hundreds) is the same code.
 
-    On the CPU a seed and the actions determine the trajectory bit for bit, across processes too (measured on five tasks).
+    How far a seed determines an episode: on the CPU, ``reset(seed=s)`` rebuilds the scene (0.2 s), and the same actions
+    then give the same trajectory bit for bit, in any process. An unseeded reset (4 to 8 ms) is exact in its start only:
+    PhysX keeps contact caches, so that later states differ slightly with what happened in earlier episodes. On the GPU,
+    ManiSkill draws all starts of a reset from the *first* seed of a list (a list names the batch of starts, not each
+    start), and contact-derived entries of a first observation may be those of the episode before.
 
     Args:
         env_id: ManiSkill task, e.g. ``PickCube-v1``.
@@ -83,17 +86,27 @@ class ManiSkillEnv(EpisodicEnv):
             seed=seed,
             device=sim.device if device is None else device,
         )
-        self._env = env
+        self._env, self._sim = env, sim
         self._sim_device = torch.device(sim.device)
         self.env_id, self.control_mode, self.reward, self.success_bonus = env_id, control_mode, reward, success_bonus
 
     def __repr__(self) -> str:
         return f"ManiSkillEnv({self.env_id}, {self.control_mode}, num_envs={self.batch_size.numel()})"
 
-    def _start(self, seeds: list[int], env_idx: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _start(
+        self, seeds: list[int], env_idx: torch.Tensor | None, asked: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         # ManiSkill's own unseeded resets draw from torch's global generator; ours are always seeded. It wants the whole
         # batch's seeds in a partial reset too: shorter lists break its generators.
-        options = {} if env_idx is None else {"env_idx": env_idx.to(self._sim_device)}
+        options: dict[str, Any] = {} if env_idx is None else {"env_idx": env_idx.to(self._sim_device)}
+        if not self._sim.gpu_sim_enabled:
+            if asked:
+                options["reconfigure"] = True
+            else:
+                # PhysX reports the contacts of its last step: a cube that was held when the last episode ended would be
+                # `is_grasped` in the first observation of this one. One step from the new start forgets it.
+                self._env.reset(seed=seeds, options=options)
+                self._sim.scene.step()
         observation, info = self._env.reset(seed=seeds, options=options)
         return observation, self._success(info)
 
@@ -112,7 +125,7 @@ class ManiSkillEnv(EpisodicEnv):
 
     def render(self) -> torch.Tensor:
         """The current frame of each env, ``[N, height, width, 3]`` uint8; needs ``render_mode="rgb_array"``."""
-        if self._env.unwrapped.render_mode is None:
+        if self._sim.render_mode is None:
             raise UserError('render() needs ManiSkillEnv(render_mode="rgb_array")')
         return torch.as_tensor(self._env.render())
 

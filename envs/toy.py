@@ -62,7 +62,9 @@ class PointReachEnv(EpisodicEnv):
         self.goal = torch.zeros(num_envs, 2, device=self.device)
         self.elapsed = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
 
-    def _start(self, seeds: list[int], env_idx: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _start(
+        self, seeds: list[int], env_idx: torch.Tensor | None, asked: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         chosen = list(range(len(seeds))) if env_idx is None else env_idx.tolist()
         drawn = np.stack([self._draw(seeds[i]) for i in chosen])  # (n, 2, 2)
         position, goal = torch.as_tensor(drawn, dtype=torch.float32, device=self.device).unbind(1)
@@ -142,12 +144,13 @@ def make_toy_demonstrations(
         UserError: fewer than ``count`` successes in ``10 * count + 10`` episodes.
     """
     path = Path(path)
-    provenance = {"seed": seed, "action_noise": action_noise, "speed": speed, "attempts": 0}
+    provenance: dict[str, float] = {"seed": seed, "action_noise": action_noise, "speed": speed, "attempts": 0}
     env = PointReachEnv(goal=goal, max_episode_steps=max_episode_steps)
     noise = np.random.default_rng(seed)
     episodes: list[dict] = []
-    with publishing(path, provenance) as folder, h5py.File(folder / f"{STEM}.h5", "w") as file:
-        for attempt in tqdm(range(10 * count + 10), desc="toy demonstrations", unit="ep", disable=not progress):
+    bar = tqdm(total=count, desc="toy demonstrations", unit="ep", disable=not progress)
+    with publishing(path, provenance) as folder, bar, h5py.File(folder / f"{STEM}.h5", "w") as file:
+        for attempt in range(10 * count + 10):
             if len(episodes) == count:
                 break
             provenance["attempts"] = attempt + 1
@@ -165,8 +168,9 @@ def make_toy_demonstrations(
                     "success": True,
                 }
             )
+            bar.update()
         if len(episodes) < count:
-            raise UserError(f"only {len(episodes)} of {count} toy demonstrations succeeded; lower action_noise={action_noise}")
+            raise UserError(f"only {len(episodes)} of {count} toy demonstrations succeeded; lower action_noise")
         env_info = {"env_id": "PointReach", "env_kwargs": {"goal": goal}, "max_episode_steps": max_episode_steps}
         (folder / f"{STEM}.json").write_text(json.dumps({"env_info": env_info, "episodes": episodes}))
     return path

@@ -51,7 +51,8 @@ def make_latent_actor(
         head,
         NormalParamExtractor(scale_mapping=f"biased_softplus_{initial_std}", scale_lb=1e-4),
     )
-    bounds = {"low": -action_magnitude, "high": action_magnitude, "tanh_loc": False}
+    # tanh_loc keeps the mean within ±5 before the squashing, from where it can still come back.
+    bounds = {"low": -action_magnitude, "high": action_magnitude, "tanh_loc": True}
     return ProbabilisticActor(
         TensorDictModule(network, in_keys=["observation"], out_keys=["loc", "scale"]),
         in_keys=["loc", "scale"],

@@ -9,7 +9,6 @@ from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
 from torch.nn import functional as F
-from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import SACLoss, ValueEstimators
 
 from dsrl_torchrl.errors import UserError
@@ -55,6 +54,9 @@ class LatentSACLoss(SACLoss):
             return -F.softplus(self.log_alpha) * (log_prob + self.target_entropy)
         return super()._alpha_loss(log_prob)
 
+    # Actor and target score the very Gaussian value that was drawn (``rsample_and_log_prob``): inverting the tanh of a
+    # saturated noise gives entropies of 1e5 and, through them, diverging critics.
+
     def reduce_ensemble(self, values: Tensor) -> Tensor:
         """``[N, *B, 1]`` -> ``[*B, 1]`` by the ensemble's min or mean."""
         return values.mean(0) if self.backup == "mean" else values.min(0)[0]
@@ -63,7 +65,7 @@ class LatentSACLoss(SACLoss):
         """``E[α log π(w | s) - min_i Q_i(s, w)]``, ``w ~ π`` reparameterised; no gradient reaches the critics."""
         with self._actor():
             dist = self.actor_network.get_dist(tensordict)
-        action, log_prob = _sample(dist)  # (*B, latent_dim), (*B,)
+        action, log_prob = dist.rsample_and_log_prob()  # (*B, latent_dim), (*B,)
         inputs = tensordict.select(*self.qvalue_network.in_keys, strict=False).set(self.tensor_keys.action, action)
         values = self._vmap_qnetworkN0(inputs, self._cached_detached_qvalue_params)
         q = self.reduce_ensemble(values.get(self.tensor_keys.state_action_value)).squeeze(-1)
@@ -79,7 +81,7 @@ class LatentSACLoss(SACLoss):
         following = tensordict.get("next").copy()
         with self._actor():
             dist = self.actor_network.get_dist(following)
-        action, log_prob = _sample(dist)
+        action, log_prob = dist.rsample_and_log_prob()
         following.set(self.tensor_keys.action, action)
         values = self._vmap_qnetworkN0(following, self.target_qvalue_network_params)
         q = self.reduce_ensemble(values.get(self.tensor_keys.state_action_value))  # (*B, 1)
@@ -101,12 +103,6 @@ class LatentSACLoss(SACLoss):
 
     def _actor(self):
         return self.actor_network_params.to_module(self.actor_network, preserve_module_state=False)
-
-
-def _sample(dist) -> tuple[Tensor, Tensor]:
-    with set_exploration_type(ExplorationType.RANDOM):
-        action = dist.rsample()
-        return action, dist.log_prob(action)
 
 
 def make_sac_loss(

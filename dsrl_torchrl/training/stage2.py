@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from dsrl_torchrl.modules.latent_actor import make_latent_actor
 from dsrl_torchrl.modules.latent_critic import make_latent_critic
 from dsrl_torchrl.modules.prior_noise import PriorNoise
 from dsrl_torchrl.objectives.sac import LatentSACLoss, make_sac_loss
+from dsrl_torchrl.training.episodes import EpisodeTracker
 from dsrl_torchrl.training.update import SACUpdate
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
@@ -185,16 +185,21 @@ def train_stage2(
     )
     buffer = make_replay_buffer(config)
     prior = PriorNoise(env.noise_layout.dim)
-    counters: dict = {
-        "env_steps": 0, "macro_steps": 0, "updates": 0, "episodes": 0, "segments": 0, "successes": [], "wall_seconds": 0.0,
-    }  # fmt: skip
+    episodes = EpisodeTracker(config.success_window)
+    counters = {"env_steps": 0, "macro_steps": 0, "updates": 0, "segments": 0, "wall_seconds": 0.0}
     checkpoint = Checkpoint(
-        loss=loss, optimisers=update.optimiser_state(), replay=buffer, counters=counters, rng=GlobalRNGState()
+        loss=loss,
+        optimisers=update.optimiser_state(),
+        replay=buffer,
+        episodes=episodes,
+        counters=counters,
+        rng=GlobalRNGState(),
     )
     rotation = CheckpointRotation(folder / "checkpoints", keep_last=2)
     if resume and rotation.latest() is not None:
         rotation.load_latest(checkpoint)
     log = make_log(counters["env_steps"])
+    metrics: dict[str, torch.Tensor] = {}
 
     bar = tqdm(total=config.total_env_steps, initial=counters["env_steps"], unit="step", disable=not progress)
     bar.set_description("stage 2")
@@ -210,7 +215,7 @@ def train_stage2(
         collector = Collector(
             env, prior if warming_up else actor, frames_per_batch=config.macro_steps_per_round, total_frames=-1
         )
-        successes = deque(counters["successes"], maxlen=config.success_window)
+        episodes.restart()
         for batch in collector:
             transitions = to_macro_transitions(batch)
             check_finite(transitions, counters["env_steps"])
@@ -218,26 +223,15 @@ def train_stage2(
             before = counters["env_steps"]
             counters["env_steps"] += int(transitions["next", "macro_steps"].sum())
             counters["macro_steps"] += len(transitions)
-            ended = transitions[transitions["next", "done"].squeeze(-1)]
-            counters["episodes"] += len(ended)
-            successes.extend(ended["next", "success"].squeeze(-1).tolist())
-            metrics = {} if warming_up else _update_round(update, buffer, config, counters)
+            episodes.update(batch)
+            if not warming_up:
+                _update_round(update, buffer, config, counters, metrics, bar)
             bar.update(counters["env_steps"] - before)
             if counters["env_steps"] // config.log_env_steps > before // config.log_env_steps:
-                values = {name: float(value) for name, value in metrics.items()}
-                values["env/success_running"] = sum(successes) / max(len(successes), 1)
-                values["env/episodes"] = counters["episodes"]
-                values["env/macro_reward"] = float(transitions["next", "reward"].mean())
-                values["train/updates"] = counters["updates"]
-                values["train/utd"] = counters["updates"] / max(counters["macro_steps"], 1)
-                values["replay_buffer/size"] = len(buffer)
-                values["replay_buffer/utilization"] = len(buffer) / config.replay_size
-                log(counters["env_steps"], values)
-                bar.set_postfix(success=f"{values['env/success_running']:.2f}", updates=counters["updates"])
+                log(counters["env_steps"], _log_values(metrics, episodes, counters, buffer, config))
             if counters["env_steps"] >= segment_end:
                 break
         collector.shutdown(close_env=False)
-        counters["successes"] = list(successes)
         counters["segments"] += 1
         counters["wall_seconds"] += time.monotonic() - started
         rotation.save(checkpoint, step=counters["env_steps"])
@@ -245,21 +239,43 @@ def train_stage2(
     return Stage2Result(actor, counters["env_steps"], counters["updates"], counters["wall_seconds"])
 
 
-def _update_round(update: SACUpdate, buffer: TensorDictReplayBuffer, config: Stage2Config, counters: dict) -> dict:
-    """Makes the updates that the UTD ratio owes for the macro steps collected so far; metrics of the last one."""
-    metrics = None
+def _update_round(
+    update: SACUpdate,
+    buffer: TensorDictReplayBuffer,
+    config: Stage2Config,
+    counters: dict,
+    metrics: dict[str, torch.Tensor],
+    bar: tqdm,
+) -> None:
+    """Makes the updates that the UTD ratio owes for the macro steps collected so far; the newest metrics stay."""
     owed = int(config.utd * counters["macro_steps"]) - counters["updates"]
     for _ in range(owed):
         step = counters["updates"]
         update_actor = step >= config.critic_only_updates and step % config.actor_interval == 0
-        metrics = update(buffer.sample(), update_actor=update_actor)
+        metrics.update(update(buffer.sample(), update_actor=update_actor).items())
         counters["updates"] += 1
-    if metrics is None:
-        return {}
+        if counters["updates"] % 100 == 0:
+            bar.set_postfix(updates=counters["updates"])
     for name, value in metrics.items():
         if not torch.isfinite(value):
             raise NonFiniteError(name, counters["updates"], "update", "lower the learning rates or alpha_init")
-    return dict(metrics.items())
+
+
+def _log_values(
+    metrics: dict[str, torch.Tensor],
+    episodes: EpisodeTracker,
+    counters: dict,
+    buffer: TensorDictReplayBuffer,
+    config: Stage2Config,
+) -> dict[str, float]:
+    return {
+        **{name: float(value) for name, value in metrics.items()},
+        **episodes.metrics(),
+        "train/updates": counters["updates"],
+        "train/utd": counters["updates"] / max(counters["macro_steps"], 1),
+        "replay_buffer/size": len(buffer),
+        "replay_buffer/utilization": len(buffer) / config.replay_size,
+    }
 
 
 def _segment_seed(seed: int, segment: int) -> int:

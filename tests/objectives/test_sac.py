@@ -100,6 +100,7 @@ def policy(actor_params, observation, seed):
     x = mlp(p, standardise(p, "module.0.module.0", observation), ["module.0.module.1.0", "module.0.module.1.2"], None)
     out = x @ p["module.0.module.2.weight"].T + p["module.0.module.2.bias"]
     loc, raw = out.chunk(2, -1)
+    loc = 5 * torch.tanh(loc / 5)
     bias = math.log(math.expm1(0.5 - 0.01))  # tensordict's biased softplus: 0.5 at raw 0, 0.01 at least
     scale = torch.nn.functional.softplus(raw + bias) + 0.01
     torch.manual_seed(seed)
@@ -138,6 +139,15 @@ def test_actor_loss_equals_the_equation(backup):
     q = keep(q_values(flat(loss.qvalue_network_params), batch["observation"], w), backup)
     torch.testing.assert_close(value, (ALPHA * log_prob - q).mean(), rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(metadata["log_prob"], log_prob, rtol=1e-6, atol=1e-9)
+
+
+def test_a_saturated_policy_has_a_finite_sensible_entropy():
+    """Far in the corner of the noise box the density is high, but not e^100000."""
+    loss, batch = make_loss(), make_batch()
+    loss.actor_network_params["module", "0", "module", "2", "bias"].data[:DIM] = 100.0
+    loss.actor_network_params["module", "0", "module", "2", "bias"].data[DIM:] = -100.0
+    _, metadata = loss.actor_loss(batch)
+    assert metadata["log_prob"].abs().max() < 30 * DIM
 
 
 @pytest.mark.parametrize("parameterisation", ["log", "softplus"])

@@ -1,0 +1,71 @@
+"""Episode statistics of online training, from macro steps of several envs."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+from tensordict import TensorDictBase
+
+
+class EpisodeTracker:
+    """Running success, return and length of the last ``window`` finished training episodes.
+
+    Args:
+        window: number of episodes in the running means.
+    """
+
+    def __init__(self, window: int) -> None:
+        self.finished = 0
+        self._successes: deque[float] = deque(maxlen=window)
+        self._returns: deque[float] = deque(maxlen=window)
+        self._lengths: deque[float] = deque(maxlen=window)
+        self.restart()
+
+    def restart(self) -> None:
+        """All envs have been reset: the episodes under way are forgotten."""
+        self._return: torch.Tensor | None = None
+        self._length: torch.Tensor | None = None
+
+    def update(self, batch: TensorDictBase) -> None:
+        """Takes a collector's batch ``[*B, T]`` in order."""
+        steps = batch["next"].select("reward", "macro_steps", "done", "success").reshape(-1, batch.shape[-1])
+        reward, length = steps["reward"].squeeze(-1), steps["macro_steps"].squeeze(-1)  # (n_envs, T)
+        done, success = steps["done"].squeeze(-1), steps["success"].squeeze(-1)
+        if self._return is None or self._length is None:
+            self._return = torch.zeros_like(reward[:, 0])
+            self._length = torch.zeros_like(length[:, 0])
+        for t in range(batch.shape[-1]):
+            self._return, self._length = self._return + reward[:, t], self._length + length[:, t]
+            ended = done[:, t]
+            self.finished += int(ended.sum())
+            self._successes.extend(success[ended, t].float().tolist())
+            self._returns.extend(self._return[ended].tolist())
+            self._lengths.extend(self._length[ended].tolist())
+            self._return, self._length = self._return * ~ended, self._length * ~ended
+
+    def metrics(self) -> dict[str, float]:
+        """Means over the window; the return sums the macro rewards, which are discounted inside a chunk."""
+        values = {"env/episodes": float(self.finished)}
+        if self._successes:
+            values["env/success_running"] = sum(self._successes) / len(self._successes)
+            values["env/return"] = sum(self._returns) / len(self._returns)
+            values["env/episode_len"] = sum(self._lengths) / len(self._lengths)
+        return values
+
+    def state_dict(self) -> dict:
+        """The finished episodes; those under way do not survive a checkpoint, after which all envs are reset."""
+        return {
+            "finished": self.finished,
+            "successes": list(self._successes),
+            "returns": list(self._returns),
+            "lengths": list(self._lengths),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restores :meth:`state_dict`."""
+        self.finished = state["finished"]
+        for values, name in ((self._successes, "successes"), (self._returns, "returns"), (self._lengths, "lengths")):
+            values.clear()
+            values.extend(state[name])
+        self.restart()

@@ -1,0 +1,150 @@
+"""The real simulation, one env on the CPU."""
+
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+from torchrl.collectors import Collector
+from torchrl.envs import ParallelEnv, SerialEnv
+from torchrl.envs.utils import check_env_specs
+
+from dsrl_torchrl.errors import UserError
+from envs.headless import rendering_available
+from envs.maniskill import ManiSkillEnv
+
+pytest.importorskip("mani_skill")
+
+LIMIT = 12
+
+
+@pytest.fixture(scope="module")
+def env():
+    env = ManiSkillEnv("PickCube-v1", "pd_ee_delta_pos", max_episode_steps=LIMIT, seed=0)
+    yield env
+    env.close()
+
+
+def play(env, seed, actions):
+    """Observations ``[T + 1, obs]`` of ``actions`` from episode ``seed``."""
+    now = env.reset(seed=seed)
+    observations = [now["observation"]]
+    for action in actions:
+        now = env.step(now.set("action", action.unsqueeze(0)))["next"]
+        observations.append(now["observation"])
+    return torch.cat(observations)
+
+
+def test_specs(env):
+    check_env_specs(env)
+    assert env.observation_spec["observation"].shape == (1, 42)
+    assert env.action_spec.shape == (1, 4)
+    assert env.action_spec.space.low.eq(-1).all() and env.action_spec.space.high.eq(1).all()
+
+
+def test_time_limit_truncates_and_never_terminates(env):
+    rollout = env.rollout(2 * LIMIT, break_when_any_done=True)
+    assert rollout.shape == (1, LIMIT)
+    assert rollout["next", "truncated"][0, :, 0].tolist() == [False] * (LIMIT - 1) + [True]
+    assert not rollout["next", "terminated"].any()
+    assert rollout["next", "reward"].eq(-1).all()
+
+
+def test_a_seed_and_actions_determine_the_trajectory(env):
+    # Down onto the table: contacts are what earlier episodes would leak through.
+    actions = torch.tensor([0.1, 0.0, -1.0, -1.0]).repeat(LIMIT, 1)
+    first = play(env, 5, actions)
+    play(env, 6, -actions)
+    env.rollout(LIMIT)
+    assert torch.equal(play(env, 5, actions), first)
+    assert not torch.equal(play(env, 6, actions)[0], first[0])
+
+
+def test_unseeded_starts_follow_set_seed(env):
+    env.set_seed(1)
+    first = [env.reset()["observation"] for _ in range(3)]
+    env.set_seed(1)
+    torch.rand(3)
+    second = [env.reset()["observation"] for _ in range(3)]
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not torch.equal(first[0], first[1])
+
+
+def test_the_last_grasp_is_not_in_the_first_observation():
+    from mani_skill.examples.motionplanning.panda.solutions import solvePickCube
+
+    from envs.demonstrations import PLANNER_CONTROL_MODE
+
+    env = ManiSkillEnv("PickCube-v1", PLANNER_CONTROL_MODE, max_episode_steps=100)
+    solvePickCube(env._env, seed=0)
+    assert env._sim.evaluate()["is_grasped"].all()
+    env.reset()
+    assert not env._sim.evaluate()["is_grasped"].any()
+    env.close()
+
+
+def test_dense_reward():
+    env = ManiSkillEnv("PickCube-v1", reward="dense", max_episode_steps=5, seed=0)
+    reward = env.rollout(5)["next", "reward"]
+    assert reward.gt(0).all() and reward.lt(1).all()
+    env.close()
+
+
+def test_several_in_one_process():
+    env = SerialEnv(2, partial(ManiSkillEnv, max_episode_steps=5))
+    env.set_seed(0)
+    rollout = env.rollout(7, break_when_any_done=False)
+    assert rollout.shape == (2, 1, 7)
+    assert rollout["next", "truncated"][..., 4, 0].all() and not rollout["next", "truncated"][..., 5:, 0].any()
+    env.close()
+
+
+def test_parallel_processes():
+    env = ParallelEnv(2, partial(ManiSkillEnv, max_episode_steps=5), mp_start_method="spawn")
+    try:
+        check_env_specs(env)
+        starts = env.reset(list_of_kwargs=[{"seed": [3]}, {"seed": [4]}])["observation"]
+        again = env.reset(list_of_kwargs=[{"seed": [4]}, {"seed": [3]}])["observation"]
+        assert torch.equal(starts[0], again[1]) and torch.equal(starts[1], again[0])
+    finally:
+        env.close()
+
+
+def test_collector():
+    collector = Collector(partial(ManiSkillEnv, max_episode_steps=5), None, frames_per_batch=12, total_frames=12)
+    (batch,) = list(collector)
+    assert batch["next", "truncated"].sum() == 2
+    collector.shutdown()
+
+
+def test_unknown_task_names_the_nearest():
+    with pytest.raises(UserError, match=r"unknown ManiSkill task 'PickCub-v1'; near it: PickCube-v1"):
+        ManiSkillEnv("PickCub-v1")
+
+
+def test_unknown_control_mode_lists_the_allowed():
+    with pytest.raises(UserError, match="teleport not in supported modes.*pd_ee_delta_pose"):
+        ManiSkillEnv(control_mode="teleport")
+
+
+def test_missing_assets_do_not_ask_on_the_terminal():
+    with pytest.raises(UserError, match=r"needs assets: python -m mani_skill.utils.download_asset"):
+        ManiSkillEnv("OpenCabinetDrawer-v1")
+
+
+def test_frames():
+    if not rendering_available()[0]:
+        with pytest.raises(UserError, match="no Vulkan device"):
+            ManiSkillEnv(render_mode="rgb_array")
+        return
+    env = ManiSkillEnv(render_mode="rgb_array")
+    env.reset()
+    assert env.render().shape[0] == 1 and env.render().shape[-1] == 3
+    env.close()
+
+
+def test_nothing_is_written_beside_a_progress_bar():
+    code = "from envs.maniskill import ManiSkillEnv; env = ManiSkillEnv(); env.rollout(3); env.close()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "" and done.stderr == ""

@@ -1,0 +1,170 @@
+"""Stage 2 on a task whose optimum is known in closed form, and its checkpoints."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dsrl_torchrl import LatentActionEnv
+from dsrl_torchrl.errors import CheckpointError, NonFiniteError, UserError
+from dsrl_torchrl.evaluation import evaluate
+from dsrl_torchrl.modules.prior_noise import PriorNoise
+from dsrl_torchrl.policies import BasePolicy
+from dsrl_torchrl.training.stage2 import Stage2Config, load_actor, save_actor, train_stage2
+from envs.toy import PointReachEnv, optimal_steps
+
+
+class NoiseIsAction(BasePolicy):
+    """The policy that can do everything and wants nothing: chunk = noise / 1.5."""
+
+    def __init__(self) -> None:
+        super().__init__(observation_dim=2, action_dim=2, pred_horizon=2)
+        self.freeze()
+
+    def forward(self, observation, noise):
+        return noise / 1.5
+
+
+def make_env(gamma=0.9, **options):
+    return LatentActionEnv(
+        PointReachEnv(num_envs=8, max_episode_steps=20, **options),
+        NoiseIsAction(),
+        gamma=gamma,
+        noise_layout="repeat",
+        action_magnitude=1.5,
+    )
+
+
+def config(**options):
+    small = {
+        "total_env_steps": 800,
+        "warmup_env_steps": 200,
+        "macro_steps_per_round": 16,
+        "utd": 1,
+        "critic_only_updates": 10,
+        "batch_size": 32,
+        "replay_size": 2000,
+        "num_cells": (16, 16),
+        "checkpoint_env_steps": 200,
+        "log_env_steps": 50,
+        "gamma": 0.9,
+    }
+    return Stage2Config(**(small | options))
+
+
+def test_sac_reaches_the_known_optimum(tmp_path):
+    settings = config(
+        total_env_steps=14_000, warmup_env_steps=1_000, utd=1, batch_size=128, replay_size=20_000, num_cells=(64, 64),
+        actor_lr=1e-3, critic_lr=1e-3, tau=0.02, checkpoint_env_steps=14_000, activation="relu",
+    )  # fmt: skip
+    result = train_stage2(make_env(), settings, seed=0, folder=tmp_path, progress=False)
+    env = make_env(gamma=1.0)
+    seeds = range(500, 564)
+    learned = evaluate(env, result.actor, seeds, deterministic=True)
+    base = evaluate(env, PriorNoise(2), seeds)
+    optimum = torch.cat(
+        [optimal_steps(env.reset(seed=list(seeds[i : i + 8]))["observation"], torch.zeros(2)) for i in range(0, 64, 8)]
+    )
+    # Lengths are whole macro steps of 2; an optimal controller needs `rounded` on average.
+    rounded = (2 * torch.ceil(optimum / 2)).mean().item()
+    assert learned.success_once.value == 1.0
+    assert learned.length_mean <= 1.15 * rounded
+    assert base.success_once.value < 0.7
+
+
+class Killed(Exception):
+    pass
+
+
+def run(folder, resume=False, kill_at=None):
+    rows = []
+
+    def make_log(keep_until):
+        def log(step, metrics):
+            if kill_at is not None and step >= kill_at:
+                raise Killed
+            rows.append((step, metrics))
+
+        return log
+
+    result = train_stage2(
+        make_env(), config(), seed=3, folder=folder, resume=resume, make_log=make_log, progress=False
+    )
+    return result, rows
+
+
+def test_kill_and_resume_equals_the_uninterrupted_run(tmp_path):
+    whole, rows = run(tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", kill_at=550)
+    resumed, resumed_rows = run(tmp_path / "killed", resume=True)
+    assert (resumed.env_steps, resumed.updates) == (whole.env_steps, whole.updates)
+    for name, value in whole.actor.state_dict().items():
+        assert torch.equal(resumed.actor.state_dict()[name], value), name
+    assert resumed_rows == rows[-len(resumed_rows) :]
+    assert 0 < len(resumed_rows) < len(rows)
+
+
+def test_utd_is_counted_exactly(tmp_path):
+    result, rows = run(tmp_path)
+    assert rows[-1][1]["train/utd"] == pytest.approx(1.0, abs=0.02)
+    assert result.updates > 0
+
+
+def test_everything_that_must_be_logged_is(tmp_path):
+    _, rows = run(tmp_path)
+    wanted = {
+        "sac/alpha", "sac/q_mean", "sac/q_std", "sac/td_error", "actor/policy_entropy", "train/utd", "sac/critic_loss",
+        "sac/actor_loss", "sac/alpha_loss", "critic/grad_norm", "actor/grad_norm", "replay_buffer/size",
+        "replay_buffer/utilization", "env/success_running", "env/return", "env/episode_len",
+    }  # fmt: skip
+    assert wanted <= rows[-1][1].keys()
+
+
+def test_nan_rewards_are_named_and_the_last_checkpoint_stays(tmp_path):
+    env = make_env()
+    base, steps = env.base_env.base_env, 0
+    advance = base._advance
+
+    def poisoned(action):
+        nonlocal steps
+        steps += 1
+        observation, success, reward, terminated, truncated = advance(action)
+        return observation, success, reward * (float("nan") if steps > 50 else 1.0), terminated, truncated
+
+    base._advance = poisoned
+    with pytest.raises(NonFiniteError, match=r"next\.reward is NaN or infinite at env step \d+"):
+        train_stage2(env, config(), seed=0, folder=tmp_path, progress=False)
+    assert len(list((tmp_path / "checkpoints").iterdir())) >= 1
+
+
+def test_nan_losses_are_named(tmp_path):
+    with pytest.raises(NonFiniteError, match="sac/.* at update"):
+        train_stage2(make_env(), config(critic_lr=1e30), seed=0, folder=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"utd": 0.5}, "utd"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"tau": 0.0}, "tau"),
+        ({"warmup_env_steps": 900}, "warmup_env_steps"),
+        ({"activation": "sine"}, "activation"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(UserError, match=message):
+        config(**options)
+
+
+def test_actor_round_trip_and_damage(tmp_path):
+    result, _ = run(tmp_path)
+    save_actor(result.actor, tmp_path)
+    again = load_actor(make_env(), config(), tmp_path)
+    for name, value in result.actor.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)
+    path = tmp_path / "actor.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"actor\.safetensors"):
+        load_actor(make_env(), config(), tmp_path)
