@@ -56,8 +56,11 @@ def _main(arguments: list[str]) -> None:
     if help_wanted:
         print(_step_help(step, cfg))
         return
+    from torchrl import logger as torchrl_logger
+
     from dsrl_torchrl.pipeline import Pipeline
 
+    torchrl_logger.setLevel("WARNING")  # its notes on buffers would cut through the progress bars
     getattr(Pipeline(cfg), step)()
 
 

@@ -1,4 +1,4 @@
-"""Demonstrations recorded here, without a download: ManiSkill's motion planner, converted to the policy's controller."""
+"""Demonstrations without a download: ManiSkill's motion planner, converted to the policy's controller."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from envs.trajectory_file import STEM, publishing
 #: The planner's solutions command absolute joint positions.
 PLANNER_CONTROL_MODE = "pd_joint_pos"
 
-#: Most tasks want the robot at rest to count as solved, which it never is under noise: after the planned motion the last
-#: target is held, without noise, for at most so many steps.
+#: Most tasks want the robot at rest to count as solved, which it never is under noise: after the planned motion the
+#: last target is held, without noise, for at most so many of the planner's steps.
 SETTLING_STEPS = 20
 
 
@@ -38,14 +38,15 @@ def make_demonstrations(
 ) -> Path:
     """Records ``count`` successful episodes of ``env_id`` into a ManiSkill h5 + json, state observations.
 
-    Episode by episode: ManiSkill's motion planner solves the task from reset seed ``seed + i`` in joint positions, and ManiSkill's
-    own trajectory conversion follows the planned end effector with ``control_mode``. The conversion is closed loop: each
-    action is computed from where the robot is. So it also corrects for ``action_noise``, Gaussian noise on the arm's
-    dimensions (the gripper is left alone) that is executed *and* recorded. The recorded noise is what gives a cloned policy
-    its breadth: a policy cloned from one deterministic expert hardly reacts to its own noise, which leaves DSRL nothing to steer.
+    Episode by episode: ManiSkill's motion planner solves the task from reset seed ``seed + i`` in joint positions, and
+    ManiSkill's own trajectory conversion follows the planned motion with ``control_mode``. The conversion is closed
+    loop: each action is computed from where the robot is. So it also corrects for ``action_noise``, Gaussian noise on
+    the arm's dimensions (the gripper is left alone) that is executed *and* recorded. The recorded noise gives a cloned
+    policy its breadth: one cloned from a deterministic expert hardly reacts to its own noise, which leaves DSRL nothing
+    to steer.
 
-    Kept are episodes that are solved on their last step within ``max_episode_steps``; others are replaced by further seeds.
-    The same arguments give the same file contents. Both files appear at once and complete, or not at all.
+    Kept are episodes that are solved on their last step within ``max_episode_steps``; others are replaced by further
+    seeds. The same arguments give the same file contents. Both files appear at once and complete, or not at all.
 
     Args:
         path: the ``.h5`` to write; the ``.json`` goes beside it.
@@ -53,9 +54,9 @@ def make_demonstrations(
         control_mode: controller of the recorded actions.
         count: number of episodes.
         seed: first reset seed, and seed of the noise.
-        action_noise: standard deviation, in units of the normalised action (its range is [-1, 1]; the sum is clipped to it).
-        max_episode_steps: longest episode kept, in env steps; ``None`` keeps the task's own limit, which is too short for
-            most planned motions.
+        action_noise: standard deviation, in units of the normalised action (range [-1, 1]; the sum is clipped to it).
+        max_episode_steps: longest episode kept, in env steps; ``None`` keeps the task's own limit, which is too short
+            for most planned motions.
         progress: show a progress bar.
         max_attempts: seeds to try before giving up, ``10 * count + 10`` by default.
 
@@ -67,7 +68,7 @@ def make_demonstrations(
     """
     path = Path(path)
     attempts = 10 * count + 10 if max_attempts is None else max_attempts
-    tally = {"seed": seed, "action_noise": action_noise, "attempts": 0, "planned": 0, "recorded": 0}
+    tally: dict[str, Any] = {"seed": seed, "action_noise": action_noise, "attempts": 0, "planned": 0, "recorded": 0}
     with publishing(path, tally) as folder, ExitStack() as stack:
         planner_env = _ActionLog(make_gym_env(env_id, control_mode=PLANNER_CONTROL_MODE, obs_mode="none"))
         stack.callback(planner_env.close)
@@ -198,7 +199,7 @@ def _convert(planner_env: _ActionLog, env: _NoisyArm, control_mode: str, seed: i
     from mani_skill.trajectory.utils.actions.conversion import from_pd_joint_pos
 
     actions = list(planner_env.actions)
-    # A rebuilt scene: no contact of the last episode in the first observation, and exactly what a seeded reset gives later.
+    # A rebuilt scene: no contact of the last episode in the first observation, and what a seeded reset gives later.
     env.reset(seed=seed, options={"reconfigure": True})
     if control_mode == PLANNER_CONTROL_MODE:
         for action in actions:

@@ -1,4 +1,4 @@
-"""What every environment of ours has in common: the entries, the two ends of an episode, and the seeds of its starts."""
+"""What every environment of ours has in common: its entries, the two ends of an episode, the seeds of its starts."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class EpisodicEnv(EnvBase):
     The two ends are kept apart: ``terminated`` is the task's (success, failure), ``truncated`` the time limit's, and an
     episode solved on its last step has both. So a time limit bootstraps and a success does not.
 
-    Seeds: ``reset(seed=...)`` takes an int (env ``i`` starts episode ``seed + i``) or a list, one seed for each env that
-    is reset, and the start is then the same whatever happened before. Unseeded resets draw from a stream of their own,
-    seeded by ``set_seed``: the k-th reset after it is always the same, whatever else samples in the process.
+    Seeds: ``reset(seed=...)`` takes an int (env ``i`` starts episode ``seed + i``) or a list, one seed for each env
+    that is reset, and the start is then the same whatever happened before. Unseeded resets draw from a stream of their
+    own, seeded by ``set_seed``: the k-th reset after it is always the same, whatever else samples in the process.
 
     Subclasses write :meth:`_start` and :meth:`_advance`.
 
@@ -76,9 +76,7 @@ class EpisodicEnv(EnvBase):
         self._set_seed(seed)
 
     @abstractmethod
-    def _start(
-        self, seeds: list[int], env_idx: torch.Tensor | None, asked: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _start(self, seeds: list[int], env_idx: torch.Tensor | None, asked: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Starts episodes ``seeds`` (one for each of the ``N`` envs) in the envs ``env_idx``, ``None`` for all.
 
         ``asked`` tells that the caller named the seeds: the episode must then not depend on earlier ones at all.
@@ -108,7 +106,7 @@ class EpisodicEnv(EnvBase):
         reset = self._entries(*self._start(self._episode_seeds(seed, env_idx), env_idx, seed is not None))
         for key in self.done_keys:
             flag = torch.zeros_like(reset["success"])
-            if tensordict is not None and mask is not None and key in tensordict.keys():
+            if tensordict is not None and mask is not None and key in tensordict:
                 # An env that is done and not reset yet stays done.
                 flag = tensordict.get(key) & ~mask.view_as(flag)
             reset.set(key, flag)

@@ -16,7 +16,7 @@ REWARD_MODES = {"step_penalty": "none", "dense": "normalized_dense", "sparse": "
 
 
 class ManiSkillEnv(EpisodicEnv):
-    """A ManiSkill task with state observations; entries, ends and seeds as :class:`~envs.episodic.EpisodicEnv` has them.
+    """A ManiSkill task with state observations; entries, ends and seeds as in :class:`~envs.episodic.EpisodicEnv`.
 
     ``observation`` is the task's flat state (metres, radians, m/s), ``action`` the controller's, in ``[-1, 1]`` for the
     delta controllers. Nothing is looped over envs and nothing leaves the simulation's device, so GPU simulation
@@ -87,15 +87,14 @@ class ManiSkillEnv(EpisodicEnv):
             device=sim.device if device is None else device,
         )
         self._env, self._sim = env, sim
+        self.is_closed = False  # EnvBase starts closed
         self._sim_device = torch.device(sim.device)
         self.env_id, self.control_mode, self.reward, self.success_bonus = env_id, control_mode, reward, success_bonus
 
     def __repr__(self) -> str:
         return f"ManiSkillEnv({self.env_id}, {self.control_mode}, num_envs={self.batch_size.numel()})"
 
-    def _start(
-        self, seeds: list[int], env_idx: torch.Tensor | None, asked: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _start(self, seeds: list[int], env_idx: torch.Tensor | None, asked: bool) -> tuple[torch.Tensor, torch.Tensor]:
         # ManiSkill's own unseeded resets draw from torch's global generator; ours are always seeded. It wants the whole
         # batch's seeds in a partial reset too: shorter lists break its generators.
         options: dict[str, Any] = {} if env_idx is None else {"env_idx": env_idx.to(self._sim_device)}

@@ -1,4 +1,4 @@
-"""A tiny task with a closed-form optimum: everything that ManiSkill does, in microseconds, for tests and first steps."""
+"""A tiny task with a closed-form optimum: what ManiSkill does, in microseconds, for tests and first steps."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
+from tensordict import TensorDict
 from tqdm import tqdm
 
 from dsrl_torchrl.errors import UserError
@@ -62,9 +63,7 @@ class PointReachEnv(EpisodicEnv):
         self.goal = torch.zeros(num_envs, 2, device=self.device)
         self.elapsed = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
 
-    def _start(
-        self, seeds: list[int], env_idx: torch.Tensor | None, asked: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _start(self, seeds: list[int], env_idx: torch.Tensor | None, asked: bool) -> tuple[torch.Tensor, torch.Tensor]:
         chosen = list(range(len(seeds))) if env_idx is None else env_idx.tolist()
         drawn = np.stack([self._draw(seeds[i]) for i in chosen])  # (n, 2, 2)
         position, goal = torch.as_tensor(drawn, dtype=torch.float32, device=self.device).unbind(1)
@@ -124,8 +123,8 @@ def make_toy_demonstrations(
 ) -> Path:
     """Records ``count`` successful episodes of :class:`PointReachEnv` in ManiSkill's trajectory format (h5 + json).
 
-    The expert walks straight to the goal at ``speed`` and its noise is executed and recorded. Slow and noisy on purpose:
-    a policy cloned from it leaves room for steering, up to :func:`optimal_steps`.
+    The expert walks straight to the goal at ``speed``, and its noise is executed and recorded. Slow and noisy on
+    purpose: a policy cloned from it leaves room for steering, up to :func:`optimal_steps`.
 
     Args:
         path: the ``.h5`` to write; the ``.json`` goes beside it.
@@ -189,7 +188,7 @@ def _walk(
         steps.append(now.select("action", ("next", "success"), ("next", "terminated"), ("next", "truncated")))
         now = now["next"]
         observations.append(now["observation"][0])
-    episode = torch.cat(steps)
+    episode = TensorDict.cat(steps)
     return {
         "obs": torch.stack(observations).numpy(),
         "actions": episode["action"].numpy(),

@@ -18,7 +18,10 @@ from dsrl_torchrl.errors import NonFiniteError, UserError
 
 @dataclass(frozen=True)
 class Episode:
-    """One demonstration of ``T`` steps. ``observation[t]`` is seen before ``action[t]``; the flags tell how step ``t`` ended."""
+    """One demonstration of ``T`` steps.
+
+    ``observation[t]`` is what is seen before ``action[t]``; the flags tell how step ``t`` ended.
+    """
 
     observation: torch.Tensor  # (T + 1, obs_dim) float32
     action: torch.Tensor  # (T, action_dim) float32
@@ -40,9 +43,9 @@ def read_demonstrations(
 ) -> list[Episode]:
     """Reads the successful episodes of a ManiSkill trajectory file with flat ``state`` observations.
 
-    The format is that of ManiSkill's ``RecordEpisode``: ``traj_<i>/{obs,actions,success,terminated,truncated}`` in the h5, and
-    a json of the same name with each episode's controller and outcome. An episode is successful if the json says so, or, where
-    the json does not tell, if its last step is.
+    The format is that of ManiSkill's ``RecordEpisode``: ``traj_<i>/{obs,actions,success,terminated,truncated}`` in the
+    h5, and a json of the same name with each episode's controller and outcome. An episode is successful if the json says
+    so, or, where the json does not tell, if its last step is.
 
     Args:
         path: the ``.h5``.
@@ -52,7 +55,7 @@ def read_demonstrations(
         max_episodes: read the first so many successful ones; ``None`` reads all.
 
     Raises:
-        UserError: a file is missing, truncated, of another controller or size, without state observations or without success.
+        UserError: a file is missing, truncated, of another controller or size, or without state observations or success.
         NonFiniteError: NaN or infinity, with the quantity, the episode and the step.
     """
     path = Path(path)
@@ -71,9 +74,8 @@ def read_demonstrations(
                     continue
                 mode = entry.get("control_mode", recorded_mode)
                 if control_mode is not None and mode is not None and mode != control_mode:
-                    raise UserError(
-                        f"{path} holds {mode} actions, the task wants {control_mode}: {_replay_hint(path, control_mode)}"
-                    )
+                    hint = _replay_hint(path, control_mode)
+                    raise UserError(f"{path} holds {mode} actions, the task wants {control_mode}: {hint}")
                 episodes.append(_read_episode(file[name], f"{name} of {path}", path, control_mode or mode))
                 _check_size("action", episodes[-1].action, action_dim, path)
                 _check_size("observation", episodes[-1].observation, observation_dim, path)
@@ -98,7 +100,8 @@ def cut_chunks(episodes: Sequence[Episode], obs_horizon: int, pred_horizon: int)
                 action          a4 a5 a5 a5         valid  1 1 0 0   (the last action is repeated, and masked)
 
     So action ``j`` of the chunk is the one for step ``t + j``, and index 0 is executed from the newest observation. The
-    history is laid out like TorchRL's ``CatFrames(N=obs_horizon, dim=-1, padding="same")``: oldest first, primitive steps.
+    history is laid out like TorchRL's ``CatFrames(N=obs_horizon, dim=-1, padding="same")``: oldest first, in primitive
+    steps.
 
     Args:
         episodes: demonstrations of the same sizes.
@@ -107,7 +110,7 @@ def cut_chunks(episodes: Sequence[Episode], obs_horizon: int, pred_horizon: int)
 
     Returns:
         Batch ``[N]``, ``N`` the total number of steps: ``observation`` ``[N, obs_horizon * obs_dim]``,
-        ``action`` ``[N, pred_horizon, action_dim]``, ``valid`` ``[N, pred_horizon]`` bool, False past the episode's end.
+        ``action`` ``[N, pred_horizon, action_dim]``, ``valid`` ``[N, pred_horizon]`` bool, False past the end.
     """
     if obs_horizon < 1 or pred_horizon < 1:
         raise UserError(f"obs_horizon and pred_horizon must be at least 1, got {obs_horizon} and {pred_horizon}")

@@ -213,7 +213,11 @@ def train_stage2(
         )
         env.set_seed(_segment_seed(seed, counters["segments"]))
         collector = Collector(
-            env, prior if warming_up else actor, frames_per_batch=config.macro_steps_per_round, total_frames=-1
+            env,
+            prior if warming_up else actor,
+            frames_per_batch=config.macro_steps_per_round,
+            total_frames=-1,
+            auto_register_policy_transforms=False,  # neither policy is recurrent
         )
         episodes.restart()
         for batch in collector:

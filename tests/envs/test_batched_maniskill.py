@@ -24,7 +24,7 @@ def test_specs():
 
 def test_every_entry_is_batched():
     env = make_env()
-    rollout = env.rollout(3)
+    rollout = env.rollout(3, break_when_any_done=False)
     assert rollout.batch_size == (4, 3)
     assert rollout["next", "observation"].shape == (4, 3, 2)
     for key in ("success", "reward", "terminated", "truncated", "done"):

@@ -7,7 +7,8 @@ from envs.headless import ensure_renderless, rendering_available
 
 
 def test_importing_envs_imports_no_simulator():
-    code = "import sys, envs, envs.maniskill, envs.toy, envs.demonstrations; print({'sapien', 'mani_skill'} & set(sys.modules))"
+    modules = "sys, envs, envs.maniskill, envs.toy, envs.demonstrations"
+    code = f"import {modules}; print({{'sapien', 'mani_skill'}} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 

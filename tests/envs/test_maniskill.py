@@ -124,7 +124,7 @@ def test_unknown_task_names_the_nearest():
 
 
 def test_unknown_control_mode_lists_the_allowed():
-    with pytest.raises(UserError, match="teleport not in supported modes.*pd_ee_delta_pose"):
+    with pytest.raises(UserError, match=r"teleport not in supported modes.*pd_ee_delta_pose"):
         ManiSkillEnv(control_mode="teleport")
 
 

@@ -1,0 +1,83 @@
+"""Recording with the real planner; a few episodes."""
+
+import json
+
+import pytest
+import torch
+
+from dsrl_torchrl.data.demonstrations import read_demonstrations
+from dsrl_torchrl.errors import UserError
+from envs.demonstrations import make_demonstrations
+from envs.maniskill import ManiSkillEnv
+
+pytest.importorskip("mani_skill")
+
+TASK = ("PickCube-v1", "pd_ee_delta_pos")
+
+
+def record(path, count=2, **kwargs):
+    return make_demonstrations(path, *TASK, count, max_episode_steps=100, progress=False, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory):
+    return record(tmp_path_factory.mktemp("demos") / "noisy.h5", seed=3, action_noise=0.25)
+
+
+def test_exactly_count_successful_episodes(noisy):
+    episodes = read_demonstrations(noisy, control_mode=TASK[1], action_dim=4, observation_dim=42)
+    assert len(episodes) == 2
+    for episode in episodes:
+        assert episode.success[-1] and len(episode) <= 100
+        assert episode.action.abs().max() <= 1
+    described = json.loads(noisy.with_suffix(".json").read_text())
+    assert described["env_info"]["env_id"] == TASK[0]
+    assert described["dsrl_torchrl"]["action_noise"] == 0.25
+    assert sorted(p.name for p in noisy.parent.iterdir()) == ["noisy.h5", "noisy.json"]
+
+
+def test_recorded_actions_are_the_executed_ones(noisy):
+    seed = json.loads(noisy.with_suffix(".json").read_text())["episodes"][1]["episode_seed"]
+    episode = read_demonstrations(noisy)[1]
+    env = ManiSkillEnv(*TASK, max_episode_steps=100, terminate_on_success=False)
+    now = env.reset(seed=seed)
+    observations = [now["observation"]]
+    for action in episode.action:
+        now = env.step(now.set("action", action.unsqueeze(0)))["next"]
+        observations.append(now["observation"])
+    assert torch.equal(torch.cat(observations), episode.observation)
+    env.close()
+
+
+def test_same_arguments_same_file(noisy, tmp_path):
+    again = read_demonstrations(record(tmp_path / "again.h5", seed=3, action_noise=0.25))
+    for a, b in zip(read_demonstrations(noisy), again, strict=True):
+        assert torch.equal(a.observation, b.observation) and torch.equal(a.action, b.action)
+
+
+def test_noise_is_on_the_arm_only(noisy, tmp_path):
+    clean = read_demonstrations(record(tmp_path / "clean.h5", count=1, seed=3))[0]
+    roughness = [(e.action[1:] - e.action[:-1]).std(0) for e in (clean, read_demonstrations(noisy)[0])]
+    assert (roughness[1][:3] > 2 * roughness[0][:3]).all()
+    assert torch.isclose(roughness[1][3], roughness[0][3], rtol=0.2)
+
+
+def test_too_few_successes_say_what_to_do(tmp_path):
+    with pytest.raises(UserError, match=r"only 0 of 1 .* in 2 attempts: 2 were planned.*lower action_noise"):
+        record(tmp_path / "demos.h5", count=1, action_noise=5.0, max_attempts=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_task_without_a_solution(tmp_path):
+    with pytest.raises(UserError, match=r"no solution for PokeCube-v1, only for .*PickCube-v1"):
+        make_demonstrations(tmp_path / "demos.h5", "PokeCube-v1", TASK[1], 1, progress=False)
+
+
+def test_noise_needs_a_normalised_controller(tmp_path):
+    with pytest.raises(UserError, match=r"needs a controller with actions in \[-1, 1\]"):
+        make_demonstrations(tmp_path / "demos.h5", TASK[0], "pd_joint_pos", 1, action_noise=0.1, progress=False)
+
+
+def test_the_path_is_an_h5(tmp_path):
+    with pytest.raises(UserError, match=r"written to a \.h5 file"):
+        record(tmp_path / "demos.hdf")
