@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from hydra.errors import HydraException
+
 from dsrl_torchrl.errors import UserError
 
 STEPS = {
@@ -36,12 +38,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         _main(arguments)
-    except UserError as error:
-        print(f"dsrl: error: {error}", file=sys.stderr)
+    except (UserError, HydraException) as error:
+        print(f"dsrl: error: {_one_line(error)}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("\ndsrl: interrupted; `resume=true` goes on from the last checkpoint", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _one_line(error: BaseException) -> str:
+    # Hydra wraps what a constructor raises; the innermost message is the one that was written for the user.
+    while error.__cause__ is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return " ".join(str(error).split())
 
 
 def _main(arguments: list[str]) -> None:
@@ -68,7 +77,6 @@ def compose(overrides: list[str]):
     """The configuration in ``conf/`` with ``overrides``; every mistake in them is a one-line :class:`UserError`."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
-    from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     for word in overrides:

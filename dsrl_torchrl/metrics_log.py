@@ -22,7 +22,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     return [
-        {name: float(cell) for name, cell in row.items() if cell}
+        {name: int(cell) if name == STEP else float(cell) for name, cell in row.items() if cell}
         for row in rows
         if all(cell is not None for cell in row.values())
     ]
@@ -69,7 +69,8 @@ class MetricsLog:
 
     def __call__(self, env_steps: int, metrics: dict[str, float]) -> None:
         """Appends one row."""
-        row = {STEP: env_steps, **metrics}
+        # Floats throughout: a resumed run reads its rows back and must write the same file again.
+        row = {STEP: env_steps, **{name: float(value) for name, value in metrics.items()}}
         self._rows.append(row)
         new = [name for name in row if name not in self._columns]
         if new:

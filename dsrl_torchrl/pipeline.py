@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -87,9 +88,9 @@ class Pipeline:
         if self.base_artifact.exists:
             self.say(f"base policy: {folder} (exists)")
             return self._checked(load_policy(folder))
-        self.base_artifact.begin()
         task, spec = self.cfg.task, self.cfg.base_policy
         episodes = self._read_demonstrations(self.demos())
+        self.base_artifact.begin()
         data = cut_chunks(episodes, obs_horizon=task.obs_horizon, pred_horizon=task.pred_horizon)
         torch.manual_seed(self.cfg.seed)
         policy = instantiate(spec.policy, _convert_="all")(
@@ -116,16 +117,15 @@ class Pipeline:
         if artifact.exists:
             self.say(f"stage 2: {artifact.folder} (exists)")
             return
-        checkpoints = sorted((artifact.folder / "checkpoints").glob("checkpoint*"))
-        if checkpoints and not self.cfg.resume:
+        if any((artifact.folder / "checkpoints").glob("checkpoint*")) and not self.cfg.resume:
             raise UserError(
                 f"{artifact.folder} holds an unfinished run: resume=true continues it, another name= starts anew"
             )
         policy = self.base()
-        artifact.begin()
-        OmegaConf.save(self.cfg, self.folder / "config.yaml", resolve=True)
         env = self.make_latent_env(policy)
         try:
+            artifact.begin()
+            OmegaConf.save(self.cfg, self.folder / "config.yaml", resolve=True)
             result = train_stage2(
                 env,
                 self.algorithm,
@@ -174,10 +174,10 @@ class Pipeline:
 
     def run(self) -> dict | None:
         """All steps; those whose artifacts exist are skipped."""
-        self.stage2()
-        summary = self.folder / "summary.json"
-        if summary.exists() and summary.stat().st_mtime > (self.stage2_artifact.folder / "artifact.json").stat().st_mtime:
-            self.say(f"evaluation: {summary} (exists)")
+        if not self.stage2_artifact.exists:
+            self.stage2()
+        elif self._evaluated():
+            self.say(f"evaluation: {self.folder / 'summary.json'} (exists)")
             return None
         return self.eval()
 
@@ -243,6 +243,15 @@ class Pipeline:
             )
         probe(policy)
         return policy
+
+    def _evaluated(self) -> bool:
+        path = self.folder / "summary.json"
+        if not path.exists():
+            return False
+        summary = json.loads(path.read_text())
+        rates = summary["evaluations"].get("stage2_stochastic", {"success_once": {"n": 0}})
+        same_policies = summary["config_hash"] == self.config_hash
+        return same_policies and rates["success_once"]["n"] == self.cfg.evaluation.episodes
 
     def _say_steerability(self, spread: float) -> None:
         limit = self.cfg.base_policy.min_steerability

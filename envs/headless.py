@@ -28,9 +28,9 @@ class _InertVisual:
 def rendering_available() -> tuple[bool, str]:
     """Whether this process can render, and why (not), in one line.
 
-    Asks for a material, the very call that ManiSkill's builders die of, because a listed device may still lack a feature
-    the renderer needs (Mesa 22's lavapipe). A few milliseconds where there is no device; where there is one, it opens
-    the renderer, as ManiSkill would.
+    Asks for a material, the very call that ManiSkill's builders die of, because a listed device may still lack a
+    feature the renderer needs (Mesa 22's lavapipe). A few milliseconds where there is no device; where there is one, it
+    opens the renderer, as ManiSkill would.
 
     Returns:
         ``(available, reason)``.
@@ -55,9 +55,9 @@ def rendering_available() -> tuple[bool, str]:
 def ensure_renderless() -> bool:
     """Makes ManiSkill usable for state observations where nothing can render; does nothing where something can.
 
-    ManiSkill's scene builders create ``RenderMaterial`` and ``RenderTexture2D`` even with ``render_backend="none"``, and
-    both need a Vulkan device. Without one they are replaced by inert placeholders, in every loaded SAPIEN and ManiSkill
-    module, as some of them bind the names at import. Call it before ``import mani_skill``; calling it again is free.
+    ManiSkill's scene builders create ``RenderMaterial`` and ``RenderTexture2D`` even with ``render_backend="none"``,
+    and both need a Vulkan device. Without one they are replaced by inert placeholders, in every loaded SAPIEN and
+    ManiSkill module, as some bind the names at import. Call it before ``import mani_skill``; calling it again is free.
 
     Returns:
         Whether rendering is available, as :func:`rendering_available` tells.

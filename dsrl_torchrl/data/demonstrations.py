@@ -44,8 +44,8 @@ def read_demonstrations(
     """Reads the successful episodes of a ManiSkill trajectory file with flat ``state`` observations.
 
     The format is that of ManiSkill's ``RecordEpisode``: ``traj_<i>/{obs,actions,success,terminated,truncated}`` in the
-    h5, and a json of the same name with each episode's controller and outcome. An episode is successful if the json says
-    so, or, where the json does not tell, if its last step is.
+    h5, and a json of the same name with each episode's controller and outcome. An episode is successful if the json
+    says so, or, where the json does not tell, if its last step is.
 
     Args:
         path: the ``.h5``.
@@ -55,7 +55,7 @@ def read_demonstrations(
         max_episodes: read the first so many successful ones; ``None`` reads all.
 
     Raises:
-        UserError: a file is missing, truncated, of another controller or size, or without state observations or success.
+        UserError: a file is missing, truncated, of another controller or size, without state observations or success.
         NonFiniteError: NaN or infinity, with the quantity, the episode and the step.
     """
     path = Path(path)

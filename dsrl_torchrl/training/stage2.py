@@ -64,6 +64,10 @@ class Stage2Config:
     success_window: int = 50  # episodes in the running success
 
     def __post_init__(self) -> None:
+        for name, kind in self.__annotations__.items():
+            value = getattr(self, name)
+            if kind in ("int", "float") and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise UserError(f"{name} must be a number, got {value!r}")
         if self.utd < 1:
             raise UserError(f"utd (gradient updates per macro step) must be at least 1, got {self.utd}")
         positive = (
@@ -196,8 +200,8 @@ def train_stage2(
         rng=GlobalRNGState(),
     )
     rotation = CheckpointRotation(folder / "checkpoints", keep_last=2)
-    if resume and rotation.latest() is not None:
-        rotation.load_latest(checkpoint)
+    if resume:
+        _load_newest(checkpoint, rotation)
     log = make_log(counters["env_steps"])
     metrics: dict[str, torch.Tensor] = {}
 
@@ -241,6 +245,22 @@ def train_stage2(
         rotation.save(checkpoint, step=counters["env_steps"])
     bar.close()
     return Stage2Result(actor, counters["env_steps"], counters["updates"], counters["wall_seconds"])
+
+
+def _load_newest(checkpoint: Checkpoint, rotation: CheckpointRotation) -> None:
+    newest = rotation.latest()
+    if newest is None:
+        if any(rotation.directory.glob("checkpoint*")):
+            raise CheckpointError(f"no readable checkpoint is left in {rotation.directory}; start anew with another name=")
+        return
+    try:
+        checkpoint.load(newest)
+    # TorchRL reports damage by whatever its readers raise: KeyError, RuntimeError, OSError, JSONDecodeError...
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise CheckpointError(
+            f"{newest} is damaged or belongs to another run ({reason}); remove it to resume from the one before it"
+        ) from error
 
 
 def _update_round(

@@ -1,0 +1,5 @@
+"""``python -m dsrl_torchrl`` is the ``dsrl`` command."""
+
+from dsrl_torchrl.cli import main
+
+main()
