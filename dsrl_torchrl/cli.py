@@ -106,6 +106,7 @@ def _step_help(step: str, cfg) -> str:
     }[step]
     common = [key for key in ("name", "output", "seed", "resume", "progress") if key not in sections]
     shown = OmegaConf.masked_copy(cfg, [*common, *sections])
-    return f"dsrl {step}: {STEPS[step]}\n\nOptions and their values (override with name=value):\n\n" + OmegaConf.to_yaml(
-        shown
+    return (
+        f"dsrl {step}: {STEPS[step]}\n\nOptions and their values (override with name=value):\n\n"
+        + OmegaConf.to_yaml(shown)
     )

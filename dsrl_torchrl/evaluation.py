@@ -111,7 +111,8 @@ def evaluate(
         for start in range(0, len(seeds), size):
             group = list(seeds[start : start + size])
             outcome = _run_episodes(env, policy, group + [group[-1]] * (size - len(group)))
-            for values, result in zip((once, at_end, returns, lengths), outcome, strict=True):
+            columns: tuple[list, ...] = (once, at_end, returns, lengths)
+            for values, result in zip(columns, outcome, strict=True):
                 values.extend(result[: len(group)].tolist())
             bar.update(len(group))
     bar.close()

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from hydra.utils import instantiate
@@ -24,7 +25,9 @@ from dsrl_torchrl.policies import BasePolicy, load_policy, probe, save_policy, s
 from dsrl_torchrl.run_directory import Artifact, config_hash
 from dsrl_torchrl.summary import write_summary
 from dsrl_torchrl.training.base import train_base_policy
-from dsrl_torchrl.training.stage2 import Stage2Config, load_actor, save_actor, train_stage2
+from dsrl_torchrl.training.stage2 import train_stage2
+from dsrl_torchrl.training.stage2_config import Stage2Config
+from dsrl_torchrl.training.stage2_networks import load_actor, save_actor
 
 
 class Pipeline:
@@ -38,7 +41,7 @@ class Pipeline:
     def __init__(self, cfg: DictConfig, say: Callable[[str], None] = print) -> None:
         self.cfg = cfg
         self.say = say
-        self.config = OmegaConf.to_container(cfg, resolve=True)
+        self.config: dict[str, Any] = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
         self.folder = Path(cfg.output) / cfg.name
         self.algorithm: Stage2Config = instantiate(cfg.algorithm, _convert_="all")
         task, seed = self.config["task"], cfg.seed
@@ -102,7 +105,12 @@ class Pipeline:
         )
         policy.set_normalisation(data["observation"], data["action"])
         policy = train_base_policy(
-            policy, instantiate(spec.loss)(policy), data, seed=self.cfg.seed, progress=self.cfg.progress, **spec.training
+            policy,
+            instantiate(spec.loss)(policy),
+            data,
+            seed=self.cfg.seed,
+            progress=self.cfg.progress,
+            **spec.training,
         )
         spread = steerability(policy, data["observation"][:512])
         save_policy(policy, folder)
@@ -211,7 +219,7 @@ class Pipeline:
         task, latent = self.cfg.task, self.cfg.latent
         if not 1 <= task.act_horizon <= task.pred_horizon:
             raise UserError(
-                f"task.act_horizon must lie between 1 and task.pred_horizon ({task.pred_horizon}), got {task.act_horizon}"
+                f"act_horizon must lie between 1 and pred_horizon ({task.pred_horizon}); got {task.act_horizon}"
             )
         if not latent.action_magnitude > 0:
             raise UserError(f"latent.action_magnitude must be positive, got {latent.action_magnitude}")
@@ -238,8 +246,8 @@ class Pipeline:
             )
         if policy.obs_horizon != task.obs_horizon or policy.pred_horizon < task.act_horizon:
             raise UserError(
-                f"the base policy has obs_horizon {policy.obs_horizon} and pred_horizon {policy.pred_horizon}, the task "
-                f"asks for obs_horizon {task.obs_horizon} and act_horizon {task.act_horizon}"
+                f"the base policy has obs_horizon {policy.obs_horizon} and pred_horizon {policy.pred_horizon}, "
+                f"the task asks for obs_horizon {task.obs_horizon} and act_horizon {task.act_horizon}"
             )
         probe(policy)
         return policy

@@ -88,7 +88,9 @@ class Artifact:
             stored = json.loads(path.read_text())
             return {"finished": stored["finished"], "config": stored["config"], "facts": stored["facts"]}
         except (json.JSONDecodeError, KeyError, TypeError):
-            raise UserError(f"{path} is not a record of a dsrl run: move the folder away or choose another name=") from None
+            raise UserError(
+                f"{path} is not a record of a dsrl run: move the folder away or choose another name="
+            ) from None
 
     def _check(self, stored: dict) -> None:
         differences = list(config_differences(stored, self.config))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -147,8 +148,8 @@ def test_a_base_policy_for_another_control_mode(capsys):
 
 def test_a_damaged_base_policy(finished, capsys):
     save_policy(base_policy(), "base")
-    weights = open("base/model.safetensors", "rb").read()
-    open("base/model.safetensors", "wb").write(weights[:200])
+    weights = Path("base/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:200])
     assert "base" in fails(capsys, "stage2", *TINY, "base_policy.checkpoint=base")
 
 
@@ -167,7 +168,7 @@ def set_nan(trajectory):
 def copy_demos(finished):
     for suffix in ("h5", "json"):
         content = (finished / "a" / "demos" / f"trajectory.{suffix}").read_bytes()
-        open(f"demos.{suffix}", "wb").write(content)
+        Path(f"demos.{suffix}").write_bytes(content)
 
 
 def test_nan_in_demonstrations(finished, capsys):
@@ -181,10 +182,10 @@ def test_nan_in_demonstrations(finished, capsys):
 def test_demonstrations_without_success(finished, capsys):
     copy_demos(finished)
     damage("demos.h5", lambda trajectory: trajectory["success"].__setitem__(..., False))
-    description = json.load(open("demos.json"))
+    description = json.loads(Path("demos.json").read_text())
     for episode in description["episodes"]:
         episode["success"] = False
-    json.dump(description, open("demos.json", "w"))
+    Path("demos.json").write_text(json.dumps(description))
     assert "success" in fails(capsys, "base", *TINY, "task.demonstrations.path=demos.h5")
 
 

@@ -12,6 +12,9 @@ def test_longest_dip_counts_consecutive_steps_below_the_margin():
 
 
 def test_the_figure_is_drawn_from_incomplete_rows(tmp_path):
-    rows = [{"env_steps": 10, "env/success_running": 0.5}, {"env_steps": 20, "env/success_running": 0.6, "sac/alpha": 1}]
+    rows = [
+        {"env_steps": 10, "env/success_running": 0.5},
+        {"env_steps": 20, "env/success_running": 0.6, "sac/alpha": 1},
+    ]
     plot_learning_curve(rows, make_rate([True, False]), tmp_path / "curve.png", "title")
     assert (tmp_path / "curve.png").stat().st_size > 1000

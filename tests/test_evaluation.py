@@ -52,9 +52,7 @@ def test_both_success_measures_returns_and_lengths(batched):
         env = make_macro_env(SeededEnv([9, 9], [False, False]), act_horizon=3, gamma=1.0)
         policy = zero_actions((3, 1))
     else:
-        env = SerialEnv(
-            2, lambda: make_macro_env(SeededEnv([9], [False]), act_horizon=3, gamma=1.0)
-        )
+        env = SerialEnv(2, lambda: make_macro_env(SeededEnv([9], [False]), act_horizon=3, gamma=1.0))
         policy = zero_actions((3, 1))
     result = evaluate(env, policy, seeds)
     assert result.success_once.value == 0.75

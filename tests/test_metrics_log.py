@@ -10,7 +10,10 @@ def test_columns_that_come_later(tmp_path):
     log = MetricsLog(tmp_path / "metrics.csv")
     log(10, {"a": 1.0})
     log(20, {"a": 2.0, "b": 3.0})
-    assert read_metrics(tmp_path / "metrics.csv") == [{"env_steps": 10, "a": 1.0}, {"env_steps": 20, "a": 2.0, "b": 3.0}]
+    assert read_metrics(tmp_path / "metrics.csv") == [
+        {"env_steps": 10, "a": 1.0},
+        {"env_steps": 20, "a": 2.0, "b": 3.0},
+    ]
 
 
 def test_resuming_drops_what_the_checkpoint_does_not_know(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
@@ -17,8 +19,8 @@ class PriorNoise(TensorDictModuleBase):
         scale: 1 for the prior, 0 for zero noise.
     """
 
-    in_keys = ["observation"]
-    out_keys = ["action"]
+    in_keys: ClassVar = ["observation"]
+    out_keys: ClassVar = ["action"]
 
     def __init__(self, latent_dim: int, scale: float = 1.0) -> None:
         super().__init__()

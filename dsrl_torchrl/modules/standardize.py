@@ -13,6 +13,9 @@ class Standardize(nn.Module):
     training (running statistics would move the input of a trained critic).
     """
 
+    mean: torch.Tensor  # (dim,)
+    std: torch.Tensor  # (dim,)
+
     def __init__(self, mean: torch.Tensor, std: torch.Tensor) -> None:
         super().__init__()
         self.register_buffer("mean", mean.detach().clone())

@@ -21,8 +21,8 @@ class LatentSACLoss(SACLoss):
     """TorchRL's :class:`~torchrl.objectives.SACLoss` with the two choices that DSRL needs and SACLoss fixes.
 
     - ``backup``: the ensemble's ``min`` (SACLoss) or ``mean`` in targets and actor;
-    - ``alpha_parameterisation``: ``log``, α = exp(x) (SACLoss), or ``softplus``, α = log(1 + exp(x)) (RLinf), where x is
-      the parameter ``log_alpha`` of SACLoss in both cases. The temperature loss is ``-x (log π + H)`` for ``log``
+    - ``alpha_parameterisation``: ``log``, α = exp(x) (SACLoss), or ``softplus``, α = log(1 + exp(x)) (RLinf), where x
+      is the parameter ``log_alpha`` of SACLoss in both cases. The temperature loss is ``-x (log π + H)`` for ``log``
       (SACLoss, Stable-Baselines3) and ``-α (log π + H)`` for ``softplus``.
 
     The critic loss is the squared error summed over the ensemble, ``Σ_i mean (Q_i - y)²``, with

@@ -53,7 +53,9 @@ def test_each_env_of_a_batch_ends_on_its_own():
     env = macro_env([1, 2, 9], [True, False, True])
     td = step(env, env.reset())
     following = td["next"]
-    torch.testing.assert_close(following["reward"].squeeze(-1), torch.tensor([1.0, 1 + 0.9 * 2, 1 + 0.9 * 2 + 0.81 * 3]))
+    torch.testing.assert_close(
+        following["reward"].squeeze(-1), torch.tensor([1.0, 1 + 0.9 * 2, 1 + 0.9 * 2 + 0.81 * 3])
+    )
     assert following["macro_steps"].squeeze(-1).tolist() == [1, 2, 3]
     # Latched at each env's own end, though the simulator stepped on.
     assert following["observation"][:, 0].tolist() == [1.0, 2.0, 3.0]

@@ -10,7 +10,9 @@ from dsrl_torchrl.errors import CheckpointError, NonFiniteError, UserError
 from dsrl_torchrl.evaluation import evaluate
 from dsrl_torchrl.modules.prior_noise import PriorNoise
 from dsrl_torchrl.policies import BasePolicy
-from dsrl_torchrl.training.stage2 import Stage2Config, load_actor, save_actor, train_stage2
+from dsrl_torchrl.training.stage2 import train_stage2
+from dsrl_torchrl.training.stage2_config import Stage2Config
+from dsrl_torchrl.training.stage2_networks import load_actor, save_actor
 from envs.toy import PointReachEnv, optimal_steps
 
 
@@ -87,9 +89,7 @@ def run(folder, resume=False, kill_at=None):
 
         return log
 
-    result = train_stage2(
-        make_env(), config(), seed=3, folder=folder, resume=resume, make_log=make_log, progress=False
-    )
+    result = train_stage2(make_env(), config(), seed=3, folder=folder, resume=resume, make_log=make_log, progress=False)
     return result, rows
 
 
@@ -139,7 +139,7 @@ def test_nan_rewards_are_named_and_the_last_checkpoint_stays(tmp_path):
 
 
 def test_nan_losses_are_named(tmp_path):
-    with pytest.raises(NonFiniteError, match="sac/.* at update"):
+    with pytest.raises(NonFiniteError, match=r"sac/.* at update"):
         train_stage2(make_env(), config(critic_lr=1e30), seed=0, folder=tmp_path, progress=False)
 
 
