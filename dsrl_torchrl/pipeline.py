@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +12,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torchrl.envs import EnvBase, ParallelEnv
+from torchrl.envs.transforms import Transform
 
 from dsrl_torchrl.data.demonstrations import cut_chunks, read_demonstrations
 from dsrl_torchrl.errors import UserError
@@ -28,6 +29,7 @@ from dsrl_torchrl.training.base import train_base_policy
 from dsrl_torchrl.training.stage2 import train_stage2
 from dsrl_torchrl.training.stage2_config import Stage2Config
 from dsrl_torchrl.training.stage2_networks import load_actor, save_actor
+from dsrl_torchrl.video import FrameRecorder, record_videos
 
 
 class Pipeline:
@@ -171,6 +173,7 @@ class Pipeline:
                 results[name] = evaluate(env, module, seeds, deterministic=deterministic, progress=label)
         finally:
             env.close()
+        self._record_videos(policy, policies, seeds)
         return write_summary(
             self.folder,
             results,
@@ -179,6 +182,25 @@ class Pipeline:
             title=f"{self.cfg.task.name}, seed {self.cfg.seed}",
             say=self.say,
         )
+
+    def _record_videos(self, base_policy: BasePolicy, policies: dict, seeds: list[int]) -> None:
+        count, options = self.cfg.evaluation.videos, self.config["task"]["render"]
+        if count == 0:
+            return
+        if options is None:
+            self.say(f"no videos: {self.cfg.task.name} has no renderer")
+            return
+        recorder = FrameRecorder()
+        try:
+            env = self.make_latent_env(base_policy, workers=1, below=[recorder], **options)
+        except UserError as error:
+            self.say(f"no videos: {error}")
+            return
+        for name, (module, deterministic) in policies.items():
+            folder = self.folder / "videos"
+            record_videos(env, recorder, module, seeds[:count], folder, name, deterministic=deterministic)
+        env.close()
+        self.say(f"videos: {self.folder / 'videos'}")
 
     def run(self) -> dict | None:
         """All steps; those whose artifacts exist are skipped."""
@@ -191,7 +213,15 @@ class Pipeline:
 
     # -- envs ----------------------------------------------------------------------------------------------------------
 
-    def make_latent_env(self, policy: BasePolicy, *, gamma: float | None = None, **env_options) -> LatentActionEnv:
+    def make_latent_env(
+        self,
+        policy: BasePolicy,
+        *,
+        gamma: float | None = None,
+        workers: int | None = None,
+        below: Sequence[Transform] = (),
+        **env_options,
+    ) -> LatentActionEnv:
         """The latent env: macro steps inside the workers, one batched decode outside."""
         make_env = partial(
             _make_worker_env,
@@ -200,8 +230,9 @@ class Pipeline:
             act_horizon=self.cfg.task.act_horizon,
             gamma=self.algorithm.gamma if gamma is None else gamma,
             obs_horizon=self.cfg.task.obs_horizon,
+            below=below,
         )
-        workers = self.cfg.collector.num_workers
+        workers = self.cfg.collector.num_workers if workers is None else workers
         env = make_env() if workers == 1 else ParallelEnv(workers, make_env, mp_start_method="spawn")
         latent = self.cfg.latent
         return LatentActionEnv(

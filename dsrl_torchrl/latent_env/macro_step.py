@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
@@ -69,7 +71,7 @@ class MacroStep(Transform):
         return tensordict.set(self.action_key, chunk[..., 0, :])
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
-        parent = self.parent
+        parent = self._primitive_env()
         chunk = tensordict.get(EXECUTED_CHUNK_KEY)
         latched = current = next_tensordict
         reward = current.get("reward")
@@ -100,6 +102,11 @@ class MacroStep(Transform):
         if success_once is not None:
             latched.set(SUCCESS_ONCE_KEY, success_once)
         return latched
+
+    def _primitive_env(self) -> EnvBase:
+        # An empty chain of transforms between env and macro step would cost a twentieth of a ManiSkill step.
+        parent = self.parent
+        return parent if len(parent.transform) else parent.base_env
 
     def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
         parent = self.parent
@@ -141,7 +148,9 @@ class MacroStep(Transform):
         return observation_spec
 
 
-def make_macro_env(env: EnvBase, *, act_horizon: int, gamma: float, obs_horizon: int = 1) -> TransformedEnv:
+def make_macro_env(
+    env: EnvBase, *, act_horizon: int, gamma: float, obs_horizon: int = 1, below: Sequence[Transform] = ()
+) -> TransformedEnv:
     """Wraps an env for macro steps, with a history of ``obs_horizon`` *primitive* observations.
 
     In parallel CPU envs this belongs inside each worker: one message per chunk instead of one per action.
@@ -151,8 +160,9 @@ def make_macro_env(env: EnvBase, *, act_horizon: int, gamma: float, obs_horizon:
         act_horizon: actions executed per macro step.
         gamma: discount per primitive step.
         obs_horizon: observations stacked on the last axis, oldest first (the first one is repeated at a reset).
+        below: transforms that see every primitive step, e.g. a recorder.
     """
-    transforms: list[Transform] = []
+    transforms: list[Transform] = list(below)
     if obs_horizon > 1:
         transforms.append(CatFrames(N=obs_horizon, dim=-1, in_keys=["observation"], padding="same"))
     transforms.append(MacroStep(act_horizon, gamma))

@@ -10,13 +10,12 @@ from torch import nn
 from torchrl.data import Bounded
 from torchrl.modules import MLP, ProbabilisticActor, TanhNormal
 
-from dsrl_torchrl.modules.standardize import Standardize
+from dsrl_torchrl.modules.observation_features import ObservationFeatures
 
 
 def make_latent_actor(
     *,
-    observation_mean: torch.Tensor,
-    observation_std: torch.Tensor,
+    features: ObservationFeatures,
     latent_dim: int,
     action_magnitude: float,
     num_cells: Sequence[int] = (256, 256, 256),
@@ -27,7 +26,7 @@ def make_latent_actor(
     """``observation`` ``[*B, obs]`` -> ``action`` ``[*B, latent_dim]`` in ``±action_magnitude``.
 
     Args:
-        observation_mean, observation_std: ``[obs]``, the base policy's statistics.
+        features: of the observation.
         latent_dim: size of the noise (:attr:`NoiseLayout.dim`).
         action_magnitude: bound of the noise, in standard deviations of the prior.
         num_cells: hidden widths. The official runs use three layers of 128 (Gym, LIBERO) to 2048 (Robomimic).
@@ -39,9 +38,9 @@ def make_latent_actor(
     nn.init.uniform_(head.weight, -1e-3, 1e-3)
     nn.init.zeros_(head.bias)
     network = nn.Sequential(
-        Standardize(observation_mean.to(device), observation_std.to(device)),
+        features,
         MLP(
-            in_features=observation_mean.numel(),
+            in_features=features.out_features,
             out_features=num_cells[-1],
             num_cells=list(num_cells[:-1]),
             activation_class=activation,

@@ -8,24 +8,23 @@ import torch
 from torch import nn
 from torchrl.modules import MLP, ValueOperator
 
-from dsrl_torchrl.modules.standardize import Standardize
+from dsrl_torchrl.modules.observation_features import ObservationFeatures
 
 
-class _StandardizedMLP(nn.Module):
-    def __init__(self, standardize: Standardize, input_scale: float, mlp: MLP) -> None:
+class _StateActionMLP(nn.Module):
+    def __init__(self, features: ObservationFeatures, input_scale: float, mlp: MLP) -> None:
         super().__init__()
-        self.standardize = standardize
+        self.features = features
         self.mlp = mlp
         self.input_scale = input_scale
 
     def forward(self, observation: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        return self.mlp(torch.cat([self.standardize(observation), action * self.input_scale], dim=-1))
+        return self.mlp(torch.cat([self.features(observation), action * self.input_scale], dim=-1))
 
 
 def make_latent_critic(
     *,
-    observation_mean: torch.Tensor,
-    observation_std: torch.Tensor,
+    features: ObservationFeatures,
     latent_dim: int,
     action_magnitude: float,
     num_cells: Sequence[int] = (256, 256, 256),
@@ -35,12 +34,12 @@ def make_latent_critic(
 ) -> ValueOperator:
     """``observation`` ``[*B, obs]``, ``action`` ``[*B, latent_dim]`` -> ``state_action_value`` ``[*B, 1]``.
 
-    The noise enters divided by ``action_magnitude``. ``layer_norm`` bounds the extrapolation of a critic at high
-    UTD (Ball et al. 2023, RLPD, section 4.2); the official DSRL runs use LayerNorm and Tanh. SACLoss makes the
-    ensemble: it draws an own initialisation for every member.
+    ``features`` are those of the observation. The noise enters divided by ``action_magnitude``. ``layer_norm`` bounds
+    the extrapolation of a critic at high UTD (Ball et al. 2023, RLPD, section 4.2); the official DSRL runs use
+    LayerNorm and Tanh. SACLoss makes the ensemble: it draws an own initialisation for every member.
     """
     mlp = MLP(
-        in_features=observation_mean.numel() + latent_dim,
+        in_features=features.out_features + latent_dim,
         out_features=1,
         num_cells=list(num_cells),
         activation_class=activation,
@@ -48,6 +47,5 @@ def make_latent_critic(
         norm_kwargs=[{"normalized_shape": width} for width in num_cells] if layer_norm else None,
         device=device,
     )
-    standardize = Standardize(observation_mean.to(device), observation_std.to(device))
-    network = _StandardizedMLP(standardize, 1.0 / action_magnitude, mlp)
+    network = _StateActionMLP(features, 1.0 / action_magnitude, mlp)
     return ValueOperator(network, in_keys=["observation", "action"])

@@ -38,6 +38,7 @@ class Stage2Config:
     num_cells: tuple[int, ...] = (256, 256, 256)
     activation: str = "tanh"
     layer_norm: bool = True  # critic
+    fourier_bands: tuple[float, ...] = (0.5, 1.0)  # of the observation's features; () for none
     initial_std: float = 0.5  # of the actor, before the squashing
     checkpoint_env_steps: int = 5_000
     log_env_steps: int = 250

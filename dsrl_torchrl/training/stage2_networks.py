@@ -13,16 +13,16 @@ from dsrl_torchrl.errors import CheckpointError
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.modules.latent_actor import make_latent_actor
 from dsrl_torchrl.modules.latent_critic import make_latent_critic
+from dsrl_torchrl.modules.observation_features import ObservationFeatures
 from dsrl_torchrl.objectives.sac import LatentSACLoss, make_sac_loss
 from dsrl_torchrl.training.stage2_config import ACTIVATIONS, Stage2Config
 
 
 def make_actor(env: LatentActionEnv, config: Stage2Config) -> ProbabilisticActor:
     """The latent policy for ``env``, with the base policy's observation statistics."""
-    decoder, scales = env.decoder, env.decoder.base_policy.normalisation
+    decoder = env.decoder
     return make_latent_actor(
-        observation_mean=scales.observation_mean,
-        observation_std=scales.observation_std,
+        features=_features(env, config),
         latent_dim=decoder.layout.dim,
         action_magnitude=decoder.action_magnitude,
         num_cells=config.num_cells,
@@ -33,10 +33,9 @@ def make_actor(env: LatentActionEnv, config: Stage2Config) -> ProbabilisticActor
 
 def make_loss(env: LatentActionEnv, actor: ProbabilisticActor, config: Stage2Config) -> LatentSACLoss:
     """The SAC loss for ``env`` with a fresh critic ensemble."""
-    decoder, scales = env.decoder, env.decoder.base_policy.normalisation
+    decoder = env.decoder
     critic = make_latent_critic(
-        observation_mean=scales.observation_mean,
-        observation_std=scales.observation_std,
+        features=_features(env, config),
         latent_dim=decoder.layout.dim,
         action_magnitude=decoder.action_magnitude,
         num_cells=config.num_cells,
@@ -56,6 +55,11 @@ def make_loss(env: LatentActionEnv, actor: ProbabilisticActor, config: Stage2Con
         fixed_alpha=config.fixed_alpha,
         target_entropy_per_dim=config.target_entropy_per_dim,
     )
+
+
+def _features(env: LatentActionEnv, config: Stage2Config) -> ObservationFeatures:
+    scales = env.decoder.base_policy.normalisation
+    return ObservationFeatures(scales.observation_mean, scales.observation_std, config.fourier_bands)
 
 
 def save_actor(actor: ProbabilisticActor, folder: Path) -> None:

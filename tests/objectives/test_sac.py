@@ -12,6 +12,7 @@ from torchrl.objectives import SoftUpdate
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.modules.latent_actor import make_latent_actor
 from dsrl_torchrl.modules.latent_critic import make_latent_critic
+from dsrl_torchrl.modules.observation_features import ObservationFeatures
 from dsrl_torchrl.objectives.sac import make_sac_loss
 
 OBS, DIM, N, B = 5, 3, 4, 7
@@ -21,8 +22,7 @@ MAGNITUDE, GAMMA, ALPHA = 1.5, 0.9, 0.2
 def make_loss(**kwargs):
     torch.manual_seed(0)
     sizes = {
-        "observation_mean": torch.randn(OBS),
-        "observation_std": torch.rand(OBS) + 0.5,
+        "features": ObservationFeatures(torch.randn(OBS), torch.rand(OBS) + 0.5, bands=(0.5,)),
         "latent_dim": DIM,
         "action_magnitude": MAGNITUDE,
         "num_cells": (16, 16),
@@ -76,8 +76,9 @@ def mlp(params, x, layers, norm):
     return x
 
 
-def standardise(params, prefix, observation):
-    return ((observation - params[f"{prefix}.mean"]) / params[f"{prefix}.std"]).clamp(-10, 10)
+def observe(params, prefix, observation):
+    z = ((observation - params[f"{prefix}.mean"]) / params[f"{prefix}.std"]).clamp(-10, 10)
+    return torch.cat([z, torch.sin(math.pi / 2 * z), torch.cos(math.pi / 2 * z)], -1)
 
 
 def q_values(critic_params, observation, w):
@@ -85,7 +86,7 @@ def q_values(critic_params, observation, w):
     values = []
     for i in range(N):
         p = {k: v[i] if v.shape[:1] == (N,) else v for k, v in critic_params.items()}
-        x = torch.cat([standardise(p, "module.standardize", observation), w / MAGNITUDE], -1)
+        x = torch.cat([observe(p, "module.features", observation), w / MAGNITUDE], -1)
         values.append(mlp(p, x, ["module.mlp.0", "module.mlp.3", "module.mlp.6"], ["module.mlp.1", "module.mlp.4"]))
     return torch.stack(values).squeeze(-1)
 
@@ -97,7 +98,7 @@ def flat(params):
 def policy(actor_params, observation, seed):
     """``w = m tanh(u)``, ``u ~ N(μ, σ)``; log-density by change of variables, in the box ±m."""
     p = actor_params
-    x = mlp(p, standardise(p, "module.0.module.0", observation), ["module.0.module.1.0", "module.0.module.1.2"], None)
+    x = mlp(p, observe(p, "module.0.module.0", observation), ["module.0.module.1.0", "module.0.module.1.2"], None)
     out = x @ p["module.0.module.2.weight"].T + p["module.0.module.2.bias"]
     loc, raw = out.chunk(2, -1)
     loc = 5 * torch.tanh(loc / 5)
@@ -180,7 +181,7 @@ def test_gradients_reach_only_what_they_should():
 
 def test_members_start_different_and_targets_equal():
     torch.manual_seed(0)
-    sizes = {"observation_mean": torch.zeros(OBS), "observation_std": torch.ones(OBS), "latent_dim": DIM}
+    sizes = {"features": ObservationFeatures(torch.zeros(OBS), torch.ones(OBS)), "latent_dim": DIM}
     sizes |= {"action_magnitude": 1.0, "num_cells": (16, 16)}
     loss = make_sac_loss(
         make_latent_actor(**sizes), make_latent_critic(**sizes), latent_dim=DIM, action_magnitude=1.0, num_critics=2
