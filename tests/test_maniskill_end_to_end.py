@@ -32,7 +32,7 @@ def test_demos_to_table(tmp_path):
     ("option", "message"),
     [
         ("task.env.env_id=PickCub-v1", "unknown ManiSkill task 'PickCub-v1'"),
-        ("task.env.control_mode=pd_ee", "unknown control_mode 'pd_ee'"),
+        ("task.env.control_mode=pd_ee", "unknown control_mode for PickCube-v1: pd_ee"),
     ],
 )
 def test_mistakes_inside_workers_are_one_line(tmp_path, option, message):

@@ -15,32 +15,32 @@ ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
 class Stage2Config:
     """Hyper-parameters of DSRL-SAC; the values that a run uses are in ``conf/algorithm``."""
 
-    total_env_steps: int = 40_000  # primitive env steps, warm-up included
-    warmup_env_steps: int = 4_000  # collected with the base policy's prior noise
+    total_env_steps: int = 60000  # primitive env steps, warm-up included
+    warmup_env_steps: int = 6000  # collected with the base policy's prior noise
     macro_steps_per_round: int = 8  # macro steps collected, over all envs, between two rounds of updates
-    utd: float = 20  # gradient updates per collected macro step
-    critic_only_updates: int = 2_000  # first updates that leave the actor alone
+    utd: float = 3  # gradient updates per collected macro step
+    critic_only_updates: int = 1500  # first updates that leave the actor alone
     actor_interval: int = 1  # critic updates per actor update
     batch_size: int = 256
-    replay_size: int = 200_000  # macro transitions
-    gamma: float = 0.99  # per primitive step
-    tau: float = 0.005  # Polyak rate of the targets
-    actor_lr: float = 1e-4
-    critic_lr: float = 3e-4
-    alpha_lr: float = 3e-4
+    replay_size: int = 200000  # macro transitions
+    gamma: float = 0.98  # per primitive step
+    tau: float = 0.01  # Polyak rate of the targets
+    actor_lr: float = 0.0002
+    critic_lr: float = 0.0005
+    alpha_lr: float = 0.0003
     max_grad_norm: float | None = None
     num_critics: int = 2
     backup: str = "min"  # over the ensemble, in targets and actor
-    alpha_init: float = 0.01
+    alpha_init: float = 0.05
     alpha_parameterisation: str = "log"
     fixed_alpha: bool = False
     target_entropy_per_dim: float = -0.5  # for noise scaled to [-1, 1]
-    num_cells: tuple[int, ...] = (256, 256, 256)
-    activation: str = "tanh"
+    num_cells: tuple[int, ...] = (128, 128, 128)
+    activation: str = "relu"
     layer_norm: bool = True  # critic
     fourier_bands: tuple[float, ...] = (0.5, 1.0)  # of the observation's features; () for none
     initial_std: float = 0.5  # of the actor, before the squashing
-    checkpoint_env_steps: int = 5_000
+    checkpoint_env_steps: int = 5000
     log_env_steps: int = 250
     success_window: int = 50  # episodes in the running success
 
