@@ -12,6 +12,8 @@ from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from tqdm import tqdm
 
+from dsrl_torchrl.data.transitions import check_finite
+
 #: Evaluation reset seeds start here; training and demonstrations stay below.
 HELD_OUT_SEED = 1_000_000_000
 
@@ -132,6 +134,7 @@ def _run_episodes(env: EnvBase, policy: TensorDictModuleBase, seeds: Sequence[in
     while running.any():
         td = env.step(policy(td))
         following = td["next"]
+        check_finite(td, int(lengths.max()))
         returns += running * following["reward"].reshape(shape).cpu()
         lengths += (running & ~once) * following["macro_steps"].reshape(shape).cpu()
         once |= running & following["success_once"].reshape(shape).cpu()

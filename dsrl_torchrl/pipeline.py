@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import signal
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -91,7 +93,8 @@ class Pipeline:
             return policy
         folder = self.base_artifact.folder
         if self.base_artifact.exists:
-            self.say(f"base policy: {folder} (exists)")
+            spread = self.base_artifact.facts["steerability"]
+            self.say(f"base policy: {folder} (exists), steerability {spread:.3f}")
             return self._checked(load_policy(folder))
         task, spec = self.cfg.task, self.cfg.base_policy
         episodes = self._read_demonstrations(self.demos())
@@ -306,4 +309,7 @@ class Pipeline:
 
 
 def _make_worker_env(env_config: DictConfig, options: dict, **macro) -> EnvBase:
+    if multiprocessing.parent_process() is not None:
+        # Ctrl-C reaches every process of the terminal; the main process alone answers, and closes its workers.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     return make_macro_env(instantiate(env_config)(**options), **macro)

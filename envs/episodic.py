@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from abc import abstractmethod
 from collections.abc import Sequence
 
@@ -143,7 +144,9 @@ class EpisodicEnv(EnvBase):
 
     def _entries(self, observation: torch.Tensor, success: torch.Tensor) -> TensorDict:
         observation = observation.to(device=self.device, dtype=torch.float32, copy=True)  # (N, obs_dim)
-        if not torch.isfinite(observation).all():
+        # In a worker process an exception would only kill the worker; there the NaN travels to the main process, where
+        # the training loop and the evaluation name it.
+        if multiprocessing.parent_process() is None and not torch.isfinite(observation).all():
             raise NonFiniteError("observation", self._steps, hint=f"the simulation of {self} diverged")
         return TensorDict({"observation": observation, "success": self._column(success)}, self.batch_size, self.device)
 

@@ -81,6 +81,13 @@ def test_steps_one_by_one_and_own_base_policy(finished, capsys):
     assert not os.path.exists("runs/b/demos")
 
 
+def test_diffusion_with_a_history_of_observations(capsys):
+    small = "base_policy.policy.sampler_steps=4"
+    main(["run", *TINY, "base_policy=diffusion", "task.obs_horizon=2", small, "logger=tensorboard", "name=d"])
+    assert "stage2_deterministic" in capsys.readouterr().out
+    assert list(Path("runs/d").rglob("events.out.tfevents*"))
+
+
 def test_help(capsys):
     main(["--help"])
     assert "usage: dsrl" in capsys.readouterr().out
@@ -204,6 +211,31 @@ def wait_for(path, process, seconds=120):
 
 def rows_of(path):
     return path.read_text().splitlines()
+
+
+NAN_ENV = """
+import torch
+from envs.toy import PointReachEnv
+
+class NaNEnv(PointReachEnv):
+    calls = 0
+
+    def _advance(self, action):
+        observation, *rest = super()._advance(action)
+        self.calls += 1
+        return observation * (float("nan") if self.calls > 60 else 1.0), *rest
+"""
+
+
+def test_nan_in_a_worker_process_is_one_line(tmp_path, finished, monkeypatch):
+    (tmp_path / "nan_env.py").write_text(NAN_ENV)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    arguments = [*TINY, f"base_policy.checkpoint={finished / 'a' / 'base'}", "task.env._target_=nan_env.NaNEnv"]
+    process = start("stage2", *arguments, "collector.num_workers=2")
+    _, error = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert "next.observation is NaN or infinite at env step" in error
+    assert "Traceback" not in error
 
 
 LONGER = [*TINY, "algorithm.total_env_steps=1500"]

@@ -15,19 +15,19 @@ ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
 class Stage2Config:
     """Hyper-parameters of DSRL-SAC; the values that a run uses are in ``conf/algorithm``."""
 
-    total_env_steps: int = 60000  # primitive env steps, warm-up included
-    warmup_env_steps: int = 6000  # collected with the base policy's prior noise
+    total_env_steps: int = 60_000  # primitive env steps, warm-up included
+    warmup_env_steps: int = 8_000  # collected with the base policy's prior noise
     macro_steps_per_round: int = 8  # macro steps collected, over all envs, between two rounds of updates
     utd: float = 3  # gradient updates per collected macro step
-    critic_only_updates: int = 1500  # first updates that leave the actor alone
+    critic_only_updates: int = 3_000  # first updates that leave the actor alone
     actor_interval: int = 1  # critic updates per actor update
     batch_size: int = 256
-    replay_size: int = 200000  # macro transitions
+    replay_size: int = 200_000  # macro transitions
     gamma: float = 0.98  # per primitive step
     tau: float = 0.01  # Polyak rate of the targets
-    actor_lr: float = 0.0002
-    critic_lr: float = 0.0005
-    alpha_lr: float = 0.0003
+    actor_lr: float = 2e-4
+    critic_lr: float = 5e-4
+    alpha_lr: float = 3e-4
     max_grad_norm: float | None = None
     num_critics: int = 2
     backup: str = "min"  # over the ensemble, in targets and actor
@@ -40,7 +40,7 @@ class Stage2Config:
     layer_norm: bool = True  # critic
     fourier_bands: tuple[float, ...] = (0.5, 1.0)  # of the observation's features; () for none
     initial_std: float = 0.5  # of the actor, before the squashing
-    checkpoint_env_steps: int = 5000
+    checkpoint_env_steps: int = 5_000
     log_env_steps: int = 250
     success_window: int = 50  # episodes in the running success
 
