@@ -107,7 +107,7 @@ def evaluate(
     returns: list[float] = []
     lengths: list[float] = []
     exploration = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
-    bar = tqdm(total=len(seeds), unit="episode", desc=progress, disable=progress is None)
+    bar = tqdm(total=len(seeds), unit="episode", desc=progress, mininterval=1.0, disable=progress is None)
     with torch.random.fork_rng(), set_exploration_type(exploration):
         torch.manual_seed(noise_seed)
         for start in range(0, len(seeds), size):

@@ -117,8 +117,10 @@ def train_stage2(
     log = make_log(counters.env_steps)
     metrics: dict[str, torch.Tensor] = {}
 
-    bar = tqdm(total=config.total_env_steps, initial=counters.env_steps, unit="step", disable=not progress)
-    bar.set_description("stage 2")
+    bar = tqdm(
+        total=config.total_env_steps, initial=counters.env_steps, unit="step", mininterval=1.0, disable=not progress
+    )
+    bar.set_description("stage 2", refresh=False)
     while counters.env_steps < config.total_env_steps:
         started = time.monotonic()
         warming_up = counters.env_steps < config.warmup_env_steps
@@ -193,7 +195,7 @@ def _update_round(
         metrics.update(update(buffer.sample(), update_actor=update_actor).items())
         counters.updates += 1
         if counters.updates % 100 == 0:
-            bar.set_postfix(updates=counters.updates)
+            bar.set_postfix(updates=counters.updates, refresh=counters.updates % 500 == 0)
     for name, value in metrics.items():
         if not torch.isfinite(value):
             raise NonFiniteError(name, counters.updates, "update", "lower the learning rates or alpha_init")
