@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import signal
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torchrl.envs import EnvBase, ParallelEnv
-from torchrl.envs.transforms import Transform
 
+from dsrl_torchrl.configured import check_config, make_latent_env
 from dsrl_torchrl.data.demonstrations import cut_chunks, read_demonstrations
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.evaluation import Evaluation, evaluate, held_out_seeds
-from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
-from dsrl_torchrl.latent_env.macro_step import make_macro_env
-from dsrl_torchrl.latent_env.noise_layout import NOISE_LAYOUTS
-from dsrl_torchrl.metrics_log import MetricsLog, check_logger
+from dsrl_torchrl.metrics_log import MetricsLog
 from dsrl_torchrl.modules.prior_noise import PriorNoise
 from dsrl_torchrl.policies import BasePolicy, load_policy, probe, save_policy, steerability
 from dsrl_torchrl.run_directory import Artifact, config_hash
@@ -55,11 +48,9 @@ class Pipeline:
         self.base_artifact = Artifact(self.folder / "base", base)
         self.stage2_artifact = Artifact(self.folder / "stage2", online)
         self.config_hash = config_hash(online)
-        self._check_config()
+        check_config(cfg)
         if cfg.collector.threads is not None:
             torch.set_num_threads(cfg.collector.threads)
-
-    # -- steps ---------------------------------------------------------------------------------------------------------
 
     def demos(self) -> Path:
         """Makes the demonstrations, or finds the user's; returns the h5 file."""
@@ -108,7 +99,6 @@ class Pipeline:
             obs_horizon=task.obs_horizon,
             control_mode=task.env.get("control_mode", ""),
         )
-        policy.set_normalisation(data["observation"], data["action"])
         policy = train_base_policy(
             policy,
             instantiate(spec.loss)(policy),
@@ -135,7 +125,7 @@ class Pipeline:
                 f"{artifact.folder} holds an unfinished run: resume=true continues it, another name= starts anew"
             )
         policy = self.base()
-        env = self.make_latent_env(policy)
+        env = make_latent_env(self.cfg, policy)
         try:
             artifact.begin()
             OmegaConf.save(self.cfg, self.folder / "config.yaml", resolve=True)
@@ -162,7 +152,7 @@ class Pipeline:
         """Evaluates every policy of the run on the same held-out resets; writes ``summary.json`` and the figures."""
         policy = self.base()
         gamma = 1.0  # episode returns are plain sums
-        env = self.make_latent_env(policy, gamma=gamma, terminate_on_success=False)
+        env = make_latent_env(self.cfg, policy, gamma=gamma, terminate_on_success=False)
         latent_dim = env.noise_layout.dim
         policies = {"base_prior": (PriorNoise(latent_dim), False), "base_zero": (PriorNoise(latent_dim, 0.0), True)}
         if self.stage2_artifact.exists:
@@ -195,7 +185,7 @@ class Pipeline:
             return
         recorder = FrameRecorder()
         try:
-            env = self.make_latent_env(base_policy, workers=1, below=[recorder], **options)
+            env = make_latent_env(self.cfg, base_policy, workers=1, below=[recorder], **options)
         except UserError as error:
             self.say(f"no videos: {error}")
             return
@@ -213,59 +203,6 @@ class Pipeline:
             self.say(f"evaluation: {self.folder / 'summary.json'} (exists)")
             return None
         return self.eval()
-
-    # -- envs ----------------------------------------------------------------------------------------------------------
-
-    def make_latent_env(
-        self,
-        policy: BasePolicy,
-        *,
-        gamma: float | None = None,
-        workers: int | None = None,
-        below: Sequence[Transform] = (),
-        **env_options,
-    ) -> LatentActionEnv:
-        """The latent env: macro steps inside the workers, one batched decode outside."""
-        make_env = partial(
-            _make_worker_env,
-            self.cfg.task.env,
-            env_options,
-            act_horizon=self.cfg.task.act_horizon,
-            gamma=self.algorithm.gamma if gamma is None else gamma,
-            obs_horizon=self.cfg.task.obs_horizon,
-            below=below,
-        )
-        workers = self.cfg.collector.num_workers if workers is None else workers
-        env = make_env() if workers == 1 else ParallelEnv(workers, make_env, mp_start_method="spawn")
-        latent = self.cfg.latent
-        return LatentActionEnv(
-            env,
-            policy,
-            act_horizon=self.cfg.task.act_horizon,
-            noise_layout=latent.noise_layout,
-            action_magnitude=latent.action_magnitude,
-        )
-
-    # -- details -------------------------------------------------------------------------------------------------------
-
-    def _check_config(self) -> None:
-        """What can be wrong is found before any long work."""
-        task, latent = self.cfg.task, self.cfg.latent
-        if not 1 <= task.act_horizon <= task.pred_horizon:
-            raise UserError(
-                f"act_horizon must lie between 1 and pred_horizon ({task.pred_horizon}); got {task.act_horizon}"
-            )
-        if not latent.action_magnitude > 0:
-            raise UserError(f"latent.action_magnitude must be positive, got {latent.action_magnitude}")
-        if latent.noise_layout not in NOISE_LAYOUTS:
-            raise UserError(
-                f"latent.noise_layout must be one of {', '.join(NOISE_LAYOUTS)}; got {latent.noise_layout!r}"
-            )
-        if self.cfg.collector.num_workers < 1:
-            raise UserError(f"collector.num_workers must be at least 1, got {self.cfg.collector.num_workers}")
-        if self.cfg.evaluation.episodes < 1:
-            raise UserError(f"evaluation.episodes must be at least 1, got {self.cfg.evaluation.episodes}")
-        check_logger(**self.config["logger"])
 
     def _read_demonstrations(self, path: Path) -> list:
         env = self.cfg.task.env
@@ -306,10 +243,3 @@ class Pipeline:
 
     def _make_log(self, keep_until: int) -> MetricsLog:
         return MetricsLog(self.folder / "metrics.csv", keep_until=keep_until, **self.config["logger"])
-
-
-def _make_worker_env(env_config: DictConfig, options: dict, **macro) -> EnvBase:
-    if multiprocessing.parent_process() is not None:
-        # Ctrl-C reaches every process of the terminal; the main process alone answers, and closes its workers.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return make_macro_env(instantiate(env_config)(**options), **macro)
