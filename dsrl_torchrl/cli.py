@@ -38,12 +38,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         _main(arguments)
-    except (UserError, HydraException) as error:
-        print(f"dsrl: error: {_one_line(error)}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("\ndsrl: interrupted; `resume=true` goes on from the last checkpoint", file=sys.stderr)
-        raise SystemExit(130) from None
+    except BaseException as error:
+        if _interrupted(error):
+            print("\ndsrl: interrupted; `resume=true` goes on from the last checkpoint", file=sys.stderr)
+            raise SystemExit(130) from None
+        if isinstance(error, (UserError, HydraException)):
+            print(f"dsrl: error: {_one_line(error)}", file=sys.stderr)
+            raise SystemExit(1) from None
+        raise
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    # An interruption in the middle of a torch transform can surface as the error that its clean-up runs into.
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _one_line(error: BaseException) -> str:

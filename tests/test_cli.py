@@ -123,7 +123,7 @@ def test_the_folder_of_another_configuration(finished, capsys):
     marker = finished / "a" / "stage2" / "artifact.json"
     before = marker.read_text()
     error = fails(capsys, "run", *TINY, f"output={finished}", "name=a", "algorithm.gamma=0.5")
-    assert "algorithm.gamma (0.99 there, 0.5 here)" in error
+    assert "algorithm.gamma (0.98 there, 0.5 here)" in error
     assert marker.read_text() == before
 
 
@@ -266,7 +266,7 @@ def unfinished(tmp_path_factory, finished):
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     (folder / "stopped" / "stderr.txt").write_text(error)
-    assert process.returncode == 130
+    assert process.returncode == 130, error
     return folder / "stopped"
 
 
@@ -286,3 +286,17 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path, finished, unfinished, capsys
         main([*arguments, "resume=true"])
     error = capsys.readouterr().err.strip()
     assert error.startswith("dsrl: error: ") and "\n" not in error
+
+
+def test_an_interruption_that_surfaces_as_another_error(monkeypatch, capsys):
+    def cleaned_up_badly(arguments):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("clean-up of a torch transform")
+
+    monkeypatch.setattr("dsrl_torchrl.cli._main", cleaned_up_badly)
+    with pytest.raises(SystemExit) as stopped:
+        main(["run"])
+    assert stopped.value.code == 130
+    assert "Traceback" not in capsys.readouterr().err

@@ -56,8 +56,8 @@ def config(**options):
 
 def test_sac_reaches_the_known_optimum(tmp_path):
     settings = config(
-        total_env_steps=14_000, warmup_env_steps=1_000, utd=1, batch_size=128, replay_size=20_000, num_cells=(64, 64),
-        actor_lr=1e-3, critic_lr=1e-3, tau=0.02, checkpoint_env_steps=14_000, activation="relu",
+        total_env_steps=8_000, warmup_env_steps=1_000, utd=1, batch_size=128, replay_size=20_000, num_cells=(64, 64),
+        actor_lr=1e-3, critic_lr=1e-3, tau=0.02, checkpoint_env_steps=8_000, activation="relu",
     )  # fmt: skip
     result = train_stage2(make_env(), settings, seed=0, folder=tmp_path, progress=False)
     env = make_env(gamma=1.0)
