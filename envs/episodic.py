@@ -132,23 +132,26 @@ class EpisodicEnv(EnvBase):
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         observation, success, reward, terminated, truncated = self._advance(tensordict.get("action"))
         self._steps += 1
-        step = self._entries(observation, success)
+        terminated, truncated = self._column(terminated), self._column(truncated)
         if not self.terminate_on_success:
             terminated = torch.zeros_like(terminated)
-        terminated, truncated = self._column(terminated), self._column(truncated)
-        step.set("reward", self._column(reward, torch.float32))
-        step.set("terminated", terminated)
-        step.set("truncated", truncated)
-        step.set("done", terminated | truncated)
-        return step
+        return self._entries(
+            observation,
+            success,
+            reward=self._column(reward, torch.float32),
+            terminated=terminated,
+            truncated=truncated,
+            done=terminated | truncated,
+        )
 
-    def _entries(self, observation: torch.Tensor, success: torch.Tensor) -> TensorDict:
+    def _entries(self, observation: torch.Tensor, success: torch.Tensor, **more: torch.Tensor) -> TensorDict:
         observation = observation.to(device=self.device, dtype=torch.float32, copy=True)  # (N, obs_dim)
         # In a worker process an exception would only kill the worker; there the NaN travels to the main process, where
         # the training loop and the evaluation name it.
         if multiprocessing.parent_process() is None and not torch.isfinite(observation).all():
             raise NonFiniteError("observation", self._steps, hint=f"the simulation of {self} diverged")
-        return TensorDict({"observation": observation, "success": self._column(success)}, self.batch_size, self.device)
+        entries = {"observation": observation, "success": self._column(success), **more}
+        return TensorDict(entries, self.batch_size, self.device)
 
     def _column(self, value: torch.Tensor, dtype: torch.dtype = torch.bool) -> torch.Tensor:
         """``[N]`` to TorchRL's ``[N, 1]``, as a copy: simulators write into the tensors they returned."""

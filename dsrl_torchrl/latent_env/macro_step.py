@@ -79,21 +79,23 @@ class MacroStep(Transform):
         steps = torch.ones_like(alive, dtype=torch.int64)
         success = current.get(SUCCESS_KEY, None)
         success_once = success
+        done_keys, done_spec = parent.done_keys, parent.full_done_spec
+        all_alive = bool(alive.all())
         for j in range(1, self.act_horizon):
-            if not alive.any():
+            if not (all_alive or alive.any()):
                 break
             # The env's own state entries ride along for envs that keep their state in the tensordict.
-            step_input = current.exclude("reward", *parent.done_keys).set(self.action_key, chunk[..., j, :])
+            step_input = current.exclude("reward", *done_keys).set(self.action_key, chunk[..., j, :])
             current = parent._step(step_input)
-            parent._complete_done(parent.full_done_spec, current)
-            mask = alive.squeeze(-1)  # (*B,)
-            all_alive = bool(mask.all())
-            latched = current if all_alive else current.where(mask, latched)
+            if any(current.get(key, None) is None for key in done_keys):
+                parent._complete_done(done_spec, current)
+            latched = current if all_alive else current.where(alive.squeeze(-1), latched)
             reward = reward + self.gamma**j * (current.get("reward") * alive)
             steps = steps + alive
             if success_once is not None:
                 success_once = success_once | (current.get(SUCCESS_KEY) & alive)
             alive = alive & ~current.get("done")
+            all_alive = all_alive and bool(alive.all())
         if latched is not next_tensordict:
             latched = next_tensordict.copy().update(latched)
         latched.set("reward", reward)
