@@ -95,7 +95,8 @@ def compose(overrides: list[str]):
         with initialize_config_module("conf", version_base="1.3"):
             return hydra_compose("config", overrides=overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(" ".join(str(error).split())) from None
+        message = " ".join(str(error).split())
+        raise UserError(message.split(" Config search path")[0]) from None
 
 
 def _usage() -> str:
