@@ -41,6 +41,7 @@ def plot_learning_curve(rows: Sequence[dict[str, float]], base: Rate, path: Path
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     panels = [
         (SUCCESS, "training success (running)"),
@@ -54,6 +55,7 @@ def plot_learning_curve(rows: Sequence[dict[str, float]], base: Rate, path: Path
         points = [(row["env_steps"], row[name]) for row in rows if name in row]
         axis.plot(*(zip(*points, strict=True) if points else ([], [])), color="tab:blue", label="stage 2")
         axis.set_xlabel("env steps")
+        axis.xaxis.set_major_locator(MaxNLocator(4))
         axis.set_title(label, fontsize=10)
         axis.grid(alpha=0.3)
     axes[0].axhline(base.value, color="tab:orange", label="base policy, prior noise")
