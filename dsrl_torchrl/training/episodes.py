@@ -11,6 +11,9 @@ from tensordict import TensorDictBase
 class EpisodeTracker:
     """Running success, return and length of the last ``window`` finished training episodes.
 
+    A reset of all envs, as at every checkpoint, drops the episodes under way, and failing episodes are the longer ones:
+    just after it the running success is a few points high. The held-out evaluation has no such bias.
+
     Args:
         window: number of episodes in the running means.
     """
