@@ -12,9 +12,11 @@ from dsrl_torchrl.errors import UserError
 STEPS = {
     "demos": "make demonstrations with the task's generator",
     "base": "train the base policy on them (makes them first if need be)",
-    "stage2": "steer the frozen base policy online with SAC on its noise",
+    "stage1": "steer it offline, from demonstrations and its own rollouts: noise aliasing",
+    "stage2": "steer it online, from there: DSRL-NA, or DSRL-SAC with algorithm=dsrl_sac",
     "eval": "compare all policies of the run on the same held-out resets",
-    "run": "all of these, skipping what exists",
+    "diagnose": "can the base be steered here, and with which noise: a page of figures and advice",
+    "run": "demos to eval, skipping what exists",
 }
 
 USAGE = """usage: dsrl {step} [override ...]
@@ -76,10 +78,11 @@ def _main(arguments: list[str]) -> None:
         return
     from torchrl import logger as torchrl_logger
 
-    from dsrl_torchrl.pipeline import Pipeline
+    from dsrl_torchrl import pipeline
+    from dsrl_torchrl.run import Run
 
     torchrl_logger.setLevel("WARNING")  # its notes on buffers would cut through the progress bars
-    getattr(Pipeline(cfg), step)()
+    pipeline.STEPS[step](Run(cfg))
 
 
 def compose(overrides: list[str]):
@@ -100,7 +103,7 @@ def compose(overrides: list[str]):
 
 
 def _usage() -> str:
-    steps = "\n".join(f"  {name:<8}{text}" for name, text in STEPS.items())
+    steps = "\n".join(f"  {name:<10}{text}" for name, text in STEPS.items())
     return USAGE.format(step="{" + "|".join(STEPS) + "}", steps=steps)
 
 
@@ -110,8 +113,10 @@ def _step_help(step: str, cfg) -> str:
     sections = {
         "demos": ["task"],
         "base": ["task", "base_policy"],
-        "stage2": ["task", "base_policy", "latent", "algorithm", "collector", "logger"],
+        "stage1": ["task", "base_policy", "latent", "networks", "stage1", "collector"],
+        "stage2": ["task", "base_policy", "latent", "networks", "stage1", "algorithm", "collector", "logger"],
         "eval": ["evaluation", "collector"],
+        "diagnose": ["task", "base_policy", "latent", "diagnosis", "collector"],
         "run": [str(key) for key in cfg],
     }[step]
     common = [key for key in ("name", "output", "seed", "resume", "progress") if key not in sections]

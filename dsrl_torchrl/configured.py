@@ -31,8 +31,8 @@ def check_config(cfg: DictConfig) -> None:
         raise UserError(
             f"act_horizon must lie between 1 and pred_horizon ({task.pred_horizon}); got {task.act_horizon}"
         )
-    if not latent.action_magnitude > 0:
-        raise UserError(f"latent.action_magnitude must be positive, got {latent.action_magnitude}")
+    if latent.action_magnitude != "auto" and not _is_positive(latent.action_magnitude):
+        raise UserError(f"latent.action_magnitude must be positive or auto, got {latent.action_magnitude}")
     if latent.noise_layout not in NOISE_LAYOUTS:
         raise UserError(f"latent.noise_layout must be one of {', '.join(NOISE_LAYOUTS)}; got {latent.noise_layout!r}")
     if cfg.collector.num_workers < 1:
@@ -40,6 +40,10 @@ def check_config(cfg: DictConfig) -> None:
     if cfg.evaluation.episodes < 1:
         raise UserError(f"evaluation.episodes must be at least 1, got {cfg.evaluation.episodes}")
     check_logger(**cfg.logger)
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, (int, float)) and value > 0
 
 
 def make_latent_env(

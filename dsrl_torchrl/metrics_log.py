@@ -10,7 +10,7 @@ from torchrl.record.loggers import get_logger
 
 from dsrl_torchrl.errors import UserError
 
-STEP = "env_steps"
+STEPS = ("env_steps", "updates")
 LOGGER_TYPES = (None, "tensorboard", "wandb")
 WANDB_MODES = ("online", "offline", "disabled")
 
@@ -22,7 +22,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     return [
-        {name: int(cell) if name == STEP else float(cell) for name, cell in row.items() if cell}
+        {name: int(cell) if name in STEPS else float(cell) for name, cell in row.items() if cell}
         for row in rows
         if all(cell is not None for cell in row.values())
     ]
@@ -37,11 +37,12 @@ def check_logger(type: str | None = None, mode: str = "online", project: str = "
 
 
 class MetricsLog:
-    """Writes metrics over env steps.
+    """Writes metrics over env steps or updates.
 
     Args:
         path: the CSV file. Columns that appear later are added to the header.
-        keep_until: rows beyond this env step are dropped: those a killed run wrote after its last checkpoint.
+        step: name of the first column: ``env_steps`` or, offline, ``updates``.
+        keep_until: rows beyond this step are dropped: those a killed run wrote after its last checkpoint.
         type: ``None``, ``tensorboard`` or ``wandb``, next to the CSV.
         mode: of wandb: ``online``, ``offline`` or ``disabled``.
         project: of wandb.
@@ -51,6 +52,7 @@ class MetricsLog:
         self,
         path: Path,
         *,
+        step: str = "env_steps",
         keep_until: int = 0,
         type: str | None = None,
         mode: str = "online",
@@ -58,19 +60,20 @@ class MetricsLog:
     ) -> None:
         check_logger(type, mode)
         self.path = path
+        self.step = step
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._rows = [row for row in read_metrics(path) if row[STEP] <= keep_until]
-        self._columns = list(dict.fromkeys([STEP, *(name for row in self._rows for name in row)]))
+        self._rows = [row for row in read_metrics(path) if row[step] <= keep_until]
+        self._columns = list(dict.fromkeys([step, *(name for row in self._rows for name in row)]))
         self._rewrite()
         self._logger = None
         if type is not None:
             kwargs = {"wandb_kwargs": {"mode": mode, "project": project}} if type == "wandb" else {}
             self._logger = get_logger(type, str(path.parent), path.parent.name, **kwargs)
 
-    def __call__(self, env_steps: int, metrics: dict[str, float]) -> None:
+    def __call__(self, step: int, metrics: dict[str, float]) -> None:
         """Appends one row."""
         # Floats throughout: a resumed run reads its rows back and must write the same file again.
-        row = {STEP: env_steps, **{name: float(value) for name, value in metrics.items()}}
+        row = {self.step: step, **{name: float(value) for name, value in metrics.items()}}
         self._rows.append(row)
         new = [name for name in row if name not in self._columns]
         if new:
@@ -81,7 +84,7 @@ class MetricsLog:
                 csv.DictWriter(file, self._columns).writerow(row)
         if self._logger is not None:
             for name, value in metrics.items():
-                self._logger.log_scalar(name, value, step=env_steps)
+                self._logger.log_scalar(name, value, step=step)
 
     def close(self) -> None:
         """Ends the wandb run or flushes TensorBoard; the CSV is complete after every row."""

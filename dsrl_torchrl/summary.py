@@ -6,8 +6,9 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from dsrl_torchrl.diagnostics import longest_dip, plot_learning_curve, success_curve
+from dsrl_torchrl.diagnostics import longest_dip, success_curve
 from dsrl_torchrl.evaluation import Evaluation, Rate
+from dsrl_torchrl.figures import plot_learning_curve
 from dsrl_torchrl.metrics_log import read_metrics
 from dsrl_torchrl.run_directory import write_json
 
@@ -18,6 +19,7 @@ def write_summary(
     folder: Path,
     results: dict[str, Evaluation],
     *,
+    stage1: dict,
     stage2: dict,
     config_hash: str,
     title: str,
@@ -26,31 +28,39 @@ def write_summary(
     """Writes ``summary.json`` and ``learning_curve.png`` into ``folder`` and prints the table.
 
     Args:
-        results: by policy name: ``base_prior``, ``base_zero``, ``stage2_stochastic``, ``stage2_deterministic``.
+        results: by policy name: ``base_prior``, ``base_zero``, ``stage1``, ``stage2_stochastic``,
+            ``stage2_deterministic``.
+        stage1: what stage 1 recorded about itself, its check included; empty before it has run.
         stage2: ``env_steps``, ``updates`` and ``wall_seconds`` of stage 2; empty before it has run.
         config_hash: hash of the configuration that the policies came from.
         title: of the figure.
         say: prints one line.
     """
-    base = results["base_prior"].success_once
+    references = {"base policy, prior noise": results["base_prior"].success_once}
+    if "stage1" in results:
+        references["stage 1"] = results["stage1"].success_once
     rows = read_metrics(folder / "metrics.csv") if stage2 else []
+    # Online training starts from stage 1 where there is one, and must not lose what that gained.
+    start, reference = list(references.items())[-1]
     summary = {
         "evaluations": {name: result.to_dict() for name, result in results.items()},
         "env_steps": stage2.get("env_steps", 0),
         "updates": stage2.get("updates", 0),
         "wall_seconds": stage2.get("wall_seconds", 0.0),
-        # The longest stretch of online training more than 10 points below the base, in env steps.
-        "longest_dip_env_steps": longest_dip(success_curve(rows), base.value),
+        # The longest stretch of online training more than 10 points below where it started, in env steps.
+        "longest_dip_env_steps": longest_dip(success_curve(rows), reference.value),
+        "longest_dip_below": start,
+        "stage1": stage1,
         "config_hash": config_hash,
         "versions": {name: _version(name) for name in PACKAGES},
     }
     write_json(folder / "summary.json", summary)
     say(format_table(results))
     if rows:
-        plot_learning_curve(rows, base, folder / "learning_curve.png", title)
+        plot_learning_curve(rows, references, folder / "learning_curve.png", title)
         say(
             f"{summary['env_steps']} env steps, {summary['updates']} updates, {summary['wall_seconds']:.0f} s; longest "
-            f"stretch over 10 points below the base: {summary['longest_dip_env_steps']:.0f} env steps"
+            f"stretch over 10 points below {start}: {summary['longest_dip_env_steps']:.0f} env steps"
         )
         say(f"{folder / 'summary.json'}, {folder / 'learning_curve.png'}")
     return summary

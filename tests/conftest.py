@@ -1,4 +1,17 @@
+import pytest
 import torch
 
 # CI machines are shared: OpenMP threads that compete for cores make small networks ten times slower.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A finished run of the whole pipeline, made once."""
+    from dsrl_torchrl.cli import main
+
+    from .pipeline_run import TINY
+
+    folder = tmp_path_factory.mktemp("finished")
+    main(["run", *TINY, f"output={folder}", "name=a"])
+    return folder

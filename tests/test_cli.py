@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from dsrl_torchrl.cli import main
 from dsrl_torchrl.policies import FlowPolicy, save_policy
 
-TINY = ["task=toy", "experiment=smoke", "collector.num_workers=1", "progress=false"]
+from .pipeline_run import TINY, fails
 
 
 @pytest.fixture(autouse=True)
@@ -27,29 +23,10 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A finished run, made once."""
-    folder = tmp_path_factory.mktemp("finished")
-    main(["run", *TINY, f"output={folder}", "name=a"])
-    return folder
-
-
-def fails(capsys, *arguments):
-    """The one line that a mistake prints; exit code 1."""
-    with pytest.raises(SystemExit) as stopped:
-        main(list(arguments))
-    assert stopped.value.code == 1
-    error = capsys.readouterr().err.strip()
-    assert error.startswith("dsrl: error: ")
-    assert "\n" not in error
-    return error
-
-
 def test_run_leaves_what_the_readme_promises(finished):
     run = finished / "a"
     summary = json.loads((run / "summary.json").read_text())
-    policies = ["base_prior", "base_zero", "stage2_stochastic", "stage2_deterministic"]
+    policies = ["base_prior", "base_zero", "stage1", "stage2_stochastic", "stage2_deterministic"]
     assert list(summary["evaluations"]) == policies
     for policy in policies:
         for measure in ("success_once", "success_at_end"):
@@ -62,6 +39,10 @@ def test_run_leaves_what_the_readme_promises(finished):
     assert len(summary["config_hash"]) == 12
     assert summary["versions"]["torch"] == torch.__version__
     for path in ("config.yaml", "metrics.csv", "learning_curve.png", "base/model.safetensors", "demos/trajectory.h5"):
+        assert (run / path).exists(), path
+    for path in ("actor", "q_noise", "q_action", "q_action_target", "rollouts"):
+        assert (run / f"stage1/{path}.safetensors").exists(), path
+    for path in ("stage1/metrics.csv", "stage1/stage1.png"):
         assert (run / path).exists(), path
 
 
@@ -88,6 +69,59 @@ def test_diffusion_with_a_history_of_observations(capsys):
     assert list(Path("runs/d").rglob("events.out.tfevents*"))
 
 
+def test_plain_sac_is_one_override_away(capsys):
+    """No stage 1, no offline data; with ``init_actor`` it starts from stage 1's actor."""
+    main(["run", *TINY, "algorithm=dsrl_sac", "name=sac"])
+    assert not os.path.exists("runs/sac/stage1")
+    out = capsys.readouterr().out
+    assert "stage2_stochastic" in out
+    assert "stage1" not in out
+    main(["run", *TINY, "algorithm=dsrl_sac", "algorithm.init_actor=true", "algorithm.init_critics=true", "name=warm"])
+    assert "stage1 " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "switches", [["stage1.use_na=false"], ["stage1.aw_mle=false"], ["stage1.use_demonstrations=false"]], ids="-".join
+)
+def test_the_switches_of_stage_1(finished, capsys, switches):
+    arguments = [*TINY, f"base_policy.checkpoint={finished / 'a' / 'base'}", "name=s", *switches]
+    if "stage1.use_na=false" in switches:
+        assert "init_critics" in fails(capsys, "stage2", *arguments)  # no Q^A to start from
+        arguments.append("algorithm.init_critics=false")
+    main(["stage2", *arguments])
+    assert "stage 2: " in capsys.readouterr().out
+
+
+def test_demonstrations_get_their_noise_by_inversion(finished, capsys):
+    """TD on the noise can then use them; the cache is found again by another run of the same base policy."""
+    switches = ["stage1.use_na=false", "stage1.inversion=retrieval", "algorithm=dsrl_sac"]
+    demos = f"task.demonstrations.path={finished / 'a' / 'demos' / 'trajectory.h5'}"
+    for name in ("i", "j"):
+        arguments = [*TINY, f"base_policy.checkpoint={finished / 'a' / 'base'}", demos, *switches, f"name={name}"]
+        main(["stage1", *arguments])
+        assert "inversion: " in capsys.readouterr().out
+    assert len(list(Path("runs/alias_cache").iterdir())) == 1
+
+
+def test_the_bound_is_chosen_from_the_base_policy(finished, capsys):
+    arguments = [*TINY, f"base_policy.checkpoint={finished / 'a' / 'base'}", "latent.action_magnitude=auto", "name=m"]
+    main(["stage1", *arguments])
+    first = capsys.readouterr().out
+    main(["stage1", *arguments])
+    assert "auto: " in first
+    saved = yaml.safe_load(Path("runs/m/config.yaml").read_text())
+    assert saved["latent"]["action_magnitude"] in (1.0, 1.25, 1.5, 2.0, 2.5)
+
+
+def test_diagnose(finished, capsys):
+    arguments = [*TINY, f"output={finished}", "name=a", "diagnosis.resets=3", "diagnosis.repeats=2"]
+    main(["diagnose", *arguments])
+    report = json.loads((finished / "a/diagnosis/steerability.json").read_text())
+    assert report["gap_policy"] is not None  # stage 1's critics are there
+    assert (finished / "a/diagnosis/steerability.png").stat().st_size > 10_000
+    assert "steerability.png" in capsys.readouterr().out
+
+
 def test_help(capsys):
     main(["--help"])
     assert "usage: dsrl" in capsys.readouterr().out
@@ -112,6 +146,13 @@ def test_help(capsys):
         (["run", "task=toy", "base_policy.checkpoint=nowhere"], "nowhere"),
         (["base", "task=toy", "task.demonstrations.path=nowhere.h5"], "nowhere.h5"),
         (["run", "task=toy", "algorithm.utd=many"], "utd must be a number"),
+        (["run", "task=toy", "latent.action_magnitude=big"], "action_magnitude must be positive or auto"),
+        (["run", "task=toy", "networks.activation=sine"], "activation must be one of"),
+        (["run", "task=toy", "stage1.use_na=false", "stage1.inversion=magic"], "inversion must be one of"),
+        (["run", "task=toy", "stage1.inversion=retrieval"], "inversion is read with use_na=false only"),
+        (["run", "task=toy", "stage1.updates=0"], "updates must be positive"),
+        (["run", "task=toy", "stage1.beta_latent=-1"], "beta_latent must be positive"),
+        (["run", "task=toy", "algorithm.offline_fraction=1"], "offline_fraction"),
     ],
 )
 def test_mistakes_in_options(capsys, arguments, message):
@@ -194,98 +235,6 @@ def test_demonstrations_without_success(finished, capsys):
         episode["success"] = False
     Path("demos.json").write_text(json.dumps(description))
     assert "success" in fails(capsys, "base", *TINY, "task.demonstrations.path=demos.h5")
-
-
-def start(*arguments):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "dsrl_torchrl", *arguments]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def wait_for(path, process, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not list(path.parent.glob(path.name)):
-        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
-        time.sleep(0.05)
-
-
-def rows_of(path):
-    return path.read_text().splitlines()
-
-
-NAN_ENV = """
-import torch
-from envs.toy import PointReachEnv
-
-class NaNEnv(PointReachEnv):
-    calls = 0
-
-    def _advance(self, action):
-        observation, *rest = super()._advance(action)
-        self.calls += 1
-        return observation * (float("nan") if self.calls > 60 else 1.0), *rest
-"""
-
-
-def test_nan_in_a_worker_process_is_one_line(tmp_path, finished, monkeypatch):
-    (tmp_path / "nan_env.py").write_text(NAN_ENV)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    arguments = [*TINY, f"base_policy.checkpoint={finished / 'a' / 'base'}", "task.env._target_=nan_env.NaNEnv"]
-    process = start("stage2", *arguments, "collector.num_workers=2")
-    _, error = process.communicate(timeout=200)
-    assert process.returncode == 1
-    assert "next.observation is NaN or infinite at env step" in error
-    assert "Traceback" not in error
-
-
-LONGER = [*TINY, "algorithm.total_env_steps=1500"]
-
-
-def test_kill_nine_and_resume_equals_the_uninterrupted_run(tmp_path, finished, capsys):
-    """SIGKILL in the middle of stage 2, then resume=true: the same actor, the same log, no row twice."""
-    whole = [*LONGER, f"base_policy.checkpoint={finished / 'a' / 'base'}"]
-    main(["stage2", *whole, "name=whole"])
-    process = start("stage2", *whole, "name=killed")
-    wait_for(tmp_path / "runs" / "killed" / "stage2" / "checkpoints" / "checkpoint*4??", process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (tmp_path / "runs" / "killed" / "stage2" / "actor.safetensors").exists()
-    assert "resume=true" in fails(capsys, "stage2", *whole, "name=killed")
-    main(["stage2", *whole, "name=killed", "resume=true"])
-    for name in ("stage2/actor.safetensors", "metrics.csv"):
-        assert (tmp_path / "runs/killed" / name).read_bytes() == (tmp_path / "runs/whole" / name).read_bytes(), name
-
-
-@pytest.fixture(scope="module")
-def unfinished(tmp_path_factory, finished):
-    """The folder of a run that Ctrl-C stopped after its first checkpoint."""
-    folder = tmp_path_factory.mktemp("unfinished")
-    arguments = [*LONGER, f"base_policy.checkpoint={finished / 'a' / 'base'}", f"output={folder}", "name=stopped"]
-    process = start("stage2", *arguments)
-    wait_for(folder / "stopped" / "stage2" / "checkpoints" / "checkpoint*", process)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    (folder / "stopped" / "stderr.txt").write_text(error)
-    assert process.returncode == 130, error
-    return folder / "stopped"
-
-
-def test_ctrl_c_is_one_line(unfinished):
-    error = (unfinished / "stderr.txt").read_text()
-    assert "resume=true" in error
-    assert "Traceback" not in error
-
-
-@pytest.mark.parametrize("pattern", ["*.json", "*.memmap"])
-def test_a_damaged_checkpoint_is_one_line(tmp_path, finished, unfinished, capsys, pattern):
-    arguments = ["stage2", *LONGER, f"base_policy.checkpoint={finished / 'a' / 'base'}", "name=damaged"]
-    shutil.copytree(unfinished, tmp_path / "runs" / "damaged")
-    for path in (tmp_path / "runs/damaged/stage2/checkpoints").rglob(pattern):
-        path.write_bytes(b"{")
-    with pytest.raises(SystemExit):
-        main([*arguments, "resume=true"])
-    error = capsys.readouterr().err.strip()
-    assert error.startswith("dsrl: error: ") and "\n" not in error
 
 
 def test_an_interruption_that_surfaces_as_another_error(monkeypatch, capsys):

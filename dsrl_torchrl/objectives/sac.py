@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torchrl.objectives import SACLoss, ValueEstimators
 
 from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.objectives.ensemble import check_backup, ensemble_values, reduce_ensemble
 
-BACKUPS = ("min", "mean")
 ALPHA_PARAMETERISATIONS = ("log", "softplus")
 
 
@@ -30,8 +30,7 @@ class LatentSACLoss(SACLoss):
     """
 
     def __init__(self, *args, backup: str = "min", alpha_parameterisation: str = "log", **kwargs) -> None:
-        if backup not in BACKUPS:
-            raise UserError(f"backup must be one of {', '.join(BACKUPS)}; got {backup!r}")
+        check_backup(backup)
         if alpha_parameterisation not in ALPHA_PARAMETERISATIONS:
             raise UserError(
                 f"alpha_parameterisation must be one of {', '.join(ALPHA_PARAMETERISATIONS)}; "
@@ -57,10 +56,6 @@ class LatentSACLoss(SACLoss):
     # Actor and target score the very Gaussian value that was drawn (``rsample_and_log_prob``): inverting the tanh of a
     # saturated noise gives entropies of 1e5 and, through them, diverging critics.
 
-    def reduce_ensemble(self, values: Tensor) -> Tensor:
-        """``[N, *B, 1]`` -> ``[*B, 1]`` by the ensemble's min or mean."""
-        return values.mean(0) if self.backup == "mean" else values.min(0)[0]
-
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """``E[α log π(w | s) - min_i Q_i(s, w)]``, ``w ~ π`` reparameterised; no gradient reaches the critics."""
         with self._actor():
@@ -68,7 +63,7 @@ class LatentSACLoss(SACLoss):
         action, log_prob = dist.rsample_and_log_prob()  # (*B, latent_dim), (*B,)
         inputs = tensordict.select(*self.qvalue_network.in_keys, strict=False).set(self.tensor_keys.action, action)
         values = self._vmap_qnetworkN0(inputs, self._cached_detached_qvalue_params)
-        q = self.reduce_ensemble(values.get(self.tensor_keys.state_action_value)).squeeze(-1)
+        q = reduce_ensemble(values.get(self.tensor_keys.state_action_value), self.backup).squeeze(-1)
         loss = self._reduce_loss(
             self._alpha * log_prob - q, tensordict=tensordict, weights=self._maybe_get_priority_weight(tensordict)
         )
@@ -84,7 +79,7 @@ class LatentSACLoss(SACLoss):
         action, log_prob = dist.rsample_and_log_prob()
         following.set(self.tensor_keys.action, action)
         values = self._vmap_qnetworkN0(following, self.target_qvalue_network_params)
-        q = self.reduce_ensemble(values.get(self.tensor_keys.state_action_value))  # (*B, 1)
+        q = reduce_ensemble(values.get(self.tensor_keys.state_action_value), self.backup)  # (*B, 1)
         tensordict.set(("next", self.value_estimator.tensor_keys.value), q - self._alpha * log_prob.unsqueeze(-1))
         return self.value_estimator.value_estimate(tensordict).squeeze(-1)
 
@@ -100,6 +95,12 @@ class LatentSACLoss(SACLoss):
             error.square().sum(0), tensordict=tensordict, weights=self._maybe_get_priority_weight(tensordict)
         )
         return loss, {"td_error": error.detach().abs().max(0)[0], "q": q.detach(), "target": target}
+
+    def noise_values(self, observation: Tensor, noise: Tensor) -> Tensor:
+        """``Q^W_i(s, w)``: ``[*B, obs]``, ``[*B, latent_dim]`` -> ``[N, *B]``, with gradients."""
+        return ensemble_values(
+            self.qvalue_network, self.qvalue_network_params, observation, noise, deactivate_vmap=self.deactivate_vmap
+        )
 
     def _actor(self):
         return self.actor_network_params.to_module(self.actor_network, preserve_module_state=False)
@@ -118,6 +119,7 @@ def make_sac_loss(
     alpha_parameterisation: str = "log",
     fixed_alpha: bool = False,
     target_entropy_per_dim: float = -0.5,
+    delay_qvalue: bool = True,
 ) -> LatentSACLoss:
     """Builds the loss of DSRL-SAC on macro transitions.
 
@@ -134,6 +136,7 @@ def make_sac_loss(
         target_entropy_per_dim: target entropy divided by ``latent_dim``, for noise scaled to [-1, 1] (the convention of
             the official runs, which use 0). The loss works in ±action_magnitude, where entropy is larger by
             ``latent_dim * log(action_magnitude)``; this function adds that.
+        delay_qvalue: keep target copies of the critics; DSRL-NA's ``Q^W`` is distilled and needs none.
     """
     if num_critics < 1:
         raise UserError(f"num_critics must be at least 1, got {num_critics}")
@@ -150,7 +153,9 @@ def make_sac_loss(
         backup=backup,
         alpha_parameterisation=alpha_parameterisation,
         separate_losses=False,
+        delay_qvalue=delay_qvalue,
     )
+    _ = loss.target_entropy  # SACLoss makes this buffer at its first use, and a checkpoint from before would miss it
     loss.make_value_estimator(ValueEstimators.TD0, gamma=gamma)
     # The nested key: an entry at the root would hold the previous macro step's k.
     loss.value_estimator.set_keys(steps_to_next_obs=("next", "macro_steps"))

@@ -7,6 +7,7 @@ from dsrl_torchrl.policies.flow import FlowBCLoss, FlowPolicy
 from dsrl_torchrl.policies.generative import GenerativePolicy
 from dsrl_torchrl.policies.networks import ChunkMLP, ChunkNetwork, UNet1D, make_network
 from dsrl_torchrl.policies.normalisation import Normalisation
+from dsrl_torchrl.policies.shortcut import ShortcutBCLoss, ShortcutPolicy
 from dsrl_torchrl.policies.steering_probe import Steerability, probe, steerability
 from dsrl_torchrl.policies.storage import load_policy, save_policy
 
@@ -21,6 +22,8 @@ __all__ = [
     "FlowPolicy",
     "GenerativePolicy",
     "Normalisation",
+    "ShortcutBCLoss",
+    "ShortcutPolicy",
     "Steerability",
     "UNet1D",
     "load_policy",

@@ -1,4 +1,4 @@
-"""What flow and diffusion policies share: a network over normalised chunks, and the way in and out of them."""
+"""What the flow, diffusion and shortcut policies share: a network over normalised chunks, and the way in and out."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class GenerativePolicy(BasePolicy):
     """
 
     policy_type: ClassVar[str]
+    condition_dim: ClassVar[int] = 0  # features that a subclass appends to its network's observation
 
     def __init__(
         self,
@@ -39,7 +40,9 @@ class GenerativePolicy(BasePolicy):
     ) -> None:
         super().__init__(observation_dim, action_dim, pred_horizon, obs_horizon, control_mode)
         self.sampler_steps = positive_int("sampler_steps", sampler_steps)
-        self.network = make_network(network or {"kind": "mlp"}, observation_dim, action_dim, pred_horizon)
+        self.network = make_network(
+            network or {"kind": "mlp"}, observation_dim + self.condition_dim, action_dim, pred_horizon
+        )
 
     @property
     def config(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from dsrl_torchrl.errors import CheckpointError, UserError
 from dsrl_torchrl.policies.diffusion import DiffusionPolicy
 from dsrl_torchrl.policies.flow import FlowPolicy
 from dsrl_torchrl.policies.generative import GenerativePolicy
+from dsrl_torchrl.policies.shortcut import ShortcutPolicy
 
 FORMAT = "dsrl_torchrl.base_policy"
 VERSION = 1
@@ -24,7 +25,9 @@ MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 
 # What the ``type`` field of a config may name; add your own subclass here before loading it.
-POLICY_TYPES: dict[str, type[GenerativePolicy]] = {cls.policy_type: cls for cls in (FlowPolicy, DiffusionPolicy)}
+POLICY_TYPES: dict[str, type[GenerativePolicy]] = {
+    cls.policy_type: cls for cls in (FlowPolicy, DiffusionPolicy, ShortcutPolicy)
+}
 
 
 def save_policy(policy: GenerativePolicy, folder: str | os.PathLike[str]) -> Path:
@@ -81,6 +84,15 @@ def load_policy(folder: str | os.PathLike[str], device: torch.device | str = "cp
         raise CheckpointError(f"{folder / CONFIG_FILE} holds arguments that do not fit: {error}") from error
     _load_state(policy, state, path)
     return policy.freeze().to(device)
+
+
+def read_weights_hash(folder: str | os.PathLike[str]) -> str:
+    """SHA-256 of a saved policy's weights, as :func:`save_policy` recorded it; reads the config alone.
+
+    Raises:
+        CheckpointError: as :func:`load_policy`.
+    """
+    return str(_read_config(Path(folder) / CONFIG_FILE).get("model_sha256"))
 
 
 def write_atomically(path: Path, data: bytes) -> None:

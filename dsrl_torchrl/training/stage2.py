@@ -1,52 +1,33 @@
-"""Stage 2, online: SAC on the latent action, a loop to be read from top to bottom (SPEC §2)."""
+"""Stage 2, online: the latent policy by DSRL-SAC or DSRL-NA, a loop to be read from top to bottom (SPEC §2, §3)."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from tensordict import TensorDictBase
 from torchrl.checkpoint import Checkpoint, CheckpointRotation, GlobalRNGState
 from torchrl.collectors import Collector
-from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.modules import ProbabilisticActor
 from tqdm import tqdm
 
+from dsrl_torchrl.data.alias_pairs import draw_alias_pairs, pick_alias_pair
 from dsrl_torchrl.data.transitions import check_finite, to_macro_transitions
-from dsrl_torchrl.errors import CheckpointError, NonFiniteError
+from dsrl_torchrl.errors import NonFiniteError
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.modules.prior_noise import PriorNoise
+from dsrl_torchrl.training.checkpoints import Counters, load_newest
 from dsrl_torchrl.training.episodes import EpisodeTracker
+from dsrl_torchrl.training.latent_networks import load_actor, make_actor
+from dsrl_torchrl.training.learner import load_learned_critics, make_update
+from dsrl_torchrl.training.network_config import NetworkConfig
+from dsrl_torchrl.training.replay import MixedReplay
 from dsrl_torchrl.training.stage2_config import Stage2Config
-from dsrl_torchrl.training.stage2_networks import make_actor, make_loss
-from dsrl_torchrl.training.update import SACUpdate
-
-
-def make_replay_buffer(config: Stage2Config) -> TensorDictReplayBuffer:
-    """Uniform replay of macro transitions."""
-    return TensorDictReplayBuffer(storage=LazyTensorStorage(config.replay_size), batch_size=config.batch_size)
-
-
-@dataclass
-class Counters:
-    """How far a run is, as one checkpoint component."""
-
-    env_steps: int = 0
-    macro_steps: int = 0
-    updates: int = 0
-    segments: int = 0
-    wall_seconds: float = 0.0
-
-    def state_dict(self) -> dict:
-        """The counters by name."""
-        return asdict(self)
-
-    def load_state_dict(self, state: dict) -> None:
-        """Restores :meth:`state_dict`."""
-        for name, value in state.items():
-            setattr(self, name, value)
+from dsrl_torchrl.training.update import LatentUpdate
 
 
 @dataclass(frozen=True)
@@ -62,9 +43,12 @@ class Stage2Result:
 def train_stage2(
     env: LatentActionEnv,
     config: Stage2Config,
+    networks: NetworkConfig,
     *,
     seed: int,
     folder: Path,
+    stage1: Path | None = None,
+    offline: TensorDictBase | None = None,
     resume: bool = False,
     make_log: Callable[[int], Callable[[int, dict[str, float]], None]] = lambda env_steps: lambda step, metrics: None,
     progress: bool = True,
@@ -78,8 +62,11 @@ def train_stage2(
     Args:
         env: the latent env; the base policy's observation statistics standardise the networks' input.
         config: hyper-parameters.
+        networks: sizes; those of stage 1 where that is loaded.
         seed: seeds networks, noise and env resets.
         folder: checkpoints go to ``folder/checkpoints``.
+        stage1: folder of stage 1's networks, read where ``config.init_actor`` or ``config.init_critics`` ask for them.
+        offline: macro transitions ``[n]`` that ``config.offline_fraction`` of every batch is drawn from.
         resume: continue from the newest checkpoint there, if any.
         make_log: called once with the env steps that the run (re)starts from; returns a function that is called
             with the number of env steps and a dict of floats.
@@ -89,31 +76,34 @@ def train_stage2(
         NonFiniteError: an observation, reward or loss became NaN or infinite; the last checkpoint stays.
     """
     torch.manual_seed(seed)
-    actor = make_actor(env, config)
-    loss = make_loss(env, actor, config)
-    update = SACUpdate(
-        loss,
-        actor_lr=config.actor_lr,
-        critic_lr=config.critic_lr,
-        alpha_lr=config.alpha_lr,
-        tau=config.tau,
-        max_grad_norm=config.max_grad_norm,
+    actor = make_actor(env, networks)
+    if stage1 is not None and config.init_actor:
+        actor.load_state_dict(load_actor(env, networks, stage1).state_dict())
+    update = make_update(env, actor, config, networks, noise_aliasing=config.noise_aliasing)
+    if stage1 is not None and config.init_critics:
+        load_learned_critics(update, stage1)
+    alias_samples = config.alias_samples if config.noise_aliasing else 0
+    add_alias_pairs = partial(
+        draw_alias_pairs, decode=env.decoder.decode, latent_dim=env.noise_layout.dim, samples=alias_samples
     )
-    buffer = make_replay_buffer(config)
-    prior = PriorNoise(env.noise_layout.dim)
+    if offline is not None:
+        offline = add_alias_pairs(offline.copy())
+    replay = MixedReplay(config.replay_size, config.batch_size, offline, config.offline_fraction)
+    # A policy that has learned offline collects its own warm-up; an untrained one would be worse than the prior.
+    warmup_policy = actor if config.init_actor else PriorNoise(env.noise_layout.dim)
     episodes = EpisodeTracker(config.success_window)
     counters = Counters()
     checkpoint = Checkpoint(
-        loss=loss,
+        losses=update,
         optimisers=update.optimiser_state(),
-        replay=buffer,
+        replay=replay.online,
         episodes=episodes,
         counters=counters,
         rng=GlobalRNGState(),
     )
     rotation = CheckpointRotation(folder / "checkpoints", keep_last=2)
     if resume:
-        _load_newest(checkpoint, rotation)
+        load_newest(checkpoint, rotation)
     log = make_log(counters.env_steps)
     metrics: dict[str, torch.Tensor] = {}
 
@@ -132,7 +122,7 @@ def train_stage2(
         env.set_seed(_segment_seed(seed, counters.segments))
         collector = Collector(
             env,
-            prior if warming_up else actor,
+            warmup_policy if warming_up else actor,
             frames_per_batch=config.macro_steps_per_round,
             total_frames=-1,
             auto_register_policy_transforms=False,  # neither policy is recurrent
@@ -141,16 +131,16 @@ def train_stage2(
         for batch in collector:
             transitions = to_macro_transitions(batch)
             check_finite(transitions, counters.env_steps)
-            buffer.extend(transitions)
+            replay.online.extend(add_alias_pairs(transitions))
             before = counters.env_steps
             counters.env_steps += int(transitions["next", "macro_steps"].sum())
             counters.macro_steps += len(transitions)
             episodes.update(batch)
             if not warming_up:
-                _update_round(update, buffer, config, counters, metrics, bar)
+                _update_round(update, replay, config, counters, metrics, bar)
             bar.update(counters.env_steps - before)
             if counters.env_steps // config.log_env_steps > before // config.log_env_steps:
-                log(counters.env_steps, _log_values(metrics, episodes, counters, buffer, config))
+                log(counters.env_steps, _log_values(metrics, episodes, counters, len(replay.online), config))
             if counters.env_steps >= segment_end:
                 break
         collector.shutdown(close_env=False)
@@ -161,27 +151,9 @@ def train_stage2(
     return Stage2Result(actor, counters.env_steps, counters.updates, counters.wall_seconds)
 
 
-def _load_newest(checkpoint: Checkpoint, rotation: CheckpointRotation) -> None:
-    newest = rotation.latest()
-    if newest is None:
-        if any(rotation.directory.glob("checkpoint*")):
-            raise CheckpointError(
-                f"no readable checkpoint is left in {rotation.directory}; start anew with another name="
-            )
-        return
-    try:
-        checkpoint.load(newest)
-    # TorchRL reports damage by whatever its readers raise: KeyError, RuntimeError, OSError, JSONDecodeError...
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise CheckpointError(
-            f"{newest} is damaged or belongs to another run ({reason}); remove it to resume from the one before it"
-        ) from error
-
-
 def _update_round(
-    update: SACUpdate,
-    buffer: TensorDictReplayBuffer,
+    update: LatentUpdate,
+    replay: MixedReplay,
     config: Stage2Config,
     counters: Counters,
     metrics: dict[str, torch.Tensor],
@@ -192,7 +164,7 @@ def _update_round(
     for _ in range(owed):
         step = counters.updates
         update_actor = step >= config.critic_only_updates and step % config.actor_interval == 0
-        metrics.update(update(buffer.sample(), update_actor=update_actor).items())
+        metrics.update(update(pick_alias_pair(replay.sample()), update_actor=update_actor).items())
         counters.updates += 1
         if counters.updates % 100 == 0:
             bar.set_postfix(updates=counters.updates, refresh=counters.updates % 500 == 0)
@@ -205,7 +177,7 @@ def _log_values(
     metrics: dict[str, torch.Tensor],
     episodes: EpisodeTracker,
     counters: Counters,
-    buffer: TensorDictReplayBuffer,
+    replay_size: int,
     config: Stage2Config,
 ) -> dict[str, float]:
     return {
@@ -213,8 +185,8 @@ def _log_values(
         **episodes.metrics(),
         "train/updates": counters.updates,
         "train/utd": counters.updates / max(counters.macro_steps, 1),
-        "replay_buffer/size": len(buffer),
-        "replay_buffer/utilization": len(buffer) / config.replay_size,
+        "replay_buffer/size": replay_size,
+        "replay_buffer/utilization": replay_size / config.replay_size,
     }
 
 

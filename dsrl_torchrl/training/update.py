@@ -1,44 +1,58 @@
-"""One gradient update of DSRL-SAC."""
+"""One gradient update of the latent policy: by SAC on its noise, or by noise aliasing."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from torch import Tensor, nn
 from torchrl.objectives import SoftUpdate
 
+from dsrl_torchrl.objectives.action_value import ActionValueLoss
+from dsrl_torchrl.objectives.aw_mle import AdvantageWeightedMLELoss
+from dsrl_torchrl.objectives.noise_aliasing import NoiseAliasingLoss
 from dsrl_torchrl.objectives.sac import LatentSACLoss
 
 
-class SACUpdate(nn.Module):
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """Adam's learning rates, the targets' Polyak rate and the clipping of gradients."""
+
+    actor_lr: float = 2e-4
+    critic_lr: float = 5e-4
+    alpha_lr: float = 3e-4
+    tau: float = 0.01  # ``θ_targ <- τ θ + (1 - τ) θ_targ``
+    max_grad_norm: float | None = None  # per network; ``None`` only measures it
+
+
+class LatentUpdate(nn.Module):
     """``update(batch) -> metrics``: losses, backward, optimiser steps, target update, and no host synchronisation.
 
+    The critics' step is the subclass's. The actor's signal is ``Q^W`` = ``sac.qvalue_network`` in every case: SAC's
+    actor and temperature losses, or AW-MLE where that is given.
+
     Args:
-        loss: the SAC loss; its parameters are trained in place.
-        actor_lr, critic_lr, alpha_lr: Adam learning rates.
-        tau: Polyak rate of the targets, ``θ_targ <- τ θ + (1 - τ) θ_targ``.
-        max_grad_norm: clips each network's gradient norm; ``None`` only measures it.
+        sac: holds actor, ``Q^W`` and temperature; its parameters are trained in place.
+        config: rates.
+        aw_mle: replaces SAC's actor loss; the temperature is then left alone.
     """
 
     def __init__(
-        self,
-        loss: LatentSACLoss,
-        *,
-        actor_lr: float,
-        critic_lr: float,
-        alpha_lr: float,
-        tau: float,
-        max_grad_norm: float | None = None,
+        self, sac: LatentSACLoss, config: OptimiserConfig, aw_mle: AdvantageWeightedMLELoss | None = None
     ) -> None:
         super().__init__()
-        self.loss = loss
-        self.max_grad_norm = float("inf") if max_grad_norm is None else max_grad_norm
-        self._actor_params = [p for p in loss.actor_network_params.values(True, True) if p.requires_grad]
-        self._critic_params = [p for p in loss.qvalue_network_params.values(True, True) if p.requires_grad]
-        self.actor_optimiser = torch.optim.Adam(self._actor_params, lr=actor_lr, fused=True)
-        self.critic_optimiser = torch.optim.Adam(self._critic_params, lr=critic_lr, fused=True)
-        self.alpha_optimiser = None if loss.fixed_alpha else torch.optim.Adam([loss.log_alpha], lr=alpha_lr)
-        self.target_updater = SoftUpdate(loss, tau=tau)
+        self.sac = sac
+        self.aw_mle = aw_mle
+        self.max_grad_norm = float("inf") if config.max_grad_norm is None else config.max_grad_norm
+        self._actor_params = _trainable(sac.actor_network_params)
+        self._noise_value_params = _trainable(sac.qvalue_network_params)
+        self.optimisers: dict[str, torch.optim.Optimizer] = {
+            "actor": torch.optim.Adam(self._actor_params, lr=config.actor_lr, fused=True),
+            "critic": torch.optim.Adam(self._noise_value_params, lr=config.critic_lr, fused=True),
+        }
+        if not sac.fixed_alpha:
+            self.optimisers["alpha"] = torch.optim.Adam([sac.log_alpha], lr=config.alpha_lr)
 
     def forward(self, batch: TensorDictBase, *, update_actor: bool = True) -> TensorDictBase:
         """One critic step on ``batch`` ``[n]``, one actor and temperature step unless told otherwise.
@@ -46,28 +60,41 @@ class SACUpdate(nn.Module):
         Returns:
             TensorDict of scalars, still on the device, under the names that a run logs.
         """
-        loss_critic, critic = self.loss.qvalue_v2_loss(batch)
-        metrics = {
-            "sac/critic_loss": loss_critic,
-            "critic/grad_norm": self._step(self.critic_optimiser, self._critic_params, loss_critic),
-            "sac/td_error": critic["td_error"].mean(),
-            "sac/q_mean": critic["q"].mean(),
-            "sac/q_std": critic["q"].std(),
-        }
+        metrics = self._critic_step(batch)
         if update_actor:
-            loss_actor, actor = self.loss.actor_loss(batch)
-            metrics["sac/actor_loss"] = loss_actor
-            metrics["actor/grad_norm"] = self._step(self.actor_optimiser, self._actor_params, loss_actor)
-            metrics["actor/policy_entropy"] = -actor["log_prob"].mean()
-            if self.alpha_optimiser is not None:
-                loss_alpha = self.loss.alpha_loss(actor["log_prob"]).mean()
-                metrics["sac/alpha_loss"] = loss_alpha
-                self._step(self.alpha_optimiser, [self.loss.log_alpha], loss_alpha)
-            metrics["sac/alpha"] = self.loss._alpha
+            metrics |= self._actor_step(batch)
         self.target_updater.step()
         return TensorDict({name: value.detach().clone() for name, value in metrics.items()})
 
-    def _step(self, optimiser: torch.optim.Optimizer, parameters: list[Tensor], loss: Tensor) -> Tensor:
+    target_updater: SoftUpdate
+
+    def _critic_step(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def _actor_step(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        if self.aw_mle is not None:
+            out = self.aw_mle(batch)
+            return {
+                "aw_mle/loss": out["loss_aw_mle"],
+                "aw_mle/effective_candidates": out["effective_candidates"].mean(),
+                "aw_mle/advantage": out["advantage"].mean(),
+                "actor/grad_norm": self._step("actor", self._actor_params, out["loss_aw_mle"]),
+            }
+        loss_actor, actor = self.sac.actor_loss(batch)
+        metrics = {
+            "sac/actor_loss": loss_actor,
+            "actor/grad_norm": self._step("actor", self._actor_params, loss_actor),
+            "actor/policy_entropy": -actor["log_prob"].mean(),
+            "actor/q_mean": actor["q"].mean(),
+        }
+        if "alpha" in self.optimisers:
+            loss_alpha = self.sac.alpha_loss(actor["log_prob"]).mean()
+            metrics["sac/alpha_loss"] = loss_alpha
+            self._step("alpha", [self.sac.log_alpha], loss_alpha)
+        return metrics | {"sac/alpha": self.sac._alpha}
+
+    def _step(self, name: str, parameters: list[Tensor], loss: Tensor) -> Tensor:
+        optimiser = self.optimisers[name]
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
@@ -76,17 +103,66 @@ class SACUpdate(nn.Module):
 
     def optimiser_state(self) -> OptimiserState:
         """The optimisers as one checkpoint component."""
-        return OptimiserState(
-            {
-                name: optimiser
-                for name, optimiser in (
-                    ("actor", self.actor_optimiser),
-                    ("critic", self.critic_optimiser),
-                    ("alpha", self.alpha_optimiser),
-                )
-                if optimiser is not None
-            }
-        )
+        return OptimiserState(self.optimisers)
+
+
+class SACUpdate(LatentUpdate):
+    """DSRL-SAC: ``Q^W`` by TD on transitions whose noise is known (SPEC §2)."""
+
+    def __init__(
+        self, sac: LatentSACLoss, config: OptimiserConfig, aw_mle: AdvantageWeightedMLELoss | None = None
+    ) -> None:
+        super().__init__(sac, config, aw_mle)
+        self.target_updater = SoftUpdate(sac, tau=config.tau)
+
+    def _critic_step(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        loss, critic = self.sac.qvalue_v2_loss(batch)
+        return {
+            "sac/critic_loss": loss,
+            "critic/grad_norm": self._step("critic", self._noise_value_params, loss),
+            "sac/td_error": critic["td_error"].mean(),
+            "sac/q_mean": critic["q"].mean(),
+            "sac/q_std": critic["q"].std(),
+        }
+
+
+class NAUpdate(LatentUpdate):
+    """DSRL-NA: ``Q^A`` by TD on executed chunks, distilled into ``Q^W`` (SPEC §3)."""
+
+    def __init__(
+        self,
+        sac: LatentSACLoss,
+        action_value: ActionValueLoss,
+        noise_aliasing: NoiseAliasingLoss,
+        config: OptimiserConfig,
+        aw_mle: AdvantageWeightedMLELoss | None = None,
+    ) -> None:
+        super().__init__(sac, config, aw_mle)
+        self.action_value = action_value
+        self.noise_aliasing = noise_aliasing
+        self._action_value_params = _trainable(action_value.action_value_network_params)
+        self.optimisers["action_value"] = torch.optim.Adam(self._action_value_params, lr=config.critic_lr, fused=True)
+        self.target_updater = SoftUpdate(action_value, tau=config.tau)
+
+    def _critic_step(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        td = self.action_value(batch)
+        metrics = {
+            "sac/critic_loss": td["loss_action_value"],
+            "critic/grad_norm": self._step("action_value", self._action_value_params, td["loss_action_value"]),
+            "sac/td_error": td["td_error"].mean(),
+            "sac/q_mean": td["q_action"].mean(),
+            "sac/q_std": td["q_action"].std(),
+        }
+        alias = self.noise_aliasing(batch)
+        return metrics | {
+            "noise_aliasing/loss": alias["loss_noise_aliasing"],
+            "noise_aliasing/grad_norm": self._step("critic", self._noise_value_params, alias["loss_noise_aliasing"]),
+            "noise_aliasing/q_mean": alias["q_noise"].mean(),
+        }
+
+
+def _trainable(params: TensorDictParams) -> list[Tensor]:
+    return [p for p in params.values(True, True) if p.requires_grad]
 
 
 class OptimiserState:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dsrl_torchrl.policies import DiffusionPolicy, FlowPolicy
+from dsrl_torchrl.policies import DiffusionPolicy, FlowPolicy, ShortcutPolicy
 
-POLICIES = {"flow": FlowPolicy, "diffusion": DiffusionPolicy}
+POLICIES = {"flow": FlowPolicy, "diffusion": DiffusionPolicy, "shortcut": ShortcutPolicy}
 NETWORKS = {"mlp": {"kind": "mlp", "width": 32, "depth": 2}, "unet": {"kind": "unet", "channels": (8, 16)}}
 OBSERVATION_DIM, ACTION_DIM, PRED_HORIZON = 6, 3, 5
 
@@ -24,13 +24,13 @@ def make_policy(policy_type: str, network: str = "mlp", **kwargs):
 
 @pytest.fixture(params=[(p, n) for p in POLICIES for n in NETWORKS], ids="-".join)
 def policy(request):
-    """Each of (flow, diffusion) x (mlp, unet), frozen."""
+    """Each of (flow, diffusion, shortcut) x (mlp, unet), frozen."""
     return make_policy(*request.param, control_mode="pd_ee_delta_pos").freeze()
 
 
 @pytest.fixture(params=POLICIES)
 def trainable(request):
-    """A flow and a diffusion policy, not frozen."""
+    """A flow, a diffusion and a shortcut policy, not frozen."""
     return make_policy(request.param)
 
 

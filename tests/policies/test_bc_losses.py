@@ -7,11 +7,11 @@ import torch
 from tensordict import TensorDict
 
 from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.policies import DiffusionBCLoss, FlowBCLoss
+from dsrl_torchrl.policies import DiffusionBCLoss, FlowBCLoss, ShortcutBCLoss
 
 from .conftest import make_policy
 
-LOSSES = {"flow": FlowBCLoss, "diffusion": DiffusionBCLoss}
+LOSSES = {"flow": FlowBCLoss, "diffusion": DiffusionBCLoss, "shortcut": ShortcutBCLoss}
 
 
 def make_loss(policy, **kwargs):
@@ -134,8 +134,8 @@ def test_bad_input_is_one_line(trainable):
     batch["action"] = batch["action"][:, :-1]
     with pytest.raises(UserError, match=r"action \[8, 4, 3\]"):
         make_loss(trainable)(batch)
-    other = {"flow": DiffusionBCLoss, "diffusion": FlowBCLoss}[trainable.policy_type]
-    with pytest.raises(UserError, match="trains a"):
-        other(trainable)
+    for policy_type in LOSSES.keys() - {trainable.policy_type}:
+        with pytest.raises(UserError, match="trains a"):
+            LOSSES[policy_type](trainable)
     with pytest.raises(UserError, match="frozen"):
         make_loss(trainable.freeze())

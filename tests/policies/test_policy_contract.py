@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.policies import DiffusionPolicy, FlowPolicy
+from dsrl_torchrl.policies import DiffusionPolicy
 
-from .conftest import random_inputs
+from .conftest import POLICIES, random_inputs
 
 
 @pytest.mark.parametrize("batch", [(), (1,), (4,), (2, 3)])
@@ -95,7 +95,7 @@ def test_wrong_shapes_print_both(policy, observation_shape, noise_shape):
         ({"network": {"kind": "unet", "channels": (12,)}}, "multiples of 8"),
     ],
 )
-@pytest.mark.parametrize("policy_class", [FlowPolicy, DiffusionPolicy])
+@pytest.mark.parametrize("policy_class", POLICIES.values())
 def test_bad_arguments(policy_class, kwargs, match):
     arguments = {"observation_dim": 6, "action_dim": 3, "pred_horizon": 4, **kwargs}
     with pytest.raises(UserError, match=match):

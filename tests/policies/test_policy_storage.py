@@ -69,7 +69,7 @@ DAMAGES = {
     "foreign json": (lambda f: (f / "config.json").write_text('{"type": "act"}'), "does not describe a base policy"),
     "json list": (lambda f: (f / "config.json").write_text("[1]"), "does not describe a base policy"),
     "other version": (lambda f: edit_config(f, version=99), "version 99"),
-    "unknown type": (lambda f: edit_config(f, type="vla"), "type 'vla', allowed are flow, diffusion"),
+    "unknown type": (lambda f: edit_config(f, type="vla"), "type 'vla', allowed are flow, diffusion, shortcut"),
     "unhashable type": (lambda f: edit_config(f, type=[]), "allowed are flow, diffusion"),
     "no arguments": (lambda f: edit_config(f, arguments=None), "no 'arguments'"),
     "unknown argument": (lambda f: edit_arguments(f, depth=3), "do not fit"),

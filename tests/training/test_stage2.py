@@ -10,9 +10,10 @@ from dsrl_torchrl.errors import CheckpointError, NonFiniteError, UserError
 from dsrl_torchrl.evaluation import evaluate
 from dsrl_torchrl.modules.prior_noise import PriorNoise
 from dsrl_torchrl.policies import BasePolicy
+from dsrl_torchrl.training.latent_networks import load_actor, save_actor
+from dsrl_torchrl.training.network_config import NetworkConfig
 from dsrl_torchrl.training.stage2 import train_stage2
 from dsrl_torchrl.training.stage2_config import Stage2Config
-from dsrl_torchrl.training.stage2_networks import load_actor, save_actor
 from envs.toy import PointReachEnv, optimal_steps
 
 
@@ -46,20 +47,28 @@ def config(**options):
         "critic_only_updates": 10,
         "batch_size": 32,
         "replay_size": 2000,
-        "num_cells": (16, 16),
         "checkpoint_env_steps": 200,
         "log_env_steps": 50,
         "gamma": 0.9,
+        "noise_aliasing": False,
+        "init_actor": False,
+        "init_critics": False,
+        "offline_fraction": 0.0,
     }
     return Stage2Config(**(small | options))
 
 
-def test_sac_reaches_the_known_optimum(tmp_path):
+SMALL = NetworkConfig(num_cells=(16, 16), activation="tanh")
+
+
+@pytest.mark.parametrize("noise_aliasing", [False, True], ids=["sac", "na"])
+def test_the_known_optimum_is_reached(tmp_path, noise_aliasing):
     settings = config(
-        total_env_steps=8_000, warmup_env_steps=1_000, utd=1, batch_size=128, replay_size=20_000, num_cells=(64, 64),
-        actor_lr=1e-3, critic_lr=1e-3, tau=0.02, checkpoint_env_steps=8_000, activation="relu",
+        total_env_steps=8_000, warmup_env_steps=1_000, utd=1, batch_size=128, replay_size=20_000,
+        actor_lr=1e-3, critic_lr=1e-3, tau=0.02, checkpoint_env_steps=8_000, noise_aliasing=noise_aliasing,
     )  # fmt: skip
-    result = train_stage2(make_env(), settings, seed=0, folder=tmp_path, progress=False)
+    networks = NetworkConfig(num_cells=(64, 64))
+    result = train_stage2(make_env(), settings, networks, seed=0, folder=tmp_path, progress=False)
     env = make_env(gamma=1.0)
     seeds = range(500, 564)
     learned = evaluate(env, result.actor, seeds, deterministic=True)
@@ -78,7 +87,7 @@ class Killed(Exception):
     pass
 
 
-def run(folder, resume=False, kill_at=None):
+def run(folder, resume=False, kill_at=None, **options):
     rows = []
 
     def make_log(keep_until):
@@ -89,15 +98,18 @@ def run(folder, resume=False, kill_at=None):
 
         return log
 
-    result = train_stage2(make_env(), config(), seed=3, folder=folder, resume=resume, make_log=make_log, progress=False)
+    result = train_stage2(
+        make_env(), config(**options), SMALL, seed=3, folder=folder, resume=resume, make_log=make_log, progress=False
+    )
     return result, rows
 
 
-def test_kill_and_resume_equals_the_uninterrupted_run(tmp_path):
-    whole, rows = run(tmp_path / "whole")
+@pytest.mark.parametrize("noise_aliasing", [False, True], ids=["sac", "na"])
+def test_kill_and_resume_equals_the_uninterrupted_run(tmp_path, noise_aliasing):
+    whole, rows = run(tmp_path / "whole", noise_aliasing=noise_aliasing)
     with pytest.raises(Killed):
-        run(tmp_path / "killed", kill_at=550)
-    resumed, resumed_rows = run(tmp_path / "killed", resume=True)
+        run(tmp_path / "killed", kill_at=550, noise_aliasing=noise_aliasing)
+    resumed, resumed_rows = run(tmp_path / "killed", resume=True, noise_aliasing=noise_aliasing)
     assert (resumed.env_steps, resumed.updates) == (whole.env_steps, whole.updates)
     for name, value in whole.actor.state_dict().items():
         assert torch.equal(resumed.actor.state_dict()[name], value), name
@@ -134,13 +146,13 @@ def test_nan_rewards_are_named_and_the_last_checkpoint_stays(tmp_path):
 
     base._advance = poisoned
     with pytest.raises(NonFiniteError, match=r"next\.reward is NaN or infinite at env step \d+"):
-        train_stage2(env, config(), seed=0, folder=tmp_path, progress=False)
+        train_stage2(env, config(), SMALL, seed=0, folder=tmp_path, progress=False)
     assert len(list((tmp_path / "checkpoints").iterdir())) >= 1
 
 
 def test_nan_losses_are_named(tmp_path):
     with pytest.raises(NonFiniteError, match=r"sac/.* at update"):
-        train_stage2(make_env(), config(critic_lr=1e30), seed=0, folder=tmp_path, progress=False)
+        train_stage2(make_env(), config(critic_lr=1e30), SMALL, seed=0, folder=tmp_path, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +162,8 @@ def test_nan_losses_are_named(tmp_path):
         ({"batch_size": 0}, "batch_size"),
         ({"tau": 0.0}, "tau"),
         ({"warmup_env_steps": 900}, "warmup_env_steps"),
-        ({"activation": "sine"}, "activation"),
+        ({"offline_fraction": 1.0}, "offline_fraction"),
+        ({"gamma": 0.0}, "gamma"),
     ],
 )
 def test_bad_options(options, message):
@@ -161,10 +174,10 @@ def test_bad_options(options, message):
 def test_actor_round_trip_and_damage(tmp_path):
     result, _ = run(tmp_path)
     save_actor(result.actor, tmp_path)
-    again = load_actor(make_env(), config(), tmp_path)
+    again = load_actor(make_env(), SMALL, tmp_path)
     for name, value in result.actor.state_dict().items():
         assert torch.equal(again.state_dict()[name], value)
     path = tmp_path / "actor.safetensors"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointError, match=r"actor\.safetensors"):
-        load_actor(make_env(), config(), tmp_path)
+        load_actor(make_env(), SMALL, tmp_path)

@@ -1,0 +1,55 @@
+"""Noises and what they decode to, drawn once per stored state: the frozen policy never changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+NOISE_KEY, CHUNK_KEY = "alias_noise", "alias_chunk"
+ROWS_PER_DECODE = 4096
+
+
+@torch.no_grad()
+def draw_alias_pairs(
+    transitions: TensorDictBase, decode: Callable[[Tensor, Tensor], Tensor], latent_dim: int, samples: int
+) -> TensorDictBase:
+    """Adds ``M = samples`` pairs ``(w, decode(s, w))``, ``w ~ N(0, I)``, to each macro transition, in place.
+
+    Distillation then costs no decode: M per state in all, in large batches, instead of one per state and update. A
+    transition grows by ``M (latent_dim + act_horizon * action_dim)`` numbers: 4 KB for M = 16 and 32 noise dimensions.
+
+    Args:
+        transitions: ``[n]``, with ``observation``.
+        decode: the frozen policy, ``(observation [*B, obs], noise [*B, latent_dim])`` to the executed head.
+        latent_dim: size of the noise.
+        samples: M; 0 adds nothing.
+
+    Returns:
+        The transitions with ``alias_noise`` ``[n, M, latent_dim]`` and ``alias_chunk``
+        ``[n, M, act_horizon, action_dim]``.
+    """
+    if samples == 0:
+        return transitions
+    observation = transitions["observation"]
+    noise = torch.randn(len(observation), samples, latent_dim, dtype=observation.dtype, device=observation.device)
+    rows = max(1, ROWS_PER_DECODE // samples)
+    chunks = [
+        decode(s.unsqueeze(1).expand(-1, samples, -1), w)
+        for s, w in zip(observation.split(rows), noise.split(rows), strict=True)
+    ]
+    transitions.set(NOISE_KEY, noise)
+    return transitions.set(CHUNK_KEY, torch.cat(chunks))
+
+
+def pick_alias_pair(batch: TensorDictBase) -> TensorDictBase:
+    """Replaces the M pairs of each element of ``[n]`` by one of them at random; a batch without pairs stays."""
+    noise = batch.get(NOISE_KEY, None)
+    if noise is None:
+        return batch
+    element = torch.arange(len(noise), device=noise.device)
+    choice = torch.randint(noise.shape[1], (len(noise),), device=noise.device)
+    batch.set(NOISE_KEY, noise[element, choice])
+    return batch.set(CHUNK_KEY, batch.get(CHUNK_KEY)[element, choice])

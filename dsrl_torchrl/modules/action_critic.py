@@ -1,0 +1,59 @@
+"""One member of the action-space critic ensemble, ``Q^A(s, a)`` (SPEC §3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torchrl.modules import MLP, ValueOperator
+
+from dsrl_torchrl.modules.observation_features import ObservationFeatures
+
+
+class _StateChunkMLP(nn.Module):
+    centre: torch.Tensor  # (action_dim,)
+    half_range: torch.Tensor  # (action_dim,)
+
+    def __init__(self, features: ObservationFeatures, low: torch.Tensor, high: torch.Tensor, mlp: MLP) -> None:
+        super().__init__()
+        self.features = features
+        self.mlp = mlp
+        self.register_buffer("centre", ((low + high) / 2).detach().clone())
+        self.register_buffer("half_range", ((high - low) / 2).detach().clone())
+
+    def forward(self, observation: torch.Tensor, chunk: torch.Tensor) -> torch.Tensor:
+        actions = ((chunk - self.centre) / self.half_range).flatten(-2)  # (*B, act_horizon * action_dim)
+        return self.mlp(torch.cat([self.features(observation), actions], dim=-1))
+
+
+def make_action_critic(
+    *,
+    features: ObservationFeatures,
+    act_horizon: int,
+    action_low: torch.Tensor,
+    action_high: torch.Tensor,
+    num_cells: Sequence[int] = (256, 256, 256),
+    activation: type[nn.Module] = nn.Tanh,
+    layer_norm: bool = True,
+    device: torch.device | str = "cpu",
+) -> ValueOperator:
+    """``observation`` ``[*B, obs]``, ``chunk`` ``[*B, act_horizon, action_dim]`` -> ``state_action_value`` ``[*B, 1]``.
+
+    Args:
+        features: of the observation.
+        act_horizon: executed actions in a chunk.
+        action_low, action_high: ``[action_dim]``, scaled to ±1: the range of the base policy's training data, where
+            all decoded actions lie.
+        num_cells, activation, layer_norm: as in :func:`~dsrl_torchrl.modules.latent_critic.make_latent_critic`.
+    """
+    mlp = MLP(
+        in_features=features.out_features + act_horizon * action_low.numel(),
+        out_features=1,
+        num_cells=list(num_cells),
+        activation_class=activation,
+        norm_class=nn.LayerNorm if layer_norm else None,
+        norm_kwargs=[{"normalized_shape": width} for width in num_cells] if layer_norm else None,
+        device=device,
+    )
+    return ValueOperator(_StateChunkMLP(features, action_low, action_high, mlp), in_keys=["observation", "chunk"])

@@ -1,0 +1,79 @@
+"""One run: its configuration, its folder, and which step's artifact lies where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from dsrl_torchrl.configured import check_config
+from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.metrics_log import MetricsLog
+from dsrl_torchrl.policies.storage import read_weights_hash
+from dsrl_torchrl.run_directory import Artifact, config_hash
+from dsrl_torchrl.training.network_config import NetworkConfig
+from dsrl_torchrl.training.stage1_config import Stage1Config
+from dsrl_torchrl.training.stage2_config import Stage2Config
+
+
+class Run:
+    """What the steps of the command line share.
+
+    Args:
+        cfg: the composed Hydra configuration (``conf/config.yaml``).
+        say: prints one line to the user.
+
+    Raises:
+        UserError: an option is wrong; found before any work.
+    """
+
+    def __init__(self, cfg: DictConfig, say: Callable[[str], None] = print) -> None:
+        self.cfg = cfg
+        self.say = say
+        self.config: dict[str, Any] = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+        self.folder = Path(cfg.output) / cfg.name
+        self.networks: NetworkConfig = instantiate(cfg.networks, _convert_="all")
+        self.stage1: Stage1Config = instantiate(cfg.stage1, _convert_="all")
+        self.algorithm: Stage2Config = instantiate(cfg.algorithm, _convert_="all")
+        check_config(cfg)
+        if self.algorithm.noise_aliasing and self.algorithm.init_critics and not self.stage1.use_na:
+            raise UserError(
+                "stage1.use_na=false learns no Q^A: set algorithm.init_critics=false, or algorithm=dsrl_sac for stage 2"
+            )
+        task, seed = self.config["task"], cfg.seed
+        base = {"task": task, "base_policy": self.config["base_policy"], "seed": seed}
+        if cfg.base_policy.checkpoint is not None:
+            # A folder's name says nothing about what lies in it.
+            base["base_policy_sha256"] = read_weights_hash(cfg.base_policy.checkpoint)
+        latent = base | {key: self.config[key] for key in ("latent", "networks")}
+        offline = latent | {"stage1": self.config["stage1"], "num_workers": cfg.collector.num_workers}
+        online = latent | {key: self.config[key] for key in ("algorithm", "collector")}
+        if self.algorithm.needs_stage1:
+            online |= {"stage1": self.config["stage1"]}
+        self.demos_artifact = Artifact(self.folder / "demos", {"demonstrations": task["demonstrations"], "seed": seed})
+        self.base_artifact = Artifact(self.folder / "base", base)
+        self.stage1_artifact = Artifact(self.folder / "stage1", offline)
+        self.stage2_artifact = Artifact(self.folder / "stage2", online)
+        self.config_hash = config_hash(online)
+        if cfg.collector.threads is not None:
+            torch.set_num_threads(cfg.collector.threads)
+
+    def save_config(self) -> None:
+        """Writes the resolved configuration into the run folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.cfg, self.folder / "config.yaml", resolve=True)
+
+    def make_log(self, keep_until: int) -> MetricsLog:
+        """The metrics of stage 2; rows beyond ``keep_until`` env steps are dropped."""
+        return MetricsLog(self.folder / "metrics.csv", keep_until=keep_until, **self.config["logger"])
+
+    def refuse_unfinished(self, artifact: Artifact) -> None:
+        """Raises :class:`UserError` if a step was interrupted here and ``resume`` is not asked for."""
+        if any((artifact.folder / "checkpoints").glob("checkpoint*")) and not self.cfg.resume:
+            raise UserError(
+                f"{artifact.folder} holds an unfinished run: resume=true continues it, another name= starts anew"
+            )

@@ -1,0 +1,49 @@
+"""``dsrl stage2``: online steering."""
+
+from __future__ import annotations
+
+from dsrl_torchrl.configured import make_latent_env
+from dsrl_torchrl.run import Run
+from dsrl_torchrl.steps.action_magnitude import settle_action_magnitude
+from dsrl_torchrl.steps.base import base
+from dsrl_torchrl.steps.offline_data import offline_data
+from dsrl_torchrl.steps.stage1 import stage1
+from dsrl_torchrl.training.latent_networks import save_actor
+from dsrl_torchrl.training.stage2 import train_stage2
+
+
+def stage2(run: Run) -> None:
+    """Steers the base policy online; the learned actor goes to ``stage2/``."""
+    artifact = run.stage2_artifact
+    if artifact.exists:
+        run.say(f"stage 2: {artifact.folder} (exists)")
+        return
+    if run.algorithm.needs_stage1 and not run.stage1_artifact.exists:
+        stage1(run)
+    run.refuse_unfinished(artifact)
+    policy = base(run)
+    settle_action_magnitude(run, policy)
+    env = make_latent_env(run.cfg, policy)
+    try:
+        offline = None
+        if run.algorithm.offline_fraction > 0:
+            offline = offline_data(run, env, with_noise=not run.algorithm.noise_aliasing)
+        artifact.begin()
+        run.save_config()
+        result = train_stage2(
+            env,
+            run.algorithm,
+            run.networks,
+            seed=run.cfg.seed,
+            folder=artifact.folder,
+            stage1=run.stage1_artifact.folder if run.algorithm.needs_stage1 else None,
+            offline=offline,
+            resume=run.cfg.resume,
+            make_log=run.make_log,
+            progress=run.cfg.progress,
+        )
+    finally:
+        env.close()
+    save_actor(result.actor, artifact.folder)
+    artifact.finish(env_steps=result.env_steps, updates=result.updates, wall_seconds=result.wall_seconds)
+    run.say(f"stage 2: {result.env_steps} env steps, {result.updates} updates, in {artifact.folder}")

@@ -1,0 +1,33 @@
+"""Sizes and kind of the learned networks, the same in both stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from dsrl_torchrl.errors import UserError
+
+ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Latent policy and critics; the values that a run uses are in ``conf/config.yaml``."""
+
+    num_critics: int = 2  # members of each ensemble
+    num_cells: tuple[int, ...] = (128, 128, 128)
+    activation: str = "relu"
+    layer_norm: bool = True  # critics
+    fourier_bands: tuple[float, ...] = (0.5, 1.0)  # of the observation's features; () for none
+    initial_std: float = 0.5  # of the latent policy, before the squashing
+
+    def __post_init__(self) -> None:
+        if self.num_critics < 1:
+            raise UserError(f"num_critics must be at least 1, got {self.num_critics}")
+        if not self.num_cells or any(not width > 0 for width in self.num_cells):
+            raise UserError(f"num_cells must be one or more positive widths, got {list(self.num_cells)}")
+        if not self.initial_std > 0:
+            raise UserError(f"initial_std must be positive, got {self.initial_std}")
+        if self.activation not in ACTIVATIONS:
+            raise UserError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {self.activation!r}")

@@ -1,0 +1,92 @@
+"""Base policies and an env whose diagnosis is known by hand."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDict
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from dsrl_torchrl import LatentActionEnv
+from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
+from dsrl_torchrl.policies import BasePolicy
+
+
+class Decoding(BasePolicy):
+    """chunk = function(flat noise), whatever the observation."""
+
+    def __init__(self, function, pred_horizon=4, action_dim=2, observation_dim=2):
+        super().__init__(observation_dim, action_dim, pred_horizon)
+        self.function = function
+        self.freeze()
+
+    def forward(self, observation, noise):
+        return self.function(noise.flatten(-2)).unflatten(-1, (self.pred_horizon, self.action_dim))
+
+
+def affine(matrix, **kwargs):
+    """chunk = matrix @ noise, both flat."""
+    matrix = torch.as_tensor(matrix, dtype=torch.float32)
+    return Decoding(lambda noise: noise @ matrix.T, **kwargs)
+
+
+def diagonal(*gains, **kwargs):
+    return affine(torch.diag(torch.tensor(gains)), **kwargs)
+
+
+def decoder_of(policy, act_horizon=None, layout="full"):
+    return NoiseDecoder(policy, act_horizon=act_horizon or policy.pred_horizon, noise_layout=layout)
+
+
+class CoinEnv(EnvBase):
+    """An episode of ``length`` steps; step 1 succeeds if its action is positive and the reset seed is even.
+
+    With symmetric noise success has a probability of 1/2 from even seeds and is impossible from odd ones. The
+    observation is ``[seed parity, steps so far]``.
+    """
+
+    def __init__(self, num_envs=1, length=3, success=True):
+        super().__init__(batch_size=[num_envs])
+        self.length, self.has_success = length, success
+        self.even = torch.ones(num_envs, 1, dtype=torch.bool)
+        self.t = torch.zeros(num_envs, 1)
+        flag = Categorical(2, shape=(num_envs, 1), dtype=torch.bool)
+        entries = {"observation": Unbounded((num_envs, 2))} | ({"success": flag} if success else {})
+        self.observation_spec = Composite(entries, shape=(num_envs,))
+        self.action_spec = Bounded(-1, 1, shape=(num_envs, 1))
+        self.reward_spec = Unbounded((num_envs, 1))
+        self.done_spec = Composite(
+            done=flag.clone(), terminated=flag.clone(), truncated=flag.clone(), shape=(num_envs,)
+        )
+
+    def _entries(self, success):
+        entries = {"observation": torch.cat([self.even.float(), self.t], -1)}
+        return TensorDict(entries | ({"success": success} if self.has_success else {}), self.batch_size)
+
+    def _reset(self, tensordict, seed=None, **kwargs):
+        if seed is not None:
+            self.even = (torch.tensor(seed) % 2 == 0).reshape(-1, 1)
+        self.t = torch.zeros_like(self.t)
+        return self._entries(torch.zeros_like(self.even))
+
+    def _step(self, tensordict):
+        self.t = self.t + 1
+        success = (self.t == 1) & self.even & (tensordict["action"] > 0)
+        ended = self.t >= self.length
+        out = self._entries(success)
+        return out.update(
+            {
+                "reward": success.float(),
+                "terminated": torch.zeros_like(ended),
+                "truncated": ended,
+                "done": ended,
+            }
+        )
+
+    def _set_seed(self, seed):
+        return seed
+
+
+def coin_env(gain=0.2, num_envs=1, pred_horizon=2, act_horizon=2, **kwargs):
+    policy = diagonal(*[gain] * pred_horizon, pred_horizon=pred_horizon, action_dim=1)
+    return LatentActionEnv(CoinEnv(num_envs, **kwargs), policy, act_horizon=act_horizon)

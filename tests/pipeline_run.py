@@ -1,0 +1,38 @@
+"""The smallest run of the whole pipeline, and how tests start, kill and misuse it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dsrl_torchrl.cli import main
+
+TINY = ["task=toy", "experiment=smoke", "collector.num_workers=1", "progress=false"]
+
+
+def fails(capsys, *arguments):
+    """The one line that a mistake prints; exit code 1."""
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    assert stopped.value.code == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("dsrl: error: ")
+    assert "\n" not in error
+    return error
+
+
+def start(*arguments):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "dsrl_torchrl", *arguments]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(path, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not list(path.parent.glob(path.name)):
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.05)
