@@ -14,7 +14,11 @@ ROWS_PER_DECODE = 4096
 
 @torch.no_grad()
 def draw_alias_pairs(
-    transitions: TensorDictBase, decode: Callable[[Tensor, Tensor], Tensor], latent_dim: int, samples: int
+    transitions: TensorDictBase,
+    decode: Callable[[Tensor, Tensor], Tensor],
+    latent_dim: int,
+    samples: int,
+    behaviour_fraction: float = 0.0,
 ) -> TensorDictBase:
     """Adds ``M = samples`` pairs ``(w, decode(s, w))``, ``w ~ N(0, I)``, to each macro transition, in place.
 
@@ -26,6 +30,9 @@ def draw_alias_pairs(
         decode: the frozen policy, ``(observation [*B, obs], noise [*B, latent_dim])`` to the executed head.
         latent_dim: size of the noise.
         samples: M; 0 adds nothing.
+        behaviour_fraction: share of the M pairs that are the noise and the chunk that were executed. ``Q^W`` is then
+            distilled where the latent policy acts, too: it moves many standard deviations of the prior along the few
+            directions that matter, and a ``Q^W`` that has only seen the prior extrapolates there.
 
     Returns:
         The transitions with ``alias_noise`` ``[n, M, latent_dim]`` and ``alias_chunk``
@@ -40,8 +47,12 @@ def draw_alias_pairs(
         decode(s.unsqueeze(1).expand(-1, samples, -1), w)
         for s, w in zip(observation.split(rows), noise.split(rows), strict=True)
     ]
-    transitions.set(NOISE_KEY, noise)
-    return transitions.set(CHUNK_KEY, torch.cat(chunks))
+    chunk = torch.cat(chunks)
+    own = round(samples * behaviour_fraction)
+    if own:
+        noise[:, :own] = transitions["action"].unsqueeze(1)
+        chunk[:, :own] = transitions["next", "executed_chunk"].unsqueeze(1)
+    return transitions.set(NOISE_KEY, noise).set(CHUNK_KEY, chunk)
 
 
 def pick_alias_pair(batch: TensorDictBase) -> TensorDictBase:

@@ -13,17 +13,19 @@ from dsrl_torchrl.modules.observation_features import ObservationFeatures
 
 class _StateChunkMLP(nn.Module):
     centre: torch.Tensor  # (action_dim,)
-    half_range: torch.Tensor  # (action_dim,)
+    unit: torch.Tensor  # (action_dim,)
 
-    def __init__(self, features: ObservationFeatures, low: torch.Tensor, high: torch.Tensor, mlp: MLP) -> None:
+    def __init__(
+        self, features: ObservationFeatures, low: torch.Tensor, high: torch.Tensor, gain: float, mlp: MLP
+    ) -> None:
         super().__init__()
         self.features = features
         self.mlp = mlp
         self.register_buffer("centre", ((low + high) / 2).detach().clone())
-        self.register_buffer("half_range", ((high - low) / 2).detach().clone())
+        self.register_buffer("unit", ((high - low) / (2 * gain)).detach().clone())
 
     def forward(self, observation: torch.Tensor, chunk: torch.Tensor) -> torch.Tensor:
-        actions = ((chunk - self.centre) / self.half_range).flatten(-2)  # (*B, act_horizon * action_dim)
+        actions = ((chunk - self.centre) / self.unit).flatten(-2)  # (*B, act_horizon * action_dim)
         return self.mlp(torch.cat([self.features(observation), actions], dim=-1))
 
 
@@ -33,6 +35,7 @@ def make_action_critic(
     act_horizon: int,
     action_low: torch.Tensor,
     action_high: torch.Tensor,
+    gain: float = 5.0,
     num_cells: Sequence[int] = (256, 256, 256),
     activation: type[nn.Module] = nn.Tanh,
     layer_norm: bool = True,
@@ -43,8 +46,11 @@ def make_action_critic(
     Args:
         features: of the observation.
         act_horizon: executed actions in a chunk.
-        action_low, action_high: ``[action_dim]``, scaled to ±1: the range of the base policy's training data, where
+        action_low, action_high: ``[action_dim]``, scaled to ±gain: the range of the base policy's training data, where
             all decoded actions lie.
+        gain: a base policy's noise moves its actions by a tenth to a quarter of the half range (its steerability).
+            Scaled to ±1 that difference, the only one that steering can make, drowns among the observation's features;
+            with the inverse of the steerability as gain it enters with unit variance, like the noise enters ``Q^W``.
         num_cells, activation, layer_norm: as in :func:`~dsrl_torchrl.modules.latent_critic.make_latent_critic`.
     """
     mlp = MLP(
@@ -56,4 +62,4 @@ def make_action_critic(
         norm_kwargs=[{"normalized_shape": width} for width in num_cells] if layer_norm else None,
         device=device,
     )
-    return ValueOperator(_StateChunkMLP(features, action_low, action_high, mlp), in_keys=["observation", "chunk"])
+    return ValueOperator(_StateChunkMLP(features, action_low, action_high, gain, mlp), in_keys=["observation", "chunk"])

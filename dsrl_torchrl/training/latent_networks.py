@@ -52,6 +52,7 @@ def make_action_value_network(env: LatentActionEnv, config: NetworkConfig) -> Va
         act_horizon=env.noise_layout.act_horizon,
         action_low=scales.action_low,
         action_high=scales.action_high,
+        gain=config.chunk_gain,
         num_cells=config.num_cells,
         activation=ACTIVATIONS[config.activation],
         layer_norm=config.layer_norm,

@@ -131,7 +131,7 @@ def train_stage2(
         for batch in collector:
             transitions = to_macro_transitions(batch)
             check_finite(transitions, counters.env_steps)
-            replay.online.extend(add_alias_pairs(transitions))
+            replay.online.extend(add_alias_pairs(transitions, behaviour_fraction=config.behaviour_fraction))
             before = counters.env_steps
             counters.env_steps += int(transitions["next", "macro_steps"].sum())
             counters.macro_steps += len(transitions)

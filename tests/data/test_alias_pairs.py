@@ -52,6 +52,16 @@ def test_a_pair_is_picked_whole_and_every_pair_in_turn():
     assert picked == set(range(M))
 
 
+def test_a_share_of_the_pairs_is_what_was_executed():
+    batch = make_batch()
+    batch.set("action", torch.full((len(batch), DIM), 7.0, dtype=torch.float64))
+    td = draw_alias_pairs(batch, Decoder(), DIM, 4, behaviour_fraction=0.5)
+    own = (td["alias_noise"] == 7.0).all(-1)
+    assert own.sum(1).tolist() == [2] * len(batch)
+    executed = batch["next", "executed_chunk"].unsqueeze(1).expand(-1, 2, -1, -1)
+    assert torch.equal(td["alias_chunk"][own].view_as(executed), executed)
+
+
 def test_the_loss_on_a_stored_pair_equals_the_loss_on_a_fresh_noise():
     _, loss = make_losses()
     batch = make_batch()

@@ -14,7 +14,7 @@ from dsrl_torchrl.modules.observation_features import ObservationFeatures
 
 OBS, H_A, ACTION, N, B = 5, 2, 3, 4, 7
 DIM = H_A * ACTION
-MAGNITUDE, GAMMA, ALPHA = 1.5, 0.9, 0.2
+MAGNITUDE, GAMMA, ALPHA, GAIN = 1.5, 0.9, 0.2, 4.0
 LOW, HIGH = torch.tensor([-1.0, -2.0, 0.0]), torch.tensor([1.0, 2.0, 0.5])
 
 
@@ -30,7 +30,7 @@ def make_q_noise():
 
 
 def make_q_action():
-    return make_action_critic(**_sizes(), act_horizon=H_A, action_low=LOW, action_high=HIGH).double()
+    return make_action_critic(**_sizes(), act_horizon=H_A, action_low=LOW, action_high=HIGH, gain=GAIN).double()
 
 
 def _sizes():
@@ -109,7 +109,7 @@ def q_noise_by_hand(params, observation, w):
 
 def q_action_by_hand(params, observation, chunk):
     low, high = LOW.double(), HIGH.double()
-    return q_values(flat(params), observation, (2 * (chunk - low) / (high - low) - 1).flatten(-2))
+    return q_values(flat(params), observation, GAIN * (2 * (chunk - low) / (high - low) - 1).flatten(-2))
 
 
 def flat(params):
