@@ -16,16 +16,16 @@ class Stage1Config(LearnerConfig):
 
     rollout_env_steps: int = 30_000  # primitive env steps of the base policy with prior noise, failures included
     use_demonstrations: bool = True  # as offline data, beside the rollouts
-    updates: int = 8_000
-    critic_only_updates: int = 500  # first updates that leave the actor alone
+    updates: int = 4_000
+    critic_only_updates: int = 1_000  # first updates that leave the actor alone
     actor_interval: int = 4  # critic updates per actor update
     alias_samples: int = 16  # noises decoded once per stored state for the distillation; 0: a fresh one per update
     use_na: bool = True  # Q^A by TD, distilled into Q^W; False: Q^W by TD on the rollouts' own noise
     inversion: str | None = None  # gives demonstrations a noise, for use_na=False: optimisation, retrieval
     aw_mle: bool = True  # S1, advantage-weighted MLE on candidates of the prior; False: S2, SAC's actor loss on Q^W
     m_candidates: int = 32
-    beta_latent: float = 1.0  # inverse temperature of the candidates' weights, in units of the return
-    tau_baseline: float = 1.0
+    beta_latent: float = 10.0  # inverse temperature of the candidates' weights, in units of the return
+    tau_baseline: float = 0.1
     check_episodes: int = 40  # of the stage 1 policy in the env, on resets of their own
     log_updates: int = 100
     checkpoint_updates: int = 2_000

@@ -17,7 +17,7 @@ class Stage2Config(LearnerConfig):
     init_critics: bool = True  # from stage 1
     alias_samples: int = 16  # noises decoded once per stored state for the distillation; 0: a fresh one per update
     behaviour_fraction: float = 0.5  # of the online states' noises: those that were executed; the rest the prior's
-    offline_fraction: float = 0.5  # of every batch, from stage 1's data
+    offline_fraction: float = 0.25  # of every batch, from stage 1's data
     total_env_steps: int = 60_000  # primitive env steps, warm-up included
     warmup_env_steps: int = 8_000  # collected before the first update: by stage 1's actor, or with prior noise without
     macro_steps_per_round: int = 8  # macro steps collected, over all envs, between two rounds of updates
