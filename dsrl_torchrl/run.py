@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -67,9 +68,23 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.cfg, self.folder / "config.yaml", resolve=True)
 
-    def make_log(self, keep_until: int) -> MetricsLog:
-        """The metrics of stage 2; rows beyond ``keep_until`` env steps are dropped."""
-        return MetricsLog(self.folder / "metrics.csv", keep_until=keep_until, **self.config["logger"])
+    @contextmanager
+    def metrics_log(self, path: Path, step: str) -> Iterator[Callable[[int], MetricsLog]]:
+        """Gives a function that opens the metrics at ``path``, to be called with the step that they are kept until.
+
+        What it opened is closed at the end: a second wandb run can then begin in the same process.
+        """
+        opened: list[MetricsLog] = []
+
+        def open_log(keep_until: int) -> MetricsLog:
+            opened.append(MetricsLog(path, step=step, keep_until=keep_until, **self.config["logger"]))
+            return opened[-1]
+
+        try:
+            yield open_log
+        finally:
+            for log in opened:
+                log.close()
 
     def refuse_unfinished(self, artifact: Artifact) -> None:
         """Raises :class:`UserError` if a step was interrupted here and ``resume`` is not asked for."""

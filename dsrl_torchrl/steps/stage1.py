@@ -7,7 +7,7 @@ from typing import Any
 from dsrl_torchrl.configured import make_latent_env
 from dsrl_torchrl.evaluation import evaluate
 from dsrl_torchrl.figures import plot_stage1
-from dsrl_torchrl.metrics_log import MetricsLog, read_metrics
+from dsrl_torchrl.metrics_log import read_metrics
 from dsrl_torchrl.run import Run
 from dsrl_torchrl.steps.action_magnitude import settle_action_magnitude
 from dsrl_torchrl.steps.base import base
@@ -25,6 +25,7 @@ def stage1(run: Run) -> None:
         run.say(f"stage 1: {artifact.folder} (exists)")
         return
     run.refuse_unfinished(artifact)
+    metrics = artifact.folder / "metrics.csv"
     policy = base(run)
     settle_action_magnitude(run, policy)
     env = make_latent_env(run.cfg, policy)
@@ -32,17 +33,18 @@ def stage1(run: Run) -> None:
         artifact.begin()
         run.save_config()
         data = offline_data(run, env, with_noise=not config.use_na)
-        result = train_stage1(
-            env,
-            data,
-            config,
-            run.networks,
-            seed=run.cfg.seed,
-            folder=artifact.folder,
-            resume=run.cfg.resume,
-            make_log=lambda updates: MetricsLog(artifact.folder / "metrics.csv", step="updates", keep_until=updates),
-            progress=run.cfg.progress,
-        )
+        with run.metrics_log(metrics, "updates") as make_log:
+            result = train_stage1(
+                env,
+                data,
+                config,
+                run.networks,
+                seed=run.cfg.seed,
+                folder=artifact.folder,
+                resume=run.cfg.resume,
+                make_log=make_log,
+                progress=run.cfg.progress,
+            )
         facts: dict[str, Any] = {
             "updates": result.updates,
             "wall_seconds": result.wall_seconds,
@@ -56,7 +58,7 @@ def stage1(run: Run) -> None:
     finally:
         env.close()
     title = f"{run.cfg.task.name}, seed {run.cfg.seed}"
-    plot_stage1(read_metrics(artifact.folder / "metrics.csv"), artifact.folder / "stage1.png", title)
+    plot_stage1(read_metrics(metrics), artifact.folder / "stage1.png", title)
     artifact.finish(**facts)
     run.say(f"stage 1: {result.updates} updates on {len(data)} macro transitions, in {artifact.folder}")
     _say_check(run, result, facts.get("check"))

@@ -30,18 +30,19 @@ def stage2(run: Run) -> None:
             offline = offline_data(run, env, with_noise=not run.algorithm.noise_aliasing)
         artifact.begin()
         run.save_config()
-        result = train_stage2(
-            env,
-            run.algorithm,
-            run.networks,
-            seed=run.cfg.seed,
-            folder=artifact.folder,
-            stage1=run.stage1_artifact.folder if run.algorithm.needs_stage1 else None,
-            offline=offline,
-            resume=run.cfg.resume,
-            make_log=run.make_log,
-            progress=run.cfg.progress,
-        )
+        with run.metrics_log(run.folder / "metrics.csv", "env_steps") as make_log:
+            result = train_stage2(
+                env,
+                run.algorithm,
+                run.networks,
+                seed=run.cfg.seed,
+                folder=artifact.folder,
+                stage1=run.stage1_artifact.folder if run.algorithm.needs_stage1 else None,
+                offline=offline,
+                resume=run.cfg.resume,
+                make_log=make_log,
+                progress=run.cfg.progress,
+            )
     finally:
         env.close()
     save_actor(result.actor, artifact.folder)

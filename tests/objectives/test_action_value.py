@@ -174,3 +174,13 @@ def test_a_batch_of_sequences_gives_the_same_as_a_flat_one():
 def test_bad_arguments(kwargs, message):
     with pytest.raises(UserError, match=message):
         make_loss(**kwargs)
+
+
+def test_it_can_be_called_without_a_tensordict():
+    loss, batch = make_loss(), make_batch().select(*make_loss().in_keys)
+    torch.manual_seed(5)
+    expected = loss(batch)["loss_action_value"]
+    arguments = {"_".join(k) if isinstance(k, tuple) else k: v for k, v in batch.items(True, True)}
+    torch.manual_seed(5)
+    value = loss(**arguments)[0]
+    torch.testing.assert_close(value, expected)
