@@ -6,27 +6,18 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torchrl.modules import MLP, ValueOperator
+from torchrl.modules import ValueOperator
 
+from dsrl_torchrl.modules.critic_mlp import CriticMLP
 from dsrl_torchrl.modules.observation_features import ObservationFeatures
 
 
-class _StateChunkMLP(nn.Module):
+class _ChunkCritic(CriticMLP):
     centre: torch.Tensor  # (action_dim,)
     unit: torch.Tensor  # (action_dim,)
 
-    def __init__(
-        self, features: ObservationFeatures, low: torch.Tensor, high: torch.Tensor, gain: float, mlp: MLP
-    ) -> None:
-        super().__init__()
-        self.features = features
-        self.mlp = mlp
-        self.register_buffer("centre", ((low + high) / 2).detach().clone())
-        self.register_buffer("unit", ((high - low) / (2 * gain)).detach().clone())
-
-    def forward(self, observation: torch.Tensor, chunk: torch.Tensor) -> torch.Tensor:
-        actions = ((chunk - self.centre) / self.unit).flatten(-2)  # (*B, act_horizon * action_dim)
-        return self.mlp(torch.cat([self.features(observation), actions], dim=-1))
+    def flat_action(self, action: torch.Tensor) -> torch.Tensor:
+        return ((action - self.centre) / self.unit).flatten(-2)  # (*B, act_horizon * action_dim)
 
 
 def make_action_critic(
@@ -53,13 +44,8 @@ def make_action_critic(
             with the inverse of the steerability as gain it enters with unit variance, like the noise enters ``Q^W``.
         num_cells, activation, layer_norm: as in :func:`~dsrl_torchrl.modules.latent_critic.make_latent_critic`.
     """
-    mlp = MLP(
-        in_features=features.out_features + act_horizon * action_low.numel(),
-        out_features=1,
-        num_cells=list(num_cells),
-        activation_class=activation,
-        norm_class=nn.LayerNorm if layer_norm else None,
-        norm_kwargs=[{"normalized_shape": width} for width in num_cells] if layer_norm else None,
-        device=device,
-    )
-    return ValueOperator(_StateChunkMLP(features, action_low, action_high, gain, mlp), in_keys=["observation", "chunk"])
+    size = act_horizon * action_low.numel()
+    network = _ChunkCritic(features, size, num_cells, activation, layer_norm, device)
+    network.register_buffer("centre", ((action_low + action_high) / 2).detach().clone())
+    network.register_buffer("unit", ((action_high - action_low) / (2 * gain)).detach().clone())
+    return ValueOperator(network, in_keys=["observation", "chunk"])

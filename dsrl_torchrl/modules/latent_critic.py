@@ -6,20 +6,17 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torchrl.modules import MLP, ValueOperator
+from torchrl.modules import ValueOperator
 
+from dsrl_torchrl.modules.critic_mlp import CriticMLP
 from dsrl_torchrl.modules.observation_features import ObservationFeatures
 
 
-class _StateActionMLP(nn.Module):
-    def __init__(self, features: ObservationFeatures, input_scale: float, mlp: MLP) -> None:
-        super().__init__()
-        self.features = features
-        self.mlp = mlp
-        self.input_scale = input_scale
+class _NoiseCritic(CriticMLP):
+    input_scale: float
 
-    def forward(self, observation: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        return self.mlp(torch.cat([self.features(observation), action * self.input_scale], dim=-1))
+    def flat_action(self, action: torch.Tensor) -> torch.Tensor:
+        return action * self.input_scale
 
 
 def make_latent_critic(
@@ -38,14 +35,6 @@ def make_latent_critic(
     the extrapolation of a critic at high UTD (Ball et al. 2023, RLPD, section 4.2); the official DSRL runs use
     LayerNorm and Tanh. SACLoss makes the ensemble: it draws an own initialisation for every member.
     """
-    mlp = MLP(
-        in_features=features.out_features + latent_dim,
-        out_features=1,
-        num_cells=list(num_cells),
-        activation_class=activation,
-        norm_class=nn.LayerNorm if layer_norm else None,
-        norm_kwargs=[{"normalized_shape": width} for width in num_cells] if layer_norm else None,
-        device=device,
-    )
-    network = _StateActionMLP(features, 1.0 / action_magnitude, mlp)
+    network = _NoiseCritic(features, latent_dim, num_cells, activation, layer_norm, device)
+    network.input_scale = 1.0 / action_magnitude
     return ValueOperator(network, in_keys=["observation", "action"])

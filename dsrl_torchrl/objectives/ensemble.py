@@ -8,6 +8,7 @@ from torch import Tensor
 from torchrl.objectives.utils import _vmap_func
 
 from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.modules.critic_mlp import CriticMLP
 
 BACKUPS = ("min", "mean")
 
@@ -35,9 +36,15 @@ def ensemble_values(
         inputs: ``[*B, ...]`` each, the first one a vector per element.
         deactivate_vmap: loop over the members instead.
 
+    A network whose module has ``forward_ensemble`` (:class:`~dsrl_torchrl.modules.critic_mlp.CriticMLP`) evaluates all
+    members at once; any other goes through ``torch.vmap``, as in TorchRL's losses.
+
     Returns:
         ``[N, *B]``.
     """
+    module = getattr(network, "module", None)
+    if isinstance(module, CriticMLP) and not deactivate_vmap:
+        return module.forward_ensemble(params.get("module"), *inputs).squeeze(-1)
     batch = TensorDict(dict(zip(network.in_keys, inputs, strict=True)), inputs[0].shape[:-1])
     values = _vmap_func(network, (None, 0), pseudo_vmap=deactivate_vmap)(batch, params)
     return values.get(network.out_keys[-1]).squeeze(-1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDictBase, TensorDictParams
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
 from torch.nn import functional as F
@@ -61,9 +61,7 @@ class LatentSACLoss(SACLoss):
         with self._actor():
             dist = self.actor_network.get_dist(tensordict)
         action, log_prob = dist.rsample_and_log_prob()  # (*B, latent_dim), (*B,)
-        inputs = tensordict.select(*self.qvalue_network.in_keys, strict=False).set(self.tensor_keys.action, action)
-        values = self._vmap_qnetworkN0(inputs, self._cached_detached_qvalue_params)
-        q = reduce_ensemble(values.get(self.tensor_keys.state_action_value), self.backup).squeeze(-1)
+        q = reduce_ensemble(self._ensemble(tensordict, action, self._cached_detached_qvalue_params), self.backup)
         loss = self._reduce_loss(
             self._alpha * log_prob - q, tensordict=tensordict, weights=self._maybe_get_priority_weight(tensordict)
         )
@@ -77,19 +75,16 @@ class LatentSACLoss(SACLoss):
         with self._actor():
             dist = self.actor_network.get_dist(following)
         action, log_prob = dist.rsample_and_log_prob()
-        following.set(self.tensor_keys.action, action)
-        values = self._vmap_qnetworkN0(following, self.target_qvalue_network_params)
-        q = reduce_ensemble(values.get(self.tensor_keys.state_action_value), self.backup)  # (*B, 1)
-        tensordict.set(("next", self.value_estimator.tensor_keys.value), q - self._alpha * log_prob.unsqueeze(-1))
+        q = reduce_ensemble(self._ensemble(following, action, self.target_qvalue_network_params), self.backup)  # (*B,)
+        value = (q - self._alpha * log_prob).unsqueeze(-1)
+        tensordict.set(("next", self.value_estimator.tensor_keys.value), value)
         return self.value_estimator.value_estimate(tensordict).squeeze(-1)
 
     def qvalue_v2_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """``Σ_i mean (Q_i(s, w) - y)²``; the metadata carries the values that a run must log."""
         target = self._compute_target_v2(tensordict)
-        values = self._vmap_qnetworkN0(
-            tensordict.select(*self.qvalue_network.in_keys, strict=False), self.qvalue_network_params
-        )
-        q = values.get(self.tensor_keys.state_action_value).squeeze(-1)  # (N, *B)
+        action = tensordict.get(self.tensor_keys.action)
+        q = self._ensemble(tensordict, action, self.qvalue_network_params)  # (N, *B)
         error = q - target
         loss = self._reduce_loss(
             error.square().sum(0), tensordict=tensordict, weights=self._maybe_get_priority_weight(tensordict)
@@ -101,6 +96,13 @@ class LatentSACLoss(SACLoss):
         return ensemble_values(
             self.qvalue_network, self.qvalue_network_params, observation, noise, deactivate_vmap=self.deactivate_vmap
         )
+
+    def _ensemble(self, tensordict: TensorDictBase, action: Tensor, params: TensorDictParams) -> Tensor:
+        """``Q^W_i(s, w)`` ``[N, *B]`` with ``params``; whatever the network reads beside ``w`` comes from the batch."""
+        inputs = [
+            action if key == self.tensor_keys.action else tensordict.get(key) for key in self.qvalue_network.in_keys
+        ]
+        return ensemble_values(self.qvalue_network, params, *inputs, deactivate_vmap=self.deactivate_vmap)
 
     def _actor(self):
         return self.actor_network_params.to_module(self.actor_network, preserve_module_state=False)

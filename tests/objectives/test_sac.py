@@ -36,7 +36,8 @@ def make_loss(**kwargs):
         **options,
     ).double()
     # Targets that differ from the critics, and an actor that differs between states.
-    for p in [*loss.target_qvalue_network_params.values(True, True), *loss.actor_network_params.values(True, True)]:
+    critics = [p for key, p in loss.target_qvalue_network_params.items(True, True) if "mlp" in key]
+    for p in [*critics, *loss.actor_network_params.values(True, True)]:
         p.data.add_(0.1 * torch.randn_like(p))
     return loss
 
