@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dsrl_torchrl.configured import make_latent_env
+from dsrl_torchrl.diagnostics import curve_warnings
+from dsrl_torchrl.metrics_log import read_metrics
 from dsrl_torchrl.run import Run
 from dsrl_torchrl.steps.action_magnitude import settle_action_magnitude
 from dsrl_torchrl.steps.base import base
@@ -21,6 +23,7 @@ def stage2(run: Run) -> None:
     if run.algorithm.needs_stage1 and not run.stage1_artifact.exists:
         stage1(run)
     run.refuse_unfinished(artifact)
+    metrics = run.folder / "metrics.csv"
     policy = base(run)
     settle_action_magnitude(run, policy)
     env = make_latent_env(run.cfg, policy)
@@ -30,7 +33,7 @@ def stage2(run: Run) -> None:
             offline = offline_data(run, env, with_noise=not run.algorithm.noise_aliasing)
         artifact.begin()
         run.save_config()
-        with run.metrics_log(run.folder / "metrics.csv", "env_steps") as make_log:
+        with run.metrics_log(metrics, "env_steps") as make_log:
             result = train_stage2(
                 env,
                 run.algorithm,
@@ -47,4 +50,6 @@ def stage2(run: Run) -> None:
         env.close()
     save_actor(result.actor, artifact.folder)
     artifact.finish(env_steps=result.env_steps, updates=result.updates, wall_seconds=result.wall_seconds)
+    for warning in curve_warnings(read_metrics(metrics), env.noise_layout.dim):
+        run.say(f"warning: {warning}")
     run.say(f"stage 2: {result.env_steps} env steps, {result.updates} updates, in {artifact.folder}")
