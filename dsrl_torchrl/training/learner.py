@@ -71,39 +71,36 @@ def make_update(
         aw_mle: options of :class:`AdvantageWeightedMLELoss`, which then replaces SAC's actor loss.
     """
     sac = make_sac(env, actor, config, networks, delay_qvalue=not noise_aliasing)
-    latent_dim, decode = env.noise_layout.dim, env.decoder.decode
-    alias = None
-    if noise_aliasing:
-        action_value = ActionValueLoss(
-            actor,
-            make_action_value_network(env, networks),
-            decode,
-            num_critics=networks.num_critics,
-            backup=config.backup,
-            # A policy that maximises no entropy has none in its value.
-            temperature=0.0 if aw_mle is not None else lambda: sac._alpha,
-        )
-        action_value.make_value_estimator(ValueEstimators.TD0, gamma=config.gamma)
-        alias = NoiseAliasingLoss(
-            sac.qvalue_network,
-            action_value.action_values,
-            decode,
-            latent_dim=latent_dim,
-            num_critics=networks.num_critics,
-            noise_value_params=sac.qvalue_network_params,
-        )
     aw_mle_loss = None
     if aw_mle is not None:
         aw_mle_loss = AdvantageWeightedMLELoss(
             actor,
             sac.noise_values,
-            latent_dim=latent_dim,
+            latent_dim=env.noise_layout.dim,
             action_magnitude=env.decoder.action_magnitude,
             backup=config.backup,
             **aw_mle,
         )
-    if alias is None:
+    if not noise_aliasing:
         return SACUpdate(sac, config.optimisers, aw_mle_loss)
+    action_value = ActionValueLoss(
+        actor,
+        make_action_value_network(env, networks),
+        env.decoder.decode,
+        num_critics=networks.num_critics,
+        backup=config.backup,
+        # A policy that maximises no entropy has none in its value.
+        temperature=0.0 if aw_mle is not None else lambda: sac._alpha,
+    )
+    action_value.make_value_estimator(ValueEstimators.TD0, gamma=config.gamma)
+    alias = NoiseAliasingLoss(
+        sac.qvalue_network,
+        action_value.action_values,
+        env.decoder.decode,
+        latent_dim=env.noise_layout.dim,
+        num_critics=networks.num_critics,
+        noise_value_params=sac.qvalue_network_params,
+    )
     return NAUpdate(sac, action_value, alias, config.optimisers, aw_mle_loss)
 
 

@@ -38,6 +38,8 @@ class LatentUpdate(nn.Module):
         aw_mle: replaces SAC's actor loss; the temperature is then left alone.
     """
 
+    target_updater: SoftUpdate
+
     def __init__(
         self, sac: LatentSACLoss, config: OptimiserConfig, aw_mle: AdvantageWeightedMLELoss | None = None
     ) -> None:
@@ -66,9 +68,8 @@ class LatentUpdate(nn.Module):
         self.target_updater.step()
         return TensorDict({name: value.detach().clone() for name, value in metrics.items()})
 
-    target_updater: SoftUpdate
-
     def _critic_step(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """Trains ``Q^W``, and ``Q^A`` where there is one; the subclass's."""
         raise NotImplementedError
 
     def _actor_step(self, batch: TensorDictBase) -> dict[str, Tensor]:
