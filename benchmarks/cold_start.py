@@ -63,9 +63,16 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "wide critics": ({}, {"num_cells": (256, 256, 256)}),
     "larger temperature": ({"alpha_init": 0.05}, {}),
     "scaled chunk": ({}, {"chunk_gain": 5.0}),
+    "fewer updates": ({"utd": 1}, {}),
     "mean backup": ({"backup": "mean"}, {}),
     "shipped": (
-        {"critic_only_updates": 1_000, "offline_fraction": 0.25, "behaviour_fraction": 0.5, "alpha_init": 0.03},
+        {
+            "critic_only_updates": 300,
+            "utd": 1,
+            "offline_fraction": 0.25,
+            "behaviour_fraction": 0.5,
+            "alpha_init": 0.03,
+        },
         {"layer_norm": True, "fourier_bands": (0.5, 1.0), "chunk_gain": 5.0},
     ),
 }

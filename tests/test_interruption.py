@@ -76,11 +76,15 @@ def test_kill_nine_in_stage_1(tmp_path, finished, capsys):
         assert killed.read_bytes() == uninterrupted.read_bytes(), name
 
 
+# Long enough that it is still running when the signal comes, however slow the machine is.
+ENDLESS = [*TINY, "algorithm.total_env_steps=100000"]
+
+
 @pytest.fixture(scope="module")
 def unfinished(tmp_path_factory, finished):
     """The folder of a run that Ctrl-C stopped after its first checkpoint."""
     folder = tmp_path_factory.mktemp("unfinished")
-    arguments = [*LONGER, f"base_policy.checkpoint={finished / 'a' / 'base'}", f"output={folder}", "name=stopped"]
+    arguments = [*ENDLESS, f"base_policy.checkpoint={finished / 'a' / 'base'}", f"output={folder}", "name=stopped"]
     process = start("stage2", *arguments)
     wait_for(folder / "stopped" / "stage2" / "checkpoints" / "checkpoint*", process)
     process.send_signal(signal.SIGINT)
@@ -98,7 +102,7 @@ def test_ctrl_c_is_one_line(unfinished):
 
 @pytest.mark.parametrize("pattern", ["*.json", "*.memmap"])
 def test_a_damaged_checkpoint_is_one_line(tmp_path, finished, unfinished, capsys, pattern):
-    arguments = ["stage2", *LONGER, f"base_policy.checkpoint={finished / 'a' / 'base'}", "name=damaged"]
+    arguments = ["stage2", *ENDLESS, f"base_policy.checkpoint={finished / 'a' / 'base'}", "name=damaged"]
     shutil.copytree(unfinished, tmp_path / "runs" / "damaged")
     for path in (tmp_path / "runs/damaged/stage2/checkpoints").rglob(pattern):
         path.write_bytes(b"{")
