@@ -7,6 +7,7 @@ import signal
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torchrl.envs import EnvBase, ParallelEnv
@@ -40,6 +41,15 @@ def check_config(cfg: DictConfig) -> None:
     if cfg.evaluation.episodes < 1:
         raise UserError(f"evaluation.episodes must be at least 1, got {cfg.evaluation.episodes}")
     check_logger(**cfg.logger)
+    if cfg.base_policy.checkpoint is None:
+        # A tiny one of the same options: what is wrong with them shows before the demonstrations are made.
+        with torch.random.fork_rng(devices=[]):
+            instantiate(cfg.base_policy.policy, _convert_="all")(
+                observation_dim=task.obs_horizon,
+                action_dim=1,
+                pred_horizon=task.pred_horizon,
+                obs_horizon=task.obs_horizon,
+            )
 
 
 def _is_positive(value: object) -> bool:

@@ -147,6 +147,11 @@ def test_help(capsys):
         (["base", "task=toy", "task.demonstrations.path=nowhere.h5"], "nowhere.h5"),
         (["run", "task=toy", "algorithm.utd=many"], "utd must be a number"),
         (["run", "task=toy", "latent.action_magnitude=big"], "action_magnitude must be positive or auto"),
+        (
+            ["run", "task=toy", "base_policy=shortcut", "base_policy.policy.sampler_steps=3"],
+            "sampler_steps must be 1, 2",
+        ),
+        (["run", "task=toy", "base_policy.policy.network.kind=cnn"], "network.kind must be one of"),
         (["run", "task=toy", "networks.activation=sine"], "activation must be one of"),
         (["run", "task=toy", "stage1.use_na=false", "stage1.inversion=magic"], "inversion must be one of"),
         (["run", "task=toy", "stage1.inversion=retrieval"], "inversion is read with use_na=false only"),
