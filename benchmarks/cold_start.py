@@ -64,6 +64,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "larger temperature": ({"alpha_init": 0.05}, {}),
     "scaled chunk": ({}, {"chunk_gain": 5.0}),
     "fewer updates": ({"utd": 1}, {}),
+    "prior-candidate actor": ({"utd": 1, "aw_mle": True}, {}),
     "mean backup": ({"backup": "mean"}, {}),
     "shipped": (
         {

@@ -24,13 +24,19 @@ class LearnerConfig:
     alpha_parameterisation: str = "log"
     fixed_alpha: bool = False
     target_entropy_per_dim: float = -0.5  # for noise scaled to [-1, 1]
+    aw_mle: bool = False  # S1, advantage-weighted MLE on candidates of the prior; False: SAC's actor loss on Q^W
+    m_candidates: int = 32
+    beta_latent: float = 10.0  # inverse temperature of the candidates' weights, in units of the return
+    tau_baseline: float = 0.1
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type in ("int", "float") and (isinstance(value, bool) or not isinstance(value, (int, float))):
                 raise UserError(f"{field.name} must be a number, got {value!r}")
-        self._check_positive("batch_size", "actor_lr", "critic_lr", "alpha_lr")
+        self._check_positive("batch_size", "actor_lr", "critic_lr", "alpha_lr", "beta_latent", "tau_baseline")
+        if self.m_candidates < 2:
+            raise UserError(f"m_candidates must be at least 2, got {self.m_candidates}")
         if not 0 < self.tau <= 1:
             raise UserError(f"tau must lie in (0, 1], got {self.tau}")
         if not 0 < self.gamma <= 1:
@@ -50,6 +56,13 @@ class LearnerConfig:
         for name in names:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+
+    @property
+    def aw_mle_options(self) -> dict | None:
+        """Arguments of :class:`~dsrl_torchrl.objectives.aw_mle.AdvantageWeightedMLELoss`; ``None`` for SAC's actor."""
+        if not self.aw_mle:
+            return None
+        return {name: getattr(self, name) for name in ("m_candidates", "beta_latent", "tau_baseline")}
 
     @property
     def optimisers(self) -> OptimiserConfig:

@@ -22,10 +22,7 @@ class Stage1Config(LearnerConfig):
     alias_samples: int = 16  # noises decoded once per stored state for the distillation; 0: a fresh one per update
     use_na: bool = True  # Q^A by TD, distilled into Q^W; False: Q^W by TD on the rollouts' own noise
     inversion: str | None = None  # gives demonstrations a noise, for use_na=False: optimisation, retrieval
-    aw_mle: bool = True  # S1, advantage-weighted MLE on candidates of the prior; False: S2, SAC's actor loss on Q^W
-    m_candidates: int = 32
-    beta_latent: float = 10.0  # inverse temperature of the candidates' weights, in units of the return
-    tau_baseline: float = 0.1
+    aw_mle: bool = True  # S1; False: S2, SAC's actor loss on Q^W
     check_episodes: int = 40  # of the stage 1 policy in the env, on resets of their own
     log_updates: int = 100
     checkpoint_updates: int = 2_000
@@ -38,8 +35,6 @@ class Stage1Config(LearnerConfig):
             "actor_interval",
             "log_updates",
             "checkpoint_updates",
-            "beta_latent",
-            "tau_baseline",
         )
         self._check_not_negative("critic_only_updates", "check_episodes", "alias_samples")
         if self.inversion not in INVERSIONS:
@@ -48,13 +43,3 @@ class Stage1Config(LearnerConfig):
             raise UserError("inversion is read with use_na=false only: noise aliasing needs no noise of the data")
         if self.critic_only_updates >= self.updates:
             raise UserError(f"critic_only_updates ({self.critic_only_updates}) must be below updates ({self.updates})")
-
-        if self.m_candidates < 2:
-            raise UserError(f"m_candidates must be at least 2, got {self.m_candidates}")
-
-    @property
-    def aw_mle_options(self) -> dict | None:
-        """Arguments of :class:`~dsrl_torchrl.objectives.aw_mle.AdvantageWeightedMLELoss`; ``None`` for S2."""
-        if not self.aw_mle:
-            return None
-        return {name: getattr(self, name) for name in ("m_candidates", "beta_latent", "tau_baseline")}

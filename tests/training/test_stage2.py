@@ -117,6 +117,13 @@ def test_kill_and_resume_equals_the_uninterrupted_run(tmp_path, noise_aliasing):
     assert 0 < len(resumed_rows) < len(rows)
 
 
+def test_a_prior_candidate_actor_has_no_temperature(tmp_path):
+    result, rows = run(tmp_path, noise_aliasing=True, aw_mle=True, m_candidates=8)
+    assert result.updates > 0
+    assert {"aw_mle/loss", "aw_mle/advantage"} <= rows[-1][1].keys()
+    assert "sac/alpha" not in rows[-1][1]
+
+
 def test_utd_is_counted_exactly(tmp_path):
     result, rows = run(tmp_path)
     assert rows[-1][1]["train/utd"] == pytest.approx(1.0, abs=0.02)
