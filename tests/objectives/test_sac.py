@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from tensordict import TensorDict
 from torchrl.objectives import SoftUpdate
 
 from dsrl_torchrl.errors import UserError
@@ -15,101 +14,23 @@ from dsrl_torchrl.modules.latent_critic import make_latent_critic
 from dsrl_torchrl.modules.observation_features import ObservationFeatures
 from dsrl_torchrl.objectives.sac import make_sac_loss
 
-OBS, DIM, N, B = 5, 3, 4, 7
-MAGNITUDE, GAMMA, ALPHA = 1.5, 0.9, 0.2
+from . import macro_batch
+from .macro_batch import ALPHA, DIM, GAMMA, MAGNITUDE, OBS, B, N, make_actor, make_q_noise, policy, q_noise_by_hand
 
 
 def make_loss(**kwargs):
     torch.manual_seed(0)
-    sizes = {
-        "features": ObservationFeatures(torch.randn(OBS), torch.rand(OBS) + 0.5, bands=(0.5,)),
-        "latent_dim": DIM,
-        "action_magnitude": MAGNITUDE,
-        "num_cells": (16, 16),
-    }
     options = {"num_critics": N, "alpha_init": ALPHA, "gamma": GAMMA} | kwargs
-    loss = make_sac_loss(
-        make_latent_actor(**sizes),
-        make_latent_critic(**sizes),
-        latent_dim=DIM,
-        action_magnitude=MAGNITUDE,
-        **options,
-    ).double()
-    # Targets that differ from the critics, and an actor that differs between states.
-    critics = [p for key, p in loss.target_qvalue_network_params.items(True, True) if "mlp" in key]
-    for p in [*critics, *loss.actor_network_params.values(True, True)]:
-        p.data.add_(0.1 * torch.randn_like(p))
+    loss = make_sac_loss(make_actor(), make_q_noise(), latent_dim=DIM, action_magnitude=MAGNITUDE, **options).double()
+    for key, p in loss.target_qvalue_network_params.items(True, True):
+        if "mlp" in key:
+            p.data.add_(0.1 * torch.randn_like(p))  # targets that differ from the critics
     return loss
 
 
 def make_batch():
-    torch.manual_seed(1)
-    terminated = torch.tensor([0, 1, 0, 0, 1, 0, 0], dtype=torch.bool).unsqueeze(-1)
-    truncated = torch.tensor([0, 0, 1, 0, 1, 0, 0], dtype=torch.bool).unsqueeze(-1)
-    return TensorDict(
-        {
-            "observation": torch.randn(B, OBS),
-            "action": torch.randn(B, DIM),
-            "macro_steps": torch.full((B, 1), 99),  # the previous step's: must not be read
-            "next": {
-                "observation": torch.randn(B, OBS),
-                "reward": torch.randn(B, 1),
-                "macro_steps": torch.tensor([4, 2, 3, 1, 4, 4, 2]).unsqueeze(-1),
-                "terminated": terminated,
-                "truncated": truncated,
-                "done": terminated | truncated,
-            },
-        },
-        [B],
-    ).apply(lambda x: x.double() if x.is_floating_point() else x)
-
-
-def mlp(params, x, layers, norm):
-    """The network by hand: Linear (-> LayerNorm) -> Tanh ... -> Linear, from a list of (weight, bias[, g, b])."""
-    for i, layer in enumerate(layers):
-        x = x @ params[f"{layer}.weight"].T + params[f"{layer}.bias"]
-        if i < len(layers) - 1 or norm is None:
-            if norm:
-                mean, var = x.mean(-1, keepdim=True), x.var(-1, keepdim=True, correction=0)
-                x = (x - mean) / torch.sqrt(var + 1e-5)
-                x = x * params[f"{norm[i]}.weight"] + params[f"{norm[i]}.bias"]
-            x = torch.tanh(x)
-    return x
-
-
-def observe(params, prefix, observation):
-    z = ((observation - params[f"{prefix}.mean"]) / params[f"{prefix}.std"]).clamp(-10, 10)
-    return torch.cat([z, torch.sin(math.pi / 2 * z), torch.cos(math.pi / 2 * z)], -1)
-
-
-def q_values(critic_params, observation, w):
-    """``[N, B]``, member by member."""
-    values = []
-    for i in range(N):
-        p = {k: v[i] if v.shape[:1] == (N,) else v for k, v in critic_params.items()}
-        x = torch.cat([observe(p, "module.features", observation), w / MAGNITUDE], -1)
-        values.append(mlp(p, x, ["module.mlp.0", "module.mlp.3", "module.mlp.6"], ["module.mlp.1", "module.mlp.4"]))
-    return torch.stack(values).squeeze(-1)
-
-
-def flat(params):
-    return {".".join(k) if isinstance(k, tuple) else k: v.detach().clone() for k, v in params.items(True, True)}
-
-
-def policy(actor_params, observation, seed):
-    """``w = m tanh(u)``, ``u ~ N(μ, σ)``; log-density by change of variables, in the box ±m."""
-    p = actor_params
-    x = mlp(p, observe(p, "module.0.module.0", observation), ["module.0.module.1.0", "module.0.module.1.2"], None)
-    out = x @ p["module.0.module.2.weight"].T + p["module.0.module.2.bias"]
-    loc, raw = out.chunk(2, -1)
-    loc = 5 * torch.tanh(loc / 5)
-    bias = math.log(math.expm1(0.5 - 0.01))  # tensordict's biased softplus: 0.5 at raw 0, 0.01 at least
-    scale = torch.nn.functional.softplus(raw + bias) + 0.01
-    torch.manual_seed(seed)
-    u = loc + scale * torch.randn(loc.shape, dtype=loc.dtype)
-    normal = -0.5 * ((u - loc) / scale) ** 2 - torch.log(scale) - 0.5 * math.log(2 * math.pi)
-    log_prob = (normal - math.log(MAGNITUDE) - torch.log(1 - torch.tanh(u) ** 2)).sum(-1)
-    return MAGNITUDE * torch.tanh(u), log_prob
+    batch = macro_batch.make_batch()
+    return batch.set("action", torch.randn(B, DIM, dtype=torch.float64))
 
 
 def keep(values, backup):
@@ -122,13 +43,13 @@ def test_target_and_critic_loss_equal_the_equation(backup):
     following = batch["next"]
     torch.manual_seed(5)
     loss_critic, metadata = loss.qvalue_v2_loss(batch)
-    w, log_prob = policy(flat(loss.actor_network_params), following["observation"], seed=5)
-    value = keep(q_values(flat(loss.target_qvalue_network_params), following["observation"], w), backup)
+    w, log_prob = policy(loss.actor_network_params, following["observation"], seed=5)
+    value = keep(q_noise_by_hand(loss.target_qvalue_network_params, following["observation"], w), backup)
     k = following["macro_steps"].squeeze(-1)
     alive = (~following["terminated"].squeeze(-1)).double()  # truncation bootstraps
     y = following["reward"].squeeze(-1) + GAMMA**k * alive * (value - ALPHA * log_prob)
     torch.testing.assert_close(metadata["target"], y, rtol=1e-6, atol=1e-9)
-    q = q_values(flat(loss.qvalue_network_params), batch["observation"], batch["action"])
+    q = q_noise_by_hand(loss.qvalue_network_params, batch["observation"], batch["action"])
     torch.testing.assert_close(loss_critic, ((q - y) ** 2).mean(1).sum(), rtol=1e-6, atol=1e-9)
 
 
@@ -137,8 +58,8 @@ def test_actor_loss_equals_the_equation(backup):
     loss, batch = make_loss(backup=backup), make_batch()
     torch.manual_seed(6)
     value, metadata = loss.actor_loss(batch)
-    w, log_prob = policy(flat(loss.actor_network_params), batch["observation"], seed=6)
-    q = keep(q_values(flat(loss.qvalue_network_params), batch["observation"], w), backup)
+    w, log_prob = policy(loss.actor_network_params, batch["observation"], seed=6)
+    q = keep(q_noise_by_hand(loss.qvalue_network_params, batch["observation"], w), backup)
     torch.testing.assert_close(value, (ALPHA * log_prob - q).mean(), rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(metadata["log_prob"], log_prob, rtol=1e-6, atol=1e-9)
 
