@@ -23,7 +23,7 @@ class ActionValueLoss(LossModule):
 
     ``y = R + γ^k (1 - terminated) (min_i Q^A_targ,i(s', decode(s', w')) - α log π(w' | s'))``, ``w' ~ π^W(· | s')``,
     and the loss is ``Σ_i mean (Q^A_i(s, a) - y)²``. No noise of the data is read, so demonstrations, base-policy
-    rollouts and online data are alike. DSRL-NA, Wagenmaker et al. 2025, section 4.3 (Algorithm 1).
+    rollouts and online data are alike. DSRL-NA, Wagenmaker et al. 2025; SPEC §3.
 
     Reads ``observation``, ``("next", "executed_chunk")`` and the entries of a macro transition under ``"next"``
     (:data:`~dsrl_torchrl.data.transitions.MACRO_TRANSITION_KEYS`). Returns ``loss_action_value`` and, detached,

@@ -21,8 +21,7 @@ class NoiseAliasingLoss(LossModule):
     """Many noises decode to the same action; ``Q^W`` learns that from ``Q^A``, whatever produced the data.
 
     ``Σ_i mean (Q^W_i(s, w) - stopgrad Q^A_i(s, decode(s, w)))²``, ``w ~ N(0, I)``, member by member. Dataset actions
-    are not inverted: not needing their noise is the point of the method. DSRL-NA, Wagenmaker et al. 2025, section 4.3
-    (Algorithm 1).
+    are not inverted: not needing their noise is the point of the method. DSRL-NA, Wagenmaker et al. 2025; SPEC §3.
 
     Reads ``observation`` ``[*B, obs]``, and ``alias_noise`` ``[*B, latent_dim]`` with its ``alias_chunk``
     ``[*B, act_horizon, action_dim]`` where the batch has them (:mod:`dsrl_torchrl.data.alias_pairs`): pairs that were
