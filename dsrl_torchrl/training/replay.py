@@ -26,13 +26,13 @@ class MixedReplay:
         size: of the online buffer, in macro transitions.
         batch_size: of the mixed batch.
         offline: macro transitions ``[n]`` that stay; ``None`` for online data alone.
-        offline_fraction: of every batch, in [0, 1); rounded to whole transitions.
+        offline_fraction: of every batch, in [0, 1); rounded to whole transitions, at least one of them online.
     """
 
     def __init__(
         self, size: int, batch_size: int, offline: TensorDictBase | None = None, offline_fraction: float = 0.0
     ) -> None:
-        share = round(batch_size * offline_fraction) if offline is not None else 0
+        share = min(round(batch_size * offline_fraction), batch_size - 1) if offline is not None else 0
         self.online = make_replay_buffer(size, batch_size - share)
         self.offline = offline_buffer(offline, share) if offline is not None and share else None
 

@@ -15,7 +15,7 @@ def transitions(n, value, **more):
     )
 
 
-@pytest.mark.parametrize(("fraction", "share"), [(0.25, 4), (0.5, 8), (0.9, 14)])
+@pytest.mark.parametrize(("fraction", "share"), [(0.25, 4), (0.5, 8), (0.9, 14), (0.99, 15)])
 def test_the_fraction_is_exact_and_only_common_entries_stay(fraction, share):
     replay = MixedReplay(100, 16, transitions(5, 1.0), fraction)
     replay.online.extend(transitions(50, 0.0, action=torch.zeros(50, 3)))
