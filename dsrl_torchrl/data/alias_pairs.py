@@ -56,11 +56,11 @@ def draw_alias_pairs(
 
 
 def pick_alias_pair(batch: TensorDictBase) -> TensorDictBase:
-    """Replaces the M pairs of each element of ``[n]`` by one of them at random; a batch without pairs stays."""
+    """Replaces the M pairs of each element of ``[*B]`` by one of them at random; a batch without pairs stays."""
     noise = batch.get(NOISE_KEY, None)
     if noise is None:
         return batch
-    element = torch.arange(len(noise), device=noise.device)
-    choice = torch.randint(noise.shape[1], (len(noise),), device=noise.device)
-    batch.set(NOISE_KEY, noise[element, choice])
-    return batch.set(CHUNK_KEY, batch.get(CHUNK_KEY)[element, choice])
+    choice = torch.randint(noise.shape[batch.ndim], batch.shape, device=noise.device)
+    elements = tuple(torch.meshgrid(*(torch.arange(n, device=noise.device) for n in batch.shape), indexing="ij"))
+    batch.set(NOISE_KEY, noise[(*elements, choice)])
+    return batch.set(CHUNK_KEY, batch.get(CHUNK_KEY)[(*elements, choice)])

@@ -16,6 +16,7 @@ from torchrl.objectives.utils import dispatch_value_estimator
 
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.objectives.ensemble import check_backup, ensemble_values, reduce_ensemble
+from dsrl_torchrl.objectives.latent_distribution import latent_distribution
 
 
 class ActionValueLoss(LossModule):
@@ -26,7 +27,8 @@ class ActionValueLoss(LossModule):
     rollouts and online data are alike. DSRL-NA, Wagenmaker et al. 2025; SPEC §3.
 
     Reads ``observation``, ``("next", "executed_chunk")`` and the entries of a macro transition under ``"next"``
-    (:data:`~dsrl_torchrl.data.transitions.MACRO_TRANSITION_KEYS`). Returns ``loss_action_value`` and, detached,
+    (:data:`~dsrl_torchrl.data.transitions.MACRO_TRANSITION_KEYS`); also the chunk of ``w'`` and ``log π(w' | s')`` where
+    :meth:`draw_next_chunks` has put them, otherwise both are drawn here. Returns ``loss_action_value`` and, detached,
     ``td_error`` (largest over the ensemble, ``[*B]``), ``q_action`` (``[N, *B]``) and ``value_target`` (``[*B]``).
 
     Args:
@@ -51,6 +53,8 @@ class ActionValueLoss(LossModule):
             executed_chunk: the commanded chunk whose first ``macro_steps`` actions were executed.
             macro_steps: k, the exponent of the bootstrap discount.
             value: where the target value is put for the TD estimator.
+            next_chunk: what ``w' ~ π^W(· | s')`` decodes to, optional.
+            next_log_prob: ``log π(w' | s')``, optional.
             reward, done, terminated: under ``"next"``.
         """
 
@@ -59,6 +63,8 @@ class ActionValueLoss(LossModule):
         executed_chunk: NestedKey = ("next", "executed_chunk")
         macro_steps: NestedKey = ("next", "macro_steps")
         value: NestedKey = "state_value"
+        next_chunk: NestedKey = ("next", "chunk")
+        next_log_prob: NestedKey = ("next", "noise_log_prob")
         reward: NestedKey = "reward"
         done: NestedKey = "done"
         terminated: NestedKey = "terminated"
@@ -158,19 +164,31 @@ class ActionValueLoss(LossModule):
         )
 
     @torch.no_grad()
+    def draw_next_chunks(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Draws ``w' ~ π^W(· | s')`` for a batch ``[*B]`` and keeps its chunk and log-density there, in place.
+
+        For the batches of several updates at once: the frozen policy then decodes once for all of them, with the
+        latent policy as it is now.
+        """
+        following = tensordict.get("next")
+        dist = latent_distribution(self.actor_network, self.actor_network_params, following)
+        # The very Gaussian value that was drawn is scored: inverting the tanh of a saturated noise is not exact.
+        noise, log_prob = dist.rsample_and_log_prob()  # (*B, latent_dim), (*B,)
+        chunk = self.decode(following.get(self.tensor_keys.observation), noise)
+        return tensordict.set(self.tensor_keys.next_chunk, chunk).set(self.tensor_keys.next_log_prob, log_prob)
+
+    @torch.no_grad()
     def value_target(self, tensordict: TensorDictBase) -> Tensor:
         """``y = R + γ^k (1 - terminated) (min_i Q^A_targ,i(s', decode(s', w')) - α log π(w' | s'))``, ``[*B]``."""
         tensordict = tensordict.copy()
-        following = tensordict.get("next").copy()
-        with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
-            dist = self.actor_network.get_dist(following)
-        # The very Gaussian value that was drawn is scored: inverting the tanh of a saturated noise is not exact.
-        noise, log_prob = dist.rsample_and_log_prob()  # (*B, latent_dim), (*B,)
-        observation = following.get(self.tensor_keys.observation)
-        q = reduce_ensemble(self.action_values(observation, self.decode(observation, noise), target=True), self.backup)
+        if tensordict.get(self.tensor_keys.next_chunk, None) is None:
+            tensordict = self.draw_next_chunks(tensordict)
+        following = tensordict.get("next")
+        chunk = tensordict.get(self.tensor_keys.next_chunk)
+        values = self.action_values(following.get(self.tensor_keys.observation), chunk, target=True)
         alpha = self.temperature() if callable(self.temperature) else self.temperature
-        following.set(self.tensor_keys.value, (q - alpha * log_prob).unsqueeze(-1))
-        tensordict.set("next", following)
+        value = reduce_ensemble(values, self.backup) - alpha * tensordict.get(self.tensor_keys.next_log_prob)
+        following.set(self.tensor_keys.value, value.unsqueeze(-1))
         return self.value_estimator.value_estimate(tensordict).squeeze(-1)
 
     @dispatch

@@ -16,6 +16,7 @@ from torchrl.objectives import LossModule
 
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.objectives.ensemble import check_backup, reduce_ensemble
+from dsrl_torchrl.objectives.latent_distribution import latent_distribution
 
 
 def truncated_prior(*shape: int, bound: float, like: Tensor) -> Tensor:
@@ -132,8 +133,7 @@ class AdvantageWeightedMLELoss(LossModule):
             many = observation.expand(self.m_candidates, *observation.shape)
             q = reduce_ensemble(self.noise_values(many, noise), self.backup)  # (M, *B)
             omega = self.weights(q)
-        with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
-            dist = self.actor_network.get_dist(tensordict)
+        dist = latent_distribution(self.actor_network, self.actor_network_params, tensordict)
         loss = -(omega * dist.log_prob(noise)).sum(0)
         return TensorDict(
             {

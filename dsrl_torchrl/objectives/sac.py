@@ -13,6 +13,7 @@ from torchrl.objectives import SACLoss, ValueEstimators
 
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.objectives.ensemble import check_backup, ensemble_values, reduce_ensemble
+from dsrl_torchrl.objectives.latent_distribution import latent_distribution
 
 ALPHA_PARAMETERISATIONS = ("log", "softplus")
 
@@ -58,8 +59,7 @@ class LatentSACLoss(SACLoss):
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """``E[α log π(w | s) - min_i Q_i(s, w)]``, ``w ~ π`` reparameterised; no gradient reaches the critics."""
-        with self._actor():
-            dist = self.actor_network.get_dist(tensordict)
+        dist = latent_distribution(self.actor_network, self.actor_network_params, tensordict)
         action, log_prob = dist.rsample_and_log_prob()  # (*B, latent_dim), (*B,)
         q = reduce_ensemble(self._ensemble(tensordict, action, self._cached_detached_qvalue_params), self.backup)
         loss = self._reduce_loss(
@@ -71,9 +71,8 @@ class LatentSACLoss(SACLoss):
     def _compute_target_v2(self, tensordict: TensorDictBase) -> Tensor:
         """``y = R + γ^k (1 - terminated) (min_i Q_i^targ(s', w') - α log π(w' | s'))``, ``[*B]``."""
         tensordict = tensordict.copy()
-        following = tensordict.get("next").copy()
-        with self._actor():
-            dist = self.actor_network.get_dist(following)
+        following = tensordict.get("next")
+        dist = latent_distribution(self.actor_network, self.actor_network_params, following)
         action, log_prob = dist.rsample_and_log_prob()
         q = reduce_ensemble(self._ensemble(following, action, self.target_qvalue_network_params), self.backup)  # (*B,)
         value = (q - self._alpha * log_prob).unsqueeze(-1)
@@ -103,9 +102,6 @@ class LatentSACLoss(SACLoss):
             action if key == self.tensor_keys.action else tensordict.get(key) for key in self.qvalue_network.in_keys
         ]
         return ensemble_values(self.qvalue_network, params, *inputs, deactivate_vmap=self.deactivate_vmap)
-
-    def _actor(self):
-        return self.actor_network_params.to_module(self.actor_network, preserve_module_state=False)
 
 
 def make_sac_loss(

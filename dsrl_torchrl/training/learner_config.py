@@ -13,6 +13,12 @@ class LearnerConfig:
     """Hyper-parameters of the losses and their optimisers."""
 
     batch_size: int = 256
+    critic_only_updates: int = 300  # first updates that leave the actor alone
+    actor_interval: int = 1  # critic updates per actor update
+    distillation_interval: int = 1  # updates of Q^A per distillation into Q^W (noise aliasing only)
+    # Updates that share a sample and one decode of their TD targets' chunks, with the latent policy at their start
+    # (noise aliasing decodes them; the sample is shared in any case); 1: every update for itself.
+    target_interval: int = 8
     gamma: float = 0.98  # per primitive step
     backup: str = "min"  # over the ensemble, in targets and actor
     tau: float = 0.01  # Polyak rate of the targets
@@ -34,7 +40,11 @@ class LearnerConfig:
             value = getattr(self, field.name)
             if field.type in ("int", "float") and (isinstance(value, bool) or not isinstance(value, (int, float))):
                 raise UserError(f"{field.name} must be a number, got {value!r}")
-        self._check_positive("batch_size", "actor_lr", "critic_lr", "alpha_lr", "beta_latent", "tau_baseline")
+        self._check_positive(
+            "batch_size", "actor_interval", "distillation_interval", "target_interval", "actor_lr", "critic_lr",
+            "alpha_lr", "beta_latent", "tau_baseline",
+        )  # fmt: skip
+        self._check_not_negative("critic_only_updates")
         if self.m_candidates < 2:
             raise UserError(f"m_candidates must be at least 2, got {self.m_candidates}")
         if not 0 < self.tau <= 1:

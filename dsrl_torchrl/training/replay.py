@@ -36,10 +36,14 @@ class MixedReplay:
         self.online = make_replay_buffer(size, batch_size - share)
         self.offline = offline_buffer(offline, share) if offline is not None and share else None
 
-    def sample(self) -> TensorDictBase:
-        """``[batch_size]``: the entries that both kinds have."""
-        batch = self.online.sample()
+    def sample(self, batches: int) -> TensorDictBase:
+        """``[batches, batch_size]``: the entries that both kinds have."""
+        online = _sample(self.online, batches)
         if self.offline is None:
-            return batch
-        offline = self.offline.sample()
-        return torch.cat([batch.select(*offline.keys(True, True)), offline])
+            return online
+        offline = _sample(self.offline, batches)
+        return torch.cat([online.select(*offline.keys(True, True)), offline], dim=1)
+
+
+def _sample(buffer: TensorDictReplayBuffer, batches: int) -> TensorDictBase:
+    return buffer.sample(batches * buffer.batch_size).unflatten(0, (batches, buffer.batch_size))

@@ -14,7 +14,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import ProbabilisticActor
 from tqdm import tqdm
 
-from dsrl_torchrl.data.alias_pairs import draw_alias_pairs, pick_alias_pair
+from dsrl_torchrl.data.alias_pairs import draw_alias_pairs
 from dsrl_torchrl.errors import NonFiniteError
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.training.checkpoints import Counters, load_newest
@@ -22,6 +22,7 @@ from dsrl_torchrl.training.latent_networks import make_actor
 from dsrl_torchrl.training.learner import make_update, save_learner
 from dsrl_torchrl.training.network_config import NetworkConfig
 from dsrl_torchrl.training.replay import offline_buffer
+from dsrl_torchrl.training.rounds import make_updates
 from dsrl_torchrl.training.stage1_config import Stage1Config
 from dsrl_torchrl.training.update import LatentUpdate
 
@@ -86,6 +87,10 @@ def train_stage1(
     if config.use_na:
         data = draw_alias_pairs(data.copy(), env.decoder.decode, env.noise_layout.dim, config.alias_samples)
     buffer = offline_buffer(data, config.batch_size)
+
+    def sample(batches: int) -> TensorDictBase:
+        return buffer.sample(batches * config.batch_size).unflatten(0, (batches, config.batch_size))
+
     fixed = data["observation"][torch.randint(len(data), (CHECK_OBSERVATIONS,))]
     counters = Counters()
     checkpoint = Checkpoint(losses=update, optimisers=update.optimiser_state(), counters=counters, rng=GlobalRNGState())
@@ -97,11 +102,14 @@ def train_stage1(
     bar = tqdm(total=config.updates, initial=counters.updates, mininterval=1.0, desc="stage 1", disable=not progress)
     metrics: dict[str, torch.Tensor] = {}
     while counters.updates < config.updates:
-        step = counters.updates
-        update_actor = step >= config.critic_only_updates and step % config.actor_interval == 0
-        metrics.update(update(pick_alias_pair(buffer.sample()), update_actor=update_actor).items())
-        counters.updates += 1
-        bar.update()
+        share = min(
+            config.target_interval,
+            config.updates - counters.updates,
+            *(every - counters.updates % every for every in (config.log_updates, config.checkpoint_updates)),
+        )
+        metrics |= make_updates(update, sample, config, first=counters.updates, updates=share)
+        counters.updates += share
+        bar.update(share)
         if counters.updates % config.log_updates == 0 or counters.updates == config.updates:
             for name, value in metrics.items():
                 if not torch.isfinite(value):

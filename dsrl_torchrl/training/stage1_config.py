@@ -17,8 +17,8 @@ class Stage1Config(LearnerConfig):
     rollout_env_steps: int = 30_000  # primitive env steps of the base policy with prior noise, failures included
     use_demonstrations: bool = True  # as offline data, beside the rollouts
     updates: int = 4_000
-    critic_only_updates: int = 1_000  # first updates that leave the actor alone
-    actor_interval: int = 4  # critic updates per actor update
+    critic_only_updates: int = 1_000
+    actor_interval: int = 4
     alias_samples: int = 16  # noises decoded once per stored state for the distillation; 0: a fresh one per update
     use_na: bool = True  # Q^A by TD, distilled into Q^W; False: Q^W by TD on the rollouts' own noise
     inversion: str | None = None  # gives demonstrations a noise, for use_na=False: optimisation, retrieval
@@ -29,14 +29,8 @@ class Stage1Config(LearnerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_positive(
-            "rollout_env_steps",
-            "updates",
-            "actor_interval",
-            "log_updates",
-            "checkpoint_updates",
-        )
-        self._check_not_negative("critic_only_updates", "check_episodes", "alias_samples")
+        self._check_positive("rollout_env_steps", "updates", "log_updates", "checkpoint_updates")
+        self._check_not_negative("check_episodes", "alias_samples")
         if self.inversion not in INVERSIONS:
             raise UserError(f"inversion must be one of null, optimisation, retrieval; got {self.inversion!r}")
         if self.inversion is not None and self.use_na:

@@ -15,7 +15,7 @@ from torchrl.collectors import Collector
 from torchrl.modules import ProbabilisticActor
 from tqdm import tqdm
 
-from dsrl_torchrl.data.alias_pairs import draw_alias_pairs, pick_alias_pair
+from dsrl_torchrl.data.alias_pairs import draw_alias_pairs
 from dsrl_torchrl.data.transitions import check_finite, to_macro_transitions
 from dsrl_torchrl.errors import NonFiniteError
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
@@ -26,6 +26,7 @@ from dsrl_torchrl.training.latent_networks import load_actor, make_actor
 from dsrl_torchrl.training.learner import load_learned_critics, make_update
 from dsrl_torchrl.training.network_config import NetworkConfig
 from dsrl_torchrl.training.replay import MixedReplay
+from dsrl_torchrl.training.rounds import make_updates
 from dsrl_torchrl.training.stage2_config import Stage2Config
 from dsrl_torchrl.training.update import LatentUpdate
 
@@ -163,13 +164,9 @@ def _update_round(
 ) -> None:
     """Makes the updates that the UTD ratio owes for the macro steps collected so far; the newest metrics stay."""
     owed = int(config.utd * counters.macro_steps) - counters.updates
-    for _ in range(owed):
-        step = counters.updates
-        update_actor = step >= config.critic_only_updates and step % config.actor_interval == 0
-        metrics.update(update(pick_alias_pair(replay.sample()), update_actor=update_actor).items())
-        counters.updates += 1
-        if counters.updates % 100 == 0:
-            bar.set_postfix(updates=counters.updates, refresh=counters.updates % 500 == 0)
+    metrics |= make_updates(update, replay.sample, config, first=counters.updates, updates=owed)
+    counters.updates += owed
+    bar.set_postfix(updates=counters.updates, refresh=False)
     for name, value in metrics.items():
         if not torch.isfinite(value):
             raise NonFiniteError(name, counters.updates, "update", "lower the learning rates or alpha_init")

@@ -22,8 +22,6 @@ class Stage2Config(LearnerConfig):
     warmup_env_steps: int = 8_000  # collected before the first update: by stage 1's actor, or with prior noise without
     macro_steps_per_round: int = 8  # macro steps collected, over all envs, between two rounds of updates
     utd: float = 3  # gradient updates per collected macro step
-    critic_only_updates: int = 3_000  # first updates that leave the actor alone
-    actor_interval: int = 1  # critic updates per actor update
     replay_size: int = 200_000  # macro transitions
     checkpoint_env_steps: int = 5_000
     log_env_steps: int = 250
@@ -34,10 +32,10 @@ class Stage2Config(LearnerConfig):
         if self.utd < 1:
             raise UserError(f"utd (gradient updates per macro step) must be at least 1, got {self.utd}")
         self._check_positive(
-            "total_env_steps", "macro_steps_per_round", "actor_interval", "replay_size", "checkpoint_env_steps",
+            "total_env_steps", "macro_steps_per_round", "replay_size", "checkpoint_env_steps",
             "log_env_steps", "success_window",
         )  # fmt: skip
-        self._check_not_negative("warmup_env_steps", "critic_only_updates", "alias_samples")
+        self._check_not_negative("warmup_env_steps", "alias_samples")
         self._check_fraction("offline_fraction", "behaviour_fraction")
         if self.offline_fraction == 1:
             raise UserError("offline_fraction must be below 1: stage 2 learns from what it collects")

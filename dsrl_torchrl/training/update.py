@@ -46,7 +46,7 @@ class LatentUpdate(nn.Module):
         super().__init__()
         self.sac = sac
         self.aw_mle = aw_mle
-        self.max_grad_norm = float("inf") if config.max_grad_norm is None else config.max_grad_norm
+        self.max_grad_norm = config.max_grad_norm
         self._actor_params = _trainable(sac.actor_network_params)
         self._noise_value_params = _trainable(sac.qvalue_network_params)
         self.optimisers: dict[str, torch.optim.Optimizer] = {
@@ -54,21 +54,30 @@ class LatentUpdate(nn.Module):
             "critic": torch.optim.Adam(self._noise_value_params, lr=config.critic_lr, fused=True),
         }
         if not sac.fixed_alpha:
-            self.optimisers["alpha"] = torch.optim.Adam([sac.log_alpha], lr=config.alpha_lr)
+            self.optimisers["alpha"] = torch.optim.Adam([sac.log_alpha], lr=config.alpha_lr, fused=True)
 
-    def forward(self, batch: TensorDictBase, *, update_actor: bool = True) -> TensorDictBase:
+    def prepare(self, batches: TensorDictBase) -> TensorDictBase:
+        """Does at once, in place, what ``[k, n]`` transitions of k coming updates can share; nothing for SAC."""
+        return batches
+
+    def forward(self, batch: TensorDictBase, *, update_actor: bool = True, distil: bool = True) -> TensorDict:
         """One critic step on ``batch`` ``[n]``, one actor and temperature step unless told otherwise.
+
+        Args:
+            batch: macro transitions.
+            update_actor: train the latent policy, too.
+            distil: train ``Q^W``, too, where it is distilled from ``Q^A``.
 
         Returns:
             TensorDict of scalars, still on the device, under the names that a run logs.
         """
-        metrics = self._critic_step(batch)
+        metrics = self._critic_step(batch, distil)
         if update_actor:
             metrics |= self._actor_step(batch)
         self.target_updater.step()
-        return TensorDict({name: value.detach().clone() for name, value in metrics.items()})
+        return TensorDict({name: value.detach() for name, value in metrics.items()})
 
-    def _critic_step(self, batch: TensorDictBase) -> dict[str, Tensor]:
+    def _critic_step(self, batch: TensorDictBase, distil: bool) -> dict[str, Tensor]:
         """Trains ``Q^W``, and ``Q^A`` where there is one; the subclass's."""
         raise NotImplementedError
 
@@ -98,7 +107,10 @@ class LatentUpdate(nn.Module):
         optimiser = self.optimisers[name]
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.max_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
         optimiser.step()
         return norm
 
@@ -116,7 +128,7 @@ class SACUpdate(LatentUpdate):
         super().__init__(sac, config, aw_mle)
         self.target_updater = SoftUpdate(sac, tau=config.tau)
 
-    def _critic_step(self, batch: TensorDictBase) -> dict[str, Tensor]:
+    def _critic_step(self, batch: TensorDictBase, distil: bool) -> dict[str, Tensor]:
         loss, critic = self.sac.qvalue_v2_loss(batch)
         return {
             "sac/critic_loss": loss,
@@ -145,7 +157,11 @@ class NAUpdate(LatentUpdate):
         self.optimisers["action_value"] = torch.optim.Adam(self._action_value_params, lr=config.critic_lr, fused=True)
         self.target_updater = SoftUpdate(action_value, tau=config.tau)
 
-    def _critic_step(self, batch: TensorDictBase) -> dict[str, Tensor]:
+    def prepare(self, batches: TensorDictBase) -> TensorDictBase:
+        """The chunks of the TD targets, in one decode."""
+        return self.action_value.draw_next_chunks(batches) if len(batches) > 1 else batches
+
+    def _critic_step(self, batch: TensorDictBase, distil: bool) -> dict[str, Tensor]:
         td = self.action_value(batch)
         metrics = {
             "sac/critic_loss": td["loss_action_value"],
@@ -154,6 +170,8 @@ class NAUpdate(LatentUpdate):
             "sac/q_mean": td["q_action"].mean(),
             "sac/q_std": td["q_action"].std(),
         }
+        if not distil:
+            return metrics
         alias = self.noise_aliasing(batch)
         return metrics | {
             "noise_aliasing/loss": alias["loss_noise_aliasing"],

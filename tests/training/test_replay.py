@@ -20,9 +20,9 @@ def test_the_fraction_is_exact_and_only_common_entries_stay(fraction, share):
     replay = MixedReplay(100, 16, transitions(5, 1.0), fraction)
     replay.online.extend(transitions(50, 0.0, action=torch.zeros(50, 3)))
     for _ in range(3):
-        batch = replay.sample()
-        assert len(batch) == 16
-        assert int(batch["observation"][:, 0].sum()) == share
+        batch = replay.sample(2)
+        assert batch.shape == (2, 16)
+        assert batch["observation"][..., 0].sum(1).tolist() == [share, share]
         assert "action" not in batch.keys()
 
 
@@ -30,7 +30,7 @@ def test_the_fraction_is_exact_and_only_common_entries_stay(fraction, share):
 def test_no_fraction_is_online_data_alone(offline):
     replay = MixedReplay(100, 16, offline, 0.0)
     replay.online.extend(transitions(50, 0.0, action=torch.zeros(50, 3)))
-    batch = replay.sample()
-    assert len(batch) == 16
+    batch = replay.sample(1)
+    assert batch.shape == (1, 16)
     assert batch["observation"].sum() == 0
     assert "action" in batch.keys()
