@@ -92,9 +92,7 @@ class OverlappedCollection(Collection):
         CollectionError: the other process failed, here or while batches are awaited.
     """
 
-    def __init__(
-        self, make_env: Callable[[], LatentActionEnv], policy: TensorDictModuleBase, macro_steps: int
-    ) -> None:
+    def __init__(self, make_env: Callable[[], LatentActionEnv], policy: TensorDictModuleBase, macro_steps: int) -> None:
         self._begun = False
         self._threads = torch.get_num_threads()
         # This end of the writing side stays open: an end of file would look like a message.

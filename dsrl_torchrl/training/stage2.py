@@ -103,7 +103,13 @@ def train_stage2(
     )
     if offline is not None:
         offline = add_alias_pairs(offline.copy())
-    replay = MixedReplay(config.replay_size, config.batch_size, offline, config.offline_fraction)
+    replay = MixedReplay(
+        min(config.replay_size, config.total_env_steps),  # a macro step is at least one env step
+        config.batch_size,
+        offline,
+        config.offline_fraction,
+        device=next(actor.parameters()).device,
+    )
     # A policy that has learned offline collects its own warm-up; an untrained one would be worse than the prior.
     behaviour = BehaviourPolicy(actor, warm_up=None if config.init_actor else PriorNoise(env.noise_layout.dim))
     episodes = EpisodeTracker(config.success_window)
@@ -111,7 +117,7 @@ def train_stage2(
     checkpoint = Checkpoint(
         losses=update,
         optimisers=update.optimiser_state(),
-        replay=replay.online,
+        replay=replay,
         episodes=episodes,
         counters=counters,
         rng=GlobalRNGState(),
