@@ -1,7 +1,7 @@
 """Replay of macro transitions: what is collected online, mixed with offline data.
 
-Memory per macro transition, in bytes, with float32 entries (PushCube, 35 observations, chunk 8 x 4, 32 noise dimensions,
-M = 16: 4,656 in all, 44 MB for 10,000)::
+Memory per macro transition in bytes, with float32 entries (numbers: PushCube with 35 observations, chunk 8 x 4, 32
+noise dimensions, M = 16; 4,656 in all, 44 MB for 10,000)::
 
     alias pairs       4 M (latent_dim + act_horizon * action_dim)      4,096    none in DSRL-SAC
     observations      4 * 2 * obs_dim                                    280    s and s'
@@ -10,7 +10,7 @@ M = 16: 4,656 in all, 44 MB for 10,000)::
 
 s' is kept beside s although it is the next transition's s: one copy would save 3 % (a quarter in DSRL-SAC). TorchRL's
 way (the collectors' ``compact_obs`` and :class:`~torchrl.envs.transforms.NextStateReconstructor`) finds s' in the
-neighbour *in the sampled batch*, so it needs slices of trajectories and gives NaN under uniform sampling; and an episode's
+neighbour *in the sampled batch*: it needs slices of trajectories and gives NaN under uniform sampling. And an episode's
 last s', which a truncation bootstraps from, is in no other transition.
 
 On the CPU a buffer's places cost memory when they are filled, not before: the operating system commits pages on the
