@@ -44,7 +44,7 @@ def settle_collector_counts(collector: DictConfig, stored: Path) -> str | None:
     automatic = [name for name in ("num_workers", "threads") if collector[name] == "auto"]
     if not automatic:
         return None
-    begun = OmegaConf.load(stored).get("collector", {}) if stored.exists() else {}
+    begun = OmegaConf.select(OmegaConf.load(stored), "collector", default={}) if stored.exists() else {}
     cores = len(os.sched_getaffinity(0))
     chosen = {"num_workers": max(1, min(cores - collector.overlap, MAX_WORKERS))}
     workers = collector.num_workers if _is_count(collector.num_workers) else chosen["num_workers"]

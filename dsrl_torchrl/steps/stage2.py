@@ -36,7 +36,7 @@ def stage2(run: Run) -> None:
         make_worker_env = None
         if run.cfg.collector.overlap:
             make_worker_env = partial(make_latent_env, run.cfg, policy)
-            env.close()  # from here on it only describes the one in the collecting process
+            env.close(raise_if_closed=False)  # from here on it only describes the one in the collecting process
         artifact.begin()
         run.save_config()
         with run.metrics_log(metrics, "env_steps") as make_log:
@@ -54,10 +54,10 @@ def stage2(run: Run) -> None:
                 progress=run.cfg.progress,
             )
     finally:
-        if not env.is_closed:
-            env.close()
+        env.close(raise_if_closed=False)
     save_actor(result.actor, artifact.folder)
-    artifact.finish(env_steps=result.env_steps, updates=result.updates, wall_seconds=result.wall_seconds)
+    counts = {name: getattr(result, name) for name in ("env_steps", "macro_steps", "updates", "wall_seconds")}
+    artifact.finish(**counts)
     for warning in curve_warnings(read_metrics(metrics), env.noise_layout.dim):
         run.say(f"warning: {warning}")
     run.say(f"stage 2: {result.env_steps} env steps, {result.updates} updates, in {artifact.folder}")
