@@ -36,8 +36,6 @@ def check_config(cfg: DictConfig) -> None:
         raise UserError(f"latent.action_magnitude must be positive or auto, got {latent.action_magnitude}")
     if latent.noise_layout not in NOISE_LAYOUTS:
         raise UserError(f"latent.noise_layout must be one of {', '.join(NOISE_LAYOUTS)}; got {latent.noise_layout!r}")
-    if cfg.collector.num_workers < 1:
-        raise UserError(f"collector.num_workers must be at least 1, got {cfg.collector.num_workers}")
     if cfg.evaluation.episodes < 1:
         raise UserError(f"evaluation.episodes must be at least 1, got {cfg.evaluation.episodes}")
     check_logger(**cfg.logger)

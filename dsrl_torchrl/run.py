@@ -11,14 +11,17 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from dsrl_torchrl.collector_counts import settle_collector_counts
 from dsrl_torchrl.configured import check_config
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.metrics_log import MetricsLog
-from dsrl_torchrl.policies.storage import read_weights_hash
+from dsrl_torchrl.policies.storage import read_weights_hash, write_atomically
 from dsrl_torchrl.run_directory import Artifact, config_hash
 from dsrl_torchrl.training.network_config import NetworkConfig
 from dsrl_torchrl.training.stage1_config import Stage1Config
 from dsrl_torchrl.training.stage2_config import Stage2Config
+
+CONFIG_FILE = "config.yaml"
 
 
 class Run:
@@ -35,8 +38,9 @@ class Run:
     def __init__(self, cfg: DictConfig, say: Callable[[str], None] = print) -> None:
         self.cfg = cfg
         self.say = say
-        self.config: dict[str, Any] = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
         self.folder = Path(cfg.output) / cfg.name
+        counts = settle_collector_counts(cfg.collector, self.folder / CONFIG_FILE)
+        self.config: dict[str, Any] = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
         self.networks: NetworkConfig = instantiate(cfg.networks, _convert_="all")
         self.stage1: Stage1Config = instantiate(cfg.stage1, _convert_="all")
         self.algorithm: Stage2Config = instantiate(cfg.algorithm, _convert_="all")
@@ -52,7 +56,10 @@ class Run:
             base["base_policy_sha256"] = read_weights_hash(cfg.base_policy.checkpoint)
         latent = base | {key: self.config[key] for key in ("latent", "networks")}
         offline = latent | {"stage1": self.config["stage1"], "num_workers": cfg.collector.num_workers}
-        online = latent | {key: self.config[key] for key in ("algorithm", "collector")}
+        collector = {key: self.config["collector"][key] for key in ("num_workers", "threads")}
+        if cfg.collector.overlap:  # named only then: runs from before it existed stay what they are
+            collector["overlap"] = True
+        online = latent | {"algorithm": self.config["algorithm"], "collector": collector}
         if self.algorithm.needs_stage1:
             online |= {"stage1": self.config["stage1"]}
         self.demos_artifact = Artifact(self.folder / "demos", {"demonstrations": task["demonstrations"], "seed": seed})
@@ -62,11 +69,13 @@ class Run:
         self.config_hash = config_hash(online)
         if cfg.collector.threads is not None:
             torch.set_num_threads(cfg.collector.threads)
+        if counts is not None:
+            say(counts)
 
     def save_config(self) -> None:
-        """Writes the resolved configuration into the run folder."""
+        """Writes the resolved configuration into the run folder, atomically: later steps read it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.cfg, self.folder / "config.yaml", resolve=True)
+        write_atomically(self.folder / CONFIG_FILE, OmegaConf.to_yaml(self.cfg, resolve=True).encode())
 
     @contextmanager
     def metrics_log(self, path: Path, step: str) -> Iterator[Callable[[int], MetricsLog]]:

@@ -25,10 +25,12 @@ def fails(capsys, *arguments):
     return error
 
 
-def start(*arguments):
+def start(*arguments, **options):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "dsrl_torchrl", *arguments]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options
+    )
 
 
 def wait_for(path, process, seconds=120):
@@ -36,3 +38,15 @@ def wait_for(path, process, seconds=120):
     while not list(path.parent.glob(path.name)):
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()
         time.sleep(0.05)
+
+
+def wait_until_empty(group, seconds=30):
+    """Until no process of the group is left."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        assert time.monotonic() < deadline, subprocess.run(["ps", "-eo", "pgid,pid,args"], capture_output=True)
+        time.sleep(0.1)

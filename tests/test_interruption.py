@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import shutil
 import signal
 
@@ -9,7 +12,7 @@ import pytest
 
 from dsrl_torchrl.cli import main
 
-from .pipeline_run import TINY, fails, start, wait_for
+from .pipeline_run import TINY, fails, start, wait_for, wait_until_empty
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +36,7 @@ class NaNEnv(PointReachEnv):
 
 def test_nan_in_a_worker_process_is_one_line(tmp_path, finished, monkeypatch):
     (tmp_path / "nan_env.py").write_text(NAN_ENV)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     arguments = [*TINY, f"base_policy.checkpoint={finished / 'a' / 'base'}", "task.env._target_=nan_env.NaNEnv"]
     process = start("stage2", *arguments, "collector.num_workers=2")
     _, error = process.communicate(timeout=200)
@@ -92,6 +95,46 @@ def unfinished(tmp_path_factory, finished):
     (folder / "stopped" / "stderr.txt").write_text(error)
     assert process.returncode == 130, error
     return folder / "stopped"
+
+
+@pytest.mark.parametrize(("stop", "workers"), [(signal.SIGINT, 2), (signal.SIGKILL, 1)], ids=["ctrl-c", "kill -9"])
+def test_an_overlapped_run_leaves_no_process_and_resumes(tmp_path, finished, stop, workers):
+    arguments = ["stage2", f"base_policy.checkpoint={finished / 'a' / 'base'}", "name=stopped"]
+    arguments += [*ENDLESS, "algorithm=dsrl_sac", "collector.overlap=true", f"collector.num_workers={workers}"]
+    process = start(*arguments, start_new_session=True)
+    checkpoints = tmp_path / "runs" / "stopped" / "stage2" / "checkpoints"
+    wait_for(checkpoints / "checkpoint*4??", process)
+    if stop == signal.SIGINT:
+        os.killpg(process.pid, stop)  # a terminal's Ctrl-C reaches all of them
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == 130, error
+        assert "resume=true" in error and "Traceback" not in error
+    else:
+        process.kill()
+        process.communicate(timeout=60)
+    wait_until_empty(process.pid)
+    names = [re.fullmatch(r"checkpoint-(\d+)", path.name) for path in checkpoints.iterdir()]
+    stored = max(int(name[1]) for name in names if name)
+    # The total is not part of the question here, so the folder is made to belong to a shorter run.
+    marker = tmp_path / "runs" / "stopped" / "stage2" / "artifact.json"
+    marker.write_text(marker.read_text().replace("100000", str(stored + 200)))
+    main([*arguments, f"algorithm.total_env_steps={stored + 200}", "resume=true"])
+    facts = json.loads(marker.read_text())["facts"]
+    assert stored + 200 <= facts["env_steps"] < stored + 200 + 4 * 4 * workers
+    assert facts["updates"] == facts["macro_steps"]
+
+
+def test_an_error_in_the_collecting_process_is_one_line(tmp_path, finished, monkeypatch):
+    (tmp_path / "nan_env.py").write_text(NAN_ENV.replace('observation * (float("nan") if', "observation * (1 / 0 if"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    arguments = [*TINY, f"base_policy.checkpoint={finished / 'a' / 'base'}", "task.env._target_=nan_env.NaNEnv"]
+    arguments += ["algorithm=dsrl_sac", "collector.overlap=true"]
+    process = start("stage2", *arguments, start_new_session=True)
+    _, error = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert error.strip().startswith("dsrl: error: the collecting process failed: ZeroDivisionError"), error
+    assert "\n" not in error.strip()
+    wait_until_empty(process.pid)
 
 
 def test_ctrl_c_is_one_line(unfinished):

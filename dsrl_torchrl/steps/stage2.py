@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from dsrl_torchrl.configured import make_latent_env
 from dsrl_torchrl.diagnostics import curve_warnings
 from dsrl_torchrl.metrics_log import read_metrics
@@ -31,6 +33,10 @@ def stage2(run: Run) -> None:
         offline = None
         if run.algorithm.offline_fraction > 0:
             offline = offline_data(run, env, with_noise=not run.algorithm.noise_aliasing)
+        make_worker_env = None
+        if run.cfg.collector.overlap:
+            make_worker_env = partial(make_latent_env, run.cfg, policy)
+            env.close(raise_if_closed=False)  # from here on it only describes the one in the collecting process
         artifact.begin()
         run.save_config()
         with run.metrics_log(metrics, "env_steps") as make_log:
@@ -42,14 +48,16 @@ def stage2(run: Run) -> None:
                 folder=artifact.folder,
                 stage1=run.stage1_artifact.folder if run.algorithm.needs_stage1 else None,
                 offline=offline,
+                make_worker_env=make_worker_env,
                 resume=run.cfg.resume,
                 make_log=make_log,
                 progress=run.cfg.progress,
             )
     finally:
-        env.close()
+        env.close(raise_if_closed=False)
     save_actor(result.actor, artifact.folder)
-    artifact.finish(env_steps=result.env_steps, updates=result.updates, wall_seconds=result.wall_seconds)
+    counts = {name: getattr(result, name) for name in ("env_steps", "macro_steps", "updates", "wall_seconds")}
+    artifact.finish(**counts)
     for warning in curve_warnings(read_metrics(metrics), env.noise_layout.dim):
         run.say(f"warning: {warning}")
     run.say(f"stage 2: {result.env_steps} env steps, {result.updates} updates, in {artifact.folder}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,6 @@ from pathlib import Path
 import torch
 from tensordict import TensorDictBase
 from torchrl.checkpoint import Checkpoint, CheckpointRotation, GlobalRNGState
-from torchrl.collectors import Collector
 from torchrl.modules import ProbabilisticActor
 from tqdm import tqdm
 
@@ -19,8 +19,10 @@ from dsrl_torchrl.data.alias_pairs import draw_alias_pairs
 from dsrl_torchrl.data.transitions import check_finite, to_macro_transitions
 from dsrl_torchrl.errors import NonFiniteError
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
+from dsrl_torchrl.modules.behaviour_policy import BehaviourPolicy
 from dsrl_torchrl.modules.prior_noise import PriorNoise
 from dsrl_torchrl.training.checkpoints import Counters, load_newest
+from dsrl_torchrl.training.collection import Collection, CollectionInTurn, OverlappedCollection
 from dsrl_torchrl.training.episodes import EpisodeTracker
 from dsrl_torchrl.training.latent_networks import load_actor, make_actor
 from dsrl_torchrl.training.learner import load_learned_critics, make_update
@@ -37,6 +39,7 @@ class Stage2Result:
 
     actor: ProbabilisticActor
     env_steps: int
+    macro_steps: int
     updates: int
     wall_seconds: float
 
@@ -50,6 +53,7 @@ def train_stage2(
     folder: Path,
     stage1: Path | None = None,
     offline: TensorDictBase | None = None,
+    make_worker_env: Callable[[], LatentActionEnv] | None = None,
     resume: bool = False,
     make_log: Callable[[int], Callable[[int, dict[str, float]], None]] = lambda env_steps: lambda step, metrics: None,
     progress: bool = True,
@@ -60,14 +64,22 @@ def train_stage2(
     that depends on ``seed`` and the segment alone, so a killed run that resumes makes the same segments again, bit for
     bit where the simulator is deterministic.
 
+    With ``make_worker_env`` another process collects the next batch while this one makes the updates that are owed for
+    the last. The counts are as exact, and a killed run loses nothing that its last checkpoint holds, but two runs
+    differ: the policy that collects is one round old, and the envs go on through the checkpoints, so that only a
+    resumed run resets them.
+
     Args:
-        env: the latent env; the base policy's observation statistics standardise the networks' input.
+        env: the latent env; the base policy's observation statistics standardise the networks' input. It is stepped
+            only where ``make_worker_env`` is not given.
         config: hyper-parameters.
         networks: sizes; those of stage 1 where that is loaded.
         seed: seeds networks, noise and env resets.
         folder: checkpoints go to ``folder/checkpoints``.
         stage1: folder of stage 1's networks, read where ``config.init_actor`` or ``config.init_critics`` ask for them.
         offline: macro transitions ``[n]`` that ``config.offline_fraction`` of every batch is drawn from.
+        make_worker_env: makes the same env for a process of its own, which collects beside the updates; it must be
+            picklable by :mod:`cloudpickle`.
         resume: continue from the newest checkpoint there, if any.
         make_log: called once with the env steps that the run (re)starts from; returns a function that is called
             with the number of env steps and a dict of floats.
@@ -75,6 +87,7 @@ def train_stage2(
 
     Raises:
         NonFiniteError: an observation, reward or loss became NaN or infinite; the last checkpoint stays.
+        CollectionError: the collecting process failed; the last checkpoint stays.
     """
     torch.manual_seed(seed)
     actor = make_actor(env, networks)
@@ -91,15 +104,21 @@ def train_stage2(
     )
     if offline is not None:
         offline = add_alias_pairs(offline.copy())
-    replay = MixedReplay(config.replay_size, config.batch_size, offline, config.offline_fraction)
+    replay = MixedReplay(
+        min(config.replay_size, config.total_env_steps),  # a macro step is at least one env step
+        config.batch_size,
+        offline,
+        config.offline_fraction,
+        device=next(actor.parameters()).device,
+    )
     # A policy that has learned offline collects its own warm-up; an untrained one would be worse than the prior.
-    warmup_policy = actor if config.init_actor else PriorNoise(env.noise_layout.dim)
+    behaviour = BehaviourPolicy(actor, warm_up=None if config.init_actor else PriorNoise(env.noise_layout.dim))
     episodes = EpisodeTracker(config.success_window)
     counters = Counters()
     checkpoint = Checkpoint(
         losses=update,
         optimisers=update.optimiser_state(),
-        replay=replay.online,
+        replay=replay,
         episodes=episodes,
         counters=counters,
         rng=GlobalRNGState(),
@@ -110,48 +129,46 @@ def train_stage2(
     log = make_log(counters.env_steps)
     metrics: dict[str, torch.Tensor] = {}
 
+    collection: Collection = (
+        CollectionInTurn(env, behaviour, config.macro_steps_per_round)
+        if make_worker_env is None
+        else OverlappedCollection(make_worker_env, behaviour, config.macro_steps_per_round)
+    )
     bar = tqdm(
         total=config.total_env_steps, initial=counters.env_steps, unit="step", mininterval=1.0, disable=not progress
     )
     bar.set_description("stage 2", refresh=False)
-    while counters.env_steps < config.total_env_steps:
-        started = time.monotonic()
-        warming_up = counters.env_steps < config.warmup_env_steps
-        segment_end = (
-            config.warmup_env_steps
-            if warming_up
-            else min(counters.env_steps + config.checkpoint_env_steps, config.total_env_steps)
-        )
-        env.set_seed(_segment_seed(seed, counters.segments))
-        collector = Collector(
-            env,
-            warmup_policy if warming_up else actor,
-            frames_per_batch=config.macro_steps_per_round,
-            total_frames=-1,
-            auto_register_policy_transforms=False,  # neither policy is recurrent
-        )
-        episodes.restart()
-        for batch in collector:
-            transitions = to_macro_transitions(batch)
-            check_finite(transitions, counters.env_steps)
-            replay.online.extend(add_alias_pairs(transitions, behaviour_fraction=config.behaviour_fraction))
-            before = counters.env_steps
-            counters.env_steps += int(transitions["next", "macro_steps"].sum())
-            counters.macro_steps += len(transitions)
-            episodes.update(batch)
-            if not warming_up:
-                _update_round(update, replay, config, counters, metrics, bar)
-            bar.update(counters.env_steps - before)
-            if counters.env_steps // config.log_env_steps > before // config.log_env_steps:
-                log(counters.env_steps, _log_values(metrics, episodes, counters, len(replay.online), config))
-            if counters.env_steps >= segment_end:
-                break
-        collector.shutdown(close_env=False)
-        counters.segments += 1
-        counters.wall_seconds += time.monotonic() - started
-        rotation.save(checkpoint, step=counters.env_steps)
-    bar.close()
-    return Stage2Result(actor, counters.env_steps, counters.updates, counters.wall_seconds)
+    with closing(collection), bar:
+        while counters.env_steps < config.total_env_steps:
+            started = time.monotonic()
+            warming_up = counters.env_steps < config.warmup_env_steps
+            segment_end = (
+                config.warmup_env_steps
+                if warming_up
+                else min(counters.env_steps + config.checkpoint_env_steps, config.total_env_steps)
+            )
+            behaviour.warming_up = warming_up
+            if collection.begin_segment(_segment_seed(seed, counters.segments)):
+                episodes.restart()
+            for batch in collection:
+                transitions = to_macro_transitions(batch)
+                check_finite(transitions, counters.env_steps)
+                replay.online.extend(add_alias_pairs(transitions, behaviour_fraction=config.behaviour_fraction))
+                before = counters.env_steps
+                counters.env_steps += int(transitions["next", "macro_steps"].sum())
+                counters.macro_steps += len(transitions)
+                episodes.update(batch)
+                if not warming_up:
+                    _update_round(update, replay, config, counters, metrics, bar)
+                bar.update(counters.env_steps - before)
+                if counters.env_steps // config.log_env_steps > before // config.log_env_steps:
+                    log(counters.env_steps, _log_values(metrics, episodes, counters, len(replay.online), config))
+                if counters.env_steps >= segment_end:
+                    break
+            counters.segments += 1
+            counters.wall_seconds += time.monotonic() - started
+            rotation.save(checkpoint, step=counters.env_steps)
+    return Stage2Result(actor, counters.env_steps, counters.macro_steps, counters.updates, counters.wall_seconds)
 
 
 def _update_round(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+
 import pytest
 import torch
 
@@ -87,7 +89,7 @@ class Killed(Exception):
     pass
 
 
-def run(folder, resume=False, kill_at=None, **options):
+def run(folder, resume=False, kill_at=None, make_worker_env=None, **options):
     rows = []
 
     def make_log(keep_until):
@@ -99,8 +101,9 @@ def run(folder, resume=False, kill_at=None, **options):
         return log
 
     result = train_stage2(
-        make_env(), config(**options), SMALL, seed=3, folder=folder, resume=resume, make_log=make_log, progress=False
-    )
+        make_env(), config(**options), SMALL, seed=3, folder=folder, make_worker_env=make_worker_env, resume=resume,
+        make_log=make_log, progress=False,
+    )  # fmt: skip
     return result, rows
 
 
@@ -117,6 +120,20 @@ def test_kill_and_resume_equals_the_uninterrupted_run(tmp_path, noise_aliasing):
     assert 0 < len(resumed_rows) < len(rows)
 
 
+def test_an_overlapped_run_is_counted_exactly_and_resumes(tmp_path):
+    """Killed between two checkpoints: no step of the last one is lost, and the totals are those of a whole run."""
+    with pytest.raises(Killed):
+        run(tmp_path, kill_at=550, make_worker_env=make_env, utd=1.5)
+    assert not multiprocessing.active_children()
+    result, rows = run(tmp_path, resume=True, make_worker_env=make_env, utd=1.5)
+    assert not multiprocessing.active_children()
+    assert 400 <= rows[0][0] < 550  # from the checkpoint on
+    assert 800 <= result.env_steps <= 800 + 16 * 2  # less than a batch beyond the total
+    assert result.updates == int(1.5 * result.macro_steps)
+    assert rows[-1][1]["replay_buffer/size"] == result.macro_steps
+    assert rows[-1][1]["env/episodes"] > 0
+
+
 def test_a_prior_candidate_actor_has_no_temperature(tmp_path):
     result, rows = run(tmp_path, noise_aliasing=True, aw_mle=True, m_candidates=8)
     assert result.updates > 0
@@ -127,7 +144,7 @@ def test_a_prior_candidate_actor_has_no_temperature(tmp_path):
 def test_utd_is_counted_exactly(tmp_path):
     result, rows = run(tmp_path)
     assert rows[-1][1]["train/utd"] == pytest.approx(1.0, abs=0.02)
-    assert result.updates > 0
+    assert result.updates == result.macro_steps > 0
 
 
 def test_everything_that_must_be_logged_is(tmp_path):
@@ -157,9 +174,11 @@ def test_nan_rewards_are_named_and_the_last_checkpoint_stays(tmp_path):
     assert len(list((tmp_path / "checkpoints").iterdir())) >= 1
 
 
-def test_nan_losses_are_named(tmp_path):
+@pytest.mark.parametrize("make_worker_env", [None, make_env], ids=["in turn", "overlapped"])
+def test_nan_losses_are_named(tmp_path, make_worker_env):
     with pytest.raises(NonFiniteError, match=r"sac/.* at update"):
-        train_stage2(make_env(), config(critic_lr=1e30), SMALL, seed=0, folder=tmp_path, progress=False)
+        run(tmp_path, make_worker_env=make_worker_env, critic_lr=1e30)
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(
