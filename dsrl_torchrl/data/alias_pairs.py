@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
+from torchrl.data import ReplayBuffer
 
 NOISE_KEY, CHUNK_KEY = "alias_noise", "alias_chunk"
 ROWS_PER_DECODE = 4096
@@ -53,6 +54,20 @@ def draw_alias_pairs(
         noise[:, :own] = transitions["action"].unsqueeze(1)
         chunk[:, :own] = transitions["next", "executed_chunk"].unsqueeze(1)
     return transitions.set(NOISE_KEY, noise).set(CHUNK_KEY, chunk)
+
+
+def refresh_alias_pairs(
+    buffer: ReplayBuffer, states: int, draw: Callable[[TensorDictBase], TensorDictBase]
+) -> None:
+    """Draws the pairs of some stored states anew, in place, so that M pairs are not all that a state ever shows.
+
+    Args:
+        buffer: holds transitions with pairs.
+        states: how many, at random with replacement.
+        draw: :func:`draw_alias_pairs` with the options that the stored pairs were drawn with.
+    """
+    index = torch.randint(len(buffer), (states,))
+    buffer[index] = draw(buffer[index])
 
 
 def pick_alias_pair(batch: TensorDictBase) -> TensorDictBase:

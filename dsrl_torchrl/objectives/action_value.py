@@ -27,9 +27,10 @@ class ActionValueLoss(LossModule):
     rollouts and online data are alike. DSRL-NA, Wagenmaker et al. 2025; SPEC §3.
 
     Reads ``observation``, ``("next", "executed_chunk")`` and the entries of a macro transition under ``"next"``
-    (:data:`~dsrl_torchrl.data.transitions.MACRO_TRANSITION_KEYS`); also the chunk of ``w'`` and ``log π(w' | s')`` where
-    :meth:`draw_next_chunks` has put them, otherwise both are drawn here. Returns ``loss_action_value`` and, detached,
-    ``td_error`` (largest over the ensemble, ``[*B]``), ``q_action`` (``[N, *B]``) and ``value_target`` (``[*B]``).
+    (:data:`~dsrl_torchrl.data.transitions.MACRO_TRANSITION_KEYS`); also the chunk of ``w'`` and ``log π(w' | s')``
+    where :meth:`draw_next_chunks` has put them, otherwise both are drawn here. Returns ``loss_action_value`` and,
+    detached, ``td_error`` (largest over the ensemble, ``[*B]``), ``q_action`` (``[N, *B]``) and ``value_target``
+    (``[*B]``).
 
     Args:
         actor_network: ``π^W``, a policy over noise with ``rsample_and_log_prob``. No gradient reaches it.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from tensordict import TensorDictBase, TensorDictParams
 from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModule
-from torch.distributions import Distribution
+from torchrl.modules import TanhNormal
 
 
 def latent_distribution(
     actor_network: ProbabilisticTensorDictSequential, params: TensorDictParams, tensordict: TensorDictBase
-) -> Distribution:
+) -> TanhNormal:
     """``π^W(· | s)`` with ``params``, with gradients: what ``actor_network.get_dist`` gives.
 
     An actor of one network and one distribution (every :class:`~torchrl.modules.ProbabilisticActor` around a single

@@ -15,7 +15,7 @@ from torchrl.checkpoint import Checkpoint, CheckpointRotation, GlobalRNGState
 from torchrl.modules import ProbabilisticActor
 from tqdm import tqdm
 
-from dsrl_torchrl.data.alias_pairs import draw_alias_pairs
+from dsrl_torchrl.data.alias_pairs import draw_alias_pairs, refresh_alias_pairs
 from dsrl_torchrl.data.transitions import check_finite, to_macro_transitions
 from dsrl_torchrl.errors import NonFiniteError
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
@@ -102,6 +102,7 @@ def train_stage2(
     add_alias_pairs = partial(
         draw_alias_pairs, decode=env.decoder.decode, latent_dim=env.noise_layout.dim, samples=alias_samples
     )
+    add_online_alias_pairs = partial(add_alias_pairs, behaviour_fraction=config.behaviour_fraction)
     if offline is not None:
         offline = add_alias_pairs(offline.copy())
     replay = MixedReplay(
@@ -153,11 +154,13 @@ def train_stage2(
             for batch in collection:
                 transitions = to_macro_transitions(batch)
                 check_finite(transitions, counters.env_steps)
-                replay.online.extend(add_alias_pairs(transitions, behaviour_fraction=config.behaviour_fraction))
+                replay.online.extend(add_online_alias_pairs(transitions))
                 before = counters.env_steps
                 counters.env_steps += int(transitions["next", "macro_steps"].sum())
                 counters.macro_steps += len(transitions)
                 episodes.update(batch)
+                if alias_samples and config.alias_refresh:
+                    refresh_alias_pairs(replay.online, config.alias_refresh, add_online_alias_pairs)
                 if not warming_up:
                     _update_round(update, replay, config, counters, metrics, bar)
                 bar.update(counters.env_steps - before)

@@ -16,6 +16,7 @@ class Stage2Config(LearnerConfig):
     init_actor: bool = True  # from stage 1
     init_critics: bool = True  # from stage 1
     alias_samples: int = 16  # noises decoded once per stored state for the distillation; 0: a fresh one per update
+    alias_refresh: int = 8  # stored states per round whose pairs are drawn anew; 0: never
     behaviour_fraction: float = 0.5  # of the online states' noises: those that were executed; the rest the prior's
     offline_fraction: float = 0.25  # of every batch, from stage 1's data
     total_env_steps: int = 60_000  # primitive env steps, warm-up included
@@ -35,7 +36,7 @@ class Stage2Config(LearnerConfig):
             "total_env_steps", "macro_steps_per_round", "replay_size", "checkpoint_env_steps",
             "log_env_steps", "success_window",
         )  # fmt: skip
-        self._check_not_negative("warmup_env_steps", "alias_samples")
+        self._check_not_negative("warmup_env_steps", "alias_samples", "alias_refresh")
         self._check_fraction("offline_fraction", "behaviour_fraction")
         if self.offline_fraction == 1:
             raise UserError("offline_fraction must be below 1: stage 2 learns from what it collects")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from tensordict import TensorDict
 
-from dsrl_torchrl.data.alias_pairs import draw_alias_pairs, pick_alias_pair
+from dsrl_torchrl.data.alias_pairs import draw_alias_pairs, pick_alias_pair, refresh_alias_pairs
 from dsrl_torchrl.objectives.noise_aliasing import NoiseAliasingLoss
+from dsrl_torchrl.training.replay import offline_buffer
 
 from ..objectives.macro_batch import DIM, Decoder, N, make_batch, make_q_noise
 from ..objectives.test_noise_aliasing import make_losses
@@ -50,6 +51,24 @@ def test_a_pair_is_picked_whole_and_every_pair_in_turn():
         assert torch.equal(one["alias_chunk"], chunk)
         picked |= {int(i) for i in same.int().argmax(1)}
     assert picked == set(range(M))
+
+
+def test_a_refresh_redraws_some_states_and_leaves_the_rest():
+    torch.manual_seed(0)
+
+    def draw(td):
+        return draw_alias_pairs(td, Decoder(), DIM, M)
+
+    buffer = offline_buffer(draw(make_batch()), batch_size=2)
+    before = buffer[:].clone()
+    refresh_alias_pairs(buffer, 3, draw)
+    after = buffer[:]
+    changed = (after["alias_noise"] != before["alias_noise"]).flatten(1).any(1)
+    assert 1 <= int(changed.sum()) <= 3
+    expected = Decoder()(after["observation"].unsqueeze(1).expand(-1, M, -1), after["alias_noise"]).detach()
+    torch.testing.assert_close(after["alias_chunk"], expected)
+    rest = [key for key in before.keys(True, True) if key not in ("alias_noise", "alias_chunk")]
+    assert (after.select(*rest) == before.select(*rest)).all()
 
 
 def test_a_share_of_the_pairs_is_what_was_executed():

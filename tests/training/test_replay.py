@@ -62,9 +62,9 @@ def test_a_checkpoint_holds_what_was_collected_and_no_more(tmp_path, collected):
         buffer.online.extend(numbered(200, 205))  # goes to the same places
     assert torch.equal(again.online[:]["observation"], replay.online[:]["observation"])
     torch.manual_seed(0)
-    here = replay.sample()
+    here = replay.sample(1)
     torch.manual_seed(0)
-    assert torch.equal(again.sample()["observation"], here["observation"])
+    assert torch.equal(again.sample(1)["observation"], here["observation"])
 
 
 def test_nothing_in_a_checkpoint_is_executed(tmp_path):
