@@ -10,6 +10,7 @@ from tensordict import TensorDict
 
 from dsrl_torchrl import LatentActionEnv
 from dsrl_torchrl.cli import compose
+from dsrl_torchrl.data.alias_pairs import CHUNK_KEY, NOISE_KEY
 from dsrl_torchrl.policies import FlowPolicy
 from dsrl_torchrl.training.network_config import NetworkConfig
 from dsrl_torchrl.training.stage2_config import Stage2Config
@@ -66,10 +67,11 @@ class Setting:
         )
 
     def algorithm(self, name: str, *overrides: str) -> Stage2Config:
-        """``conf/algorithm/<name>.yaml`` with this batch size, and the actor trained from the first update on."""
-        cfg = compose(
-            [f"algorithm={name}", f"algorithm.batch_size={self.batch_size}", f"algorithm.gamma={GAMMA}", *overrides]
-        )
+        """``conf/algorithm/<name>.yaml`` with these sizes, e.g. ``dsrl_na``, and other overrides."""
+        sizes = [f"algorithm.batch_size={self.batch_size}", f"algorithm.gamma={GAMMA}"]
+        if name == "dsrl_na":
+            sizes.append(f"algorithm.alias_samples={self.alias_samples}")
+        cfg = compose([f"algorithm={name}", *sizes, *overrides])
         return instantiate(cfg.algorithm, _convert_="all")
 
     def base_policy(self) -> FlowPolicy:
@@ -107,11 +109,14 @@ class RandomWalkEnv(EpisodicEnv):
         return self._position, self._never, action.sum(-1), self._never, self._elapsed >= 100
 
 
-def random_transitions(setting: Setting, n: int) -> TensorDict:
-    """Macro transitions ``[n]`` that no env made: the update's time does not depend on their values."""
+def random_transitions(setting: Setting, n: int, *, alias_pairs: bool = False) -> TensorDict:
+    """Macro transitions ``[n]`` that no env made: the update's time does not depend on their values.
+
+    ``alias_pairs`` adds ``setting.alias_samples`` pairs to each, without decoding them.
+    """
     terminated = torch.rand(n, 1) < 0.02
     truncated = torch.rand(n, 1) < 0.05
-    return TensorDict(
+    transitions = TensorDict(
         {
             "observation": torch.randn(n, setting.observation),
             "action": 1.5 * torch.tanh(torch.randn(n, setting.noise)),
@@ -128,3 +133,7 @@ def random_transitions(setting: Setting, n: int) -> TensorDict:
         },
         [n],
     )
+    if alias_pairs and setting.alias_samples:
+        transitions[NOISE_KEY] = torch.randn(n, setting.alias_samples, setting.noise)
+        transitions[CHUNK_KEY] = torch.rand(n, setting.alias_samples, setting.horizon, setting.action) * 2 - 1
+    return transitions

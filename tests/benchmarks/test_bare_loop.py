@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.bare_loop import BareNA, BareSAC
-from benchmarks.latent_update import LatentUpdateLoop
+from benchmarks.latent_update import make_loop
 from benchmarks.setting import Setting, random_transitions
 from dsrl_torchrl.data.alias_pairs import draw_alias_pairs
 
@@ -53,7 +53,7 @@ def make_data(setting, loop):
 def run_both(setting, algorithm, bare_class, updates=4):
     torch.manual_seed(0)
     config = setting.algorithm(algorithm, "algorithm.offline_fraction=0")
-    loop = LatentUpdateLoop(setting, config, transitions=64)
+    loop = make_loop(setting, config, transitions=64)
     update = loop.update
     data = make_data(setting, loop)
     scales = loop.env.decoder.base_policy.normalisation
