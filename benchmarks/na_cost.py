@@ -8,9 +8,11 @@ decoded when a macro step is stored, which the round includes, and which mixes o
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 
 from benchmarks.chart import draw
+from benchmarks.floor import Product, na_products, sac_products
 from benchmarks.latent_update import LatentUpdateLoop, make_loop
 from benchmarks.ratios import Report, interleave, ratio, statistic
 from benchmarks.setting import Setting, random_transitions
@@ -59,8 +61,16 @@ def _compare(report: Report, setting: Setting, arguments: argparse.Namespace) ->
     updates = arguments.rounds * loops["SAC"].config.macro_steps_per_round
     for name, seconds in times.items():
         report.value(f"{case}: {name}", statistic([1e3 * s / updates for s in seconds]), "ms/update")
+    # No update of these losses and sizes can come below this.
+    report.ratio(
+        f"{case}: arithmetic of shipped NA / SAC", statistic([_flops(na_products(setting), sac_products(setting))])
+    )
     report.ratio(f"{case}: naive NA / SAC", ratio(times, "naive NA", "SAC"))
     report.ratio(f"{case}: shipped NA / SAC", ratio(times, "shipped NA", "SAC"), GOAL)
+
+
+def _flops(products: Sequence[Product], others: Sequence[Product]) -> float:
+    return sum(product.flops for product in products) / sum(product.flops for product in others)
 
 
 def _round(setting: Setting, loop: LatentUpdateLoop) -> None:

@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[f"{n}x{width}" for width in (128, 256, 512) for n in (2, 10)] + ["2x2048"],
         help="ensemble size x width",
     )
+    parser.add_argument("--depth", type=int, default=3, help="hidden layers")
     parser.add_argument("--seconds", type=float, default=0.5, help="length of a turn of ours")
     parser.add_argument("--transitions", type=int, default=20_000, help="in the replay")
 
@@ -53,7 +54,7 @@ def main(arguments: argparse.Namespace) -> None:
         print(HOW_TO_INSTALL)
     for cell in arguments.cells:
         n, width = (int(number) for number in cell.split("x"))
-        shipped = Setting(num_critics=n, width=width)
+        shipped = Setting(num_critics=n, width=width, depth=arguments.depth)
         _sac(report, shipped, arguments)
         _na(report, shipped, arguments)
     report.write()
