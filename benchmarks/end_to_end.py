@@ -33,7 +33,7 @@ from dsrl_torchrl.training.rollouts import collect_rollouts
 from dsrl_torchrl.training.stage2 import Stage2Result, train_stage2
 
 SMOKE = {
-    "env_steps": 200,
+    "env_steps": 150,
     "rollout_env_steps": 100,
     "repeats": 1,
     "overrides": [
@@ -42,6 +42,7 @@ SMOKE = {
         "networks.num_cells=[8]",
         "algorithm.batch_size=16",
         "algorithm.replay_size=500",
+        "algorithm.utd=1",
     ],
 }
 
