@@ -1,7 +1,7 @@
 """Why DSRL-NA from a cold start loses what the base policy can do, and what cures it: one factor at a time.
 
     dsrl base task=pick_cube
-    python -m benchmarks.cold_start base_policy.checkpoint=runs/pick_cube-seed0/base
+    python -m benchmarks cold_start base_policy.checkpoint=runs/pick_cube-seed0/base
 
 Every variant starts from random networks and the same base policy and makes the same number of env steps. The table
 gives the running training success at the end of each third (last 50 episodes) and the success on resets of its own,
@@ -17,8 +17,6 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from dsrl_torchrl.cli import compose
 from dsrl_torchrl.configured import make_latent_env
@@ -79,12 +77,14 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variants", default=",".join(VARIANTS), help="comma-separated names")
     parser.add_argument("--seed", type=int, default=0)
-    arguments, overrides = parser.parse_known_args()
-    run = Run(compose(["task=pick_cube", "collector.num_workers=1", *overrides]))
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. base_policy.checkpoint=<folder>")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    run = Run(compose(["task=pick_cube", "collector.num_workers=1", *arguments.overrides]))
     env = make_latent_env(run.cfg, load_policy(run.cfg.base_policy.checkpoint))
     rollouts, base = collect_rollouts(env, PriorNoise(env.noise_layout.dim), ROLLOUT_ENV_STEPS, seed=777)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -113,8 +113,3 @@ def _train(env, config: Stage2Config, networks: NetworkConfig, rollouts, seed: i
     thirds = [max(step for step in curve if step <= ENV_STEPS * third // 3 + 500) for third in (1, 2, 3)]
     rate = evaluate(env, result.actor, EVALUATION_SEEDS).success_once
     return {"running_success": [round(curve[step], 2) for step in thirds], "evaluation": rate.__dict__}
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main()

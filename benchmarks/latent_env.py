@@ -1,107 +1,175 @@
 """What the latent env costs: collector + LatentActionEnv against a bare loop of the same decodes and ManiSkill steps.
 
-Both sides run in one process, in turns; the result is a ratio of times, which other load on the machine hits alike.
-
-    python -m benchmarks.latent_env                 # PickCube-v1, flow policy 3x256, chunks of 8
+The bare side has no TorchRL and no TensorDict: it decodes all envs' chunks in one batch and steps the raw gym envs
+action by action, in this process for one worker, in processes of its own behind pipes for more. Both sides make the
+same number of macro steps in a turn, over all workers.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import time
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor, multiprocessing
 from torchrl.collectors import Collector
+from torchrl.envs import ParallelEnv
 
+from benchmarks.chart import draw
+from benchmarks.ratios import Report, interleave, ratio, statistic
 from dsrl_torchrl import LatentActionEnv
+from dsrl_torchrl.latent_env.macro_step import make_macro_env
 from dsrl_torchrl.modules.prior_noise import PriorNoise
 from dsrl_torchrl.policies import FlowPolicy
 from envs.maniskill import ManiSkillEnv, make_gym_env
 
+SMOKE = {"workers": [1], "macro_steps": 4, "repeats": 1}
+
 HORIZON = 8
 LIMIT = 96  # a multiple of the chunk: both sides make whole chunks only
+GAMMA = 0.98
+CONTROL_MODE = "pd_ee_delta_pos"
+ACTION_DIM = 4  # of this controller
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--env-id", default="PickCube-v1")
+    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2, 4, 8], help="numbers of worker processes")
+    parser.add_argument("--macro-steps", type=int, default=120, help="in a turn, over all workers")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    report = Report("latent_env", arguments.out)
+    one = Collected(arguments.env_id, 1, arguments.macro_steps)
+    for workers in arguments.workers:
+        case = f"{workers} worker{'s' * (workers > 1)}"
+        make = partial(make_raw_env, arguments.env_id)
+        raw = make() if workers == 1 else RawWorkers(make, workers)
+        latent = one if workers == 1 else Collected(arguments.env_id, workers, arguments.macro_steps)
+        sides = {"raw": partial(bare_loop, raw, arguments.macro_steps // workers), "latent": latent.run}
+        if workers > 1:
+            sides["one"] = one.run
+        times = interleave(sides, arguments.repeats)
+        for name in ("raw", "latent"):
+            report.value(
+                f"{case}: {name}", statistic([arguments.macro_steps / s for s in times[name]]), "macro steps/s"
+            )
+        report.ratio(f"{case}: latent / raw", ratio(times, "latent", "raw"), "<= 1.10")
+        if workers > 1:
+            goal = ">= 1.6" if workers == 2 else None
+            report.ratio(f"{case}: speed against one worker", ratio(times, "one", "latent"), goal)
+            latent.close()
+        raw.close()
+    one.close()
+    report.write()
+    draw(report, f"Macro steps through collector + LatentActionEnv, {arguments.env_id}")
 
 
 def make_policy(observation_dim: int, action_dim: int) -> FlowPolicy:
+    """A flow policy 3x256; decoding costs the same trained or not."""
     torch.manual_seed(0)
     return FlowPolicy(observation_dim, action_dim, HORIZON, network={"kind": "mlp", "width": 256, "depth": 3}).freeze()
 
 
-class BareLoop:
-    """Reset, decode, step the raw gym env action by action: no TorchRL, no TensorDict."""
+class RawEnv:
+    """One raw gym env in this process."""
 
-    def __init__(self, env_id: str) -> None:
-        self.env = make_gym_env(env_id, control_mode="pd_ee_delta_pos", max_episode_steps=LIMIT)
+    def __init__(self, env: Any) -> None:
+        self.env = env
         self.observation, _ = self.env.reset(seed=0)
-        action_dim = self.env.unwrapped.single_action_space.shape[-1]
-        self.policy = make_policy(self.observation.shape[-1], action_dim)
-        self.noise_shape = (1, HORIZON, action_dim)
 
-    @torch.no_grad()
-    def run(self, macro_steps: int) -> None:
-        for _ in range(macro_steps):
-            chunk = self.policy(self.observation, torch.randn(self.noise_shape))
-            for j in range(HORIZON):
-                self.observation, _, _, truncated, _ = self.env.step(chunk[:, j])
-            if truncated.item():
-                self.observation, _ = self.env.reset()
+    def step(self, chunks: Tensor) -> None:
+        """Executes ``[1, HORIZON, action_dim]``."""
+        for j in range(HORIZON):
+            self.observation, _, _, truncated, _ = self.env.step(chunks[:, j])
+        if truncated.item():
+            self.observation, _ = self.env.reset()
+
+    def close(self) -> None:
+        self.env.close()
+
+
+class RawWorkers:
+    """One raw gym env in each of several processes: a chunk goes in, an observation comes out."""
+
+    def __init__(self, make: Callable[[], RawEnv], workers: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipes, self.processes = [], []
+        for _ in range(workers):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(make, theirs), daemon=True)
+            process.start()
+            self.pipes.append(ours)
+            self.processes.append(process)
+        self.observation = self._receive()
+
+    def _receive(self) -> Tensor:
+        return torch.cat([torch.from_numpy(pipe.recv()) for pipe in self.pipes])
+
+    def step(self, chunks: Tensor) -> None:
+        """Executes ``[workers, HORIZON, action_dim]``."""
+        for pipe, chunk in zip(self.pipes, chunks.numpy(), strict=True):
+            pipe.send(chunk)
+        self.observation = self._receive()
+
+    def close(self) -> None:
+        for pipe, process in zip(self.pipes, self.processes, strict=True):
+            pipe.send(None)
+            process.join()
+
+
+def make_raw_env(env_id: str) -> RawEnv:
+    return RawEnv(make_gym_env(env_id, control_mode=CONTROL_MODE, max_episode_steps=LIMIT))
+
+
+def _serve(make: Callable[[], RawEnv], pipe: Any) -> None:
+    torch.set_num_threads(1)
+    env = make()
+    while True:
+        pipe.send(env.observation.numpy())
+        chunk = pipe.recv()
+        if chunk is None:
+            return
+        env.step(torch.from_numpy(chunk).unsqueeze(0))
+
+
+@torch.no_grad()
+def bare_loop(envs: RawEnv | RawWorkers, macro_steps: int) -> None:
+    """Draw noise, decode, step."""
+    policy = make_policy(envs.observation.shape[-1], ACTION_DIM)
+    for _ in range(macro_steps):
+        noise = torch.randn(len(envs.observation), HORIZON, ACTION_DIM)
+        envs.step(policy(envs.observation, noise))
 
 
 class Collected:
     """The same work through ``Collector`` and ``LatentActionEnv``."""
 
-    def __init__(self, env_id: str, macro_steps: int) -> None:
-        base = ManiSkillEnv(env_id, max_episode_steps=LIMIT, terminate_on_success=False, seed=0)
-        sizes = base.observation_spec["observation"].shape[-1], base.action_spec.shape[-1]
-        env = LatentActionEnv(base, make_policy(*sizes), gamma=0.98)
+    def __init__(self, env_id: str, workers: int, macro_steps: int) -> None:
+        make = partial(make_worker_env, env_id)
+        macro_env = make() if workers == 1 else ParallelEnv(workers, make, mp_start_method="spawn")
+        observation_dim = macro_env.observation_spec["observation"].shape[-1]
+        self.env = LatentActionEnv(macro_env, make_policy(observation_dim, ACTION_DIM))
         self.collector = Collector(
-            env,
-            PriorNoise(env.noise_layout.dim),
-            frames_per_batch=macro_steps,
+            self.env,
+            PriorNoise(self.env.noise_layout.dim),
+            frames_per_batch=macro_steps // workers * workers,
             total_frames=-1,
             auto_register_policy_transforms=False,
         )
         self.batches = iter(self.collector)
 
-    def run(self, macro_steps: int) -> None:
+    def run(self) -> None:
         batch = next(self.batches)
-        assert batch["next", "macro_steps"].sum() == macro_steps * HORIZON
+        assert batch["next", "macro_steps"].sum() == batch.numel() * HORIZON
+
+    def close(self) -> None:
+        self.collector.shutdown()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env-id", default="PickCube-v1")
-    parser.add_argument("--macro-steps", type=int, default=120, help="per turn")
-    parser.add_argument("--turns", type=int, default=12)
-    parser.add_argument("--out", type=Path, default=None, help="write the ratio as JSON")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    sides = {"bare": BareLoop(arguments.env_id), "latent": Collected(arguments.env_id, arguments.macro_steps)}
-    for side in sides.values():  # the first turn pays for imports and caches
-        side.run(arguments.macro_steps)
-    ratios = []
-    for turn in range(arguments.turns):
-        seconds = {}
-        for name in sorted(sides, reverse=bool(turn % 2)):
-            start = time.perf_counter()
-            sides[name].run(arguments.macro_steps)
-            seconds[name] = time.perf_counter() - start
-        ratios.append(seconds["latent"] / seconds["bare"])
-        steps = arguments.macro_steps * HORIZON
-        print(
-            f"turn {turn}: bare {steps / seconds['bare']:.0f}, latent {steps / seconds['latent']:.0f} env steps/s, "
-            f"ratio {ratios[-1]:.3f}"
-        )
-    result = {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "repeats": len(ratios)}
-    print(
-        f"collector + LatentActionEnv / bare loop: {result['median']:.3f} [{result['low']:.3f}, {result['high']:.3f}]"
-    )
-    if arguments.out is not None:
-        arguments.out.write_text(json.dumps({f"latent_env/{arguments.env_id}": result}, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+def make_worker_env(env_id: str):
+    """What a worker process steps."""
+    env = ManiSkillEnv(env_id, CONTROL_MODE, max_episode_steps=LIMIT, terminate_on_success=False, seed=0)
+    return make_macro_env(env, act_horizon=HORIZON, gamma=GAMMA)

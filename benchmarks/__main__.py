@@ -1,0 +1,82 @@
+"""``python -m benchmarks <name>``: what things cost, as ratios from one run.
+
+    python -m benchmarks update            # one benchmark
+    python -m benchmarks all               # every one but cold_start, which trains for hours
+    python -m benchmarks all --smoke       # with tiny sizes: that they run, not what they measure
+
+Results go to ``benchmarks/results/<name>.json`` and ``.png`` (``--out`` for another folder).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torchrl import logger
+
+from benchmarks import cold_start, end_to_end, latent_env, na_cost, scaling, update
+
+HERE = Path(__file__).parent
+SUITE: dict[str, ModuleType] = {
+    "update": update,
+    "na_cost": na_cost,
+    "latent_env": latent_env,
+    "end_to_end": end_to_end,
+    "scaling": scaling,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    arguments = _parser(smoke="--smoke" in argv).parse_args(argv)
+    logger.setLevel("WARNING")
+    torch.set_num_threads(arguments.threads)
+    if arguments.benchmark != "all":
+        arguments.main(arguments)
+        return
+    for name in SUITE:
+        print(f"\n== {name} ==", flush=True)
+        main([name, *argv[1:]])
+
+
+def _parser(smoke: bool) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--repeats", type=int, default=9, help="turns of each side")
+    common.add_argument("--threads", type=int, default=1, help="of torch, on every side")
+    common.add_argument(
+        "--out", type=Path, default=HERE / ("out" if smoke else "results"), help="folder of the results"
+    )
+    common.add_argument("--smoke", action="store_true", help="tiny sizes, into benchmarks/out")
+    names = parser.add_subparsers(dest="benchmark", required=True, metavar="name")
+    for name, module in SUITE.items():
+        benchmark = _add(names, name, module, [common])
+        if smoke:
+            benchmark.set_defaults(**module.SMOKE)
+    _add(names, "cold_start", cold_start, []).set_defaults(threads=1)
+    names.add_parser("all", parents=[common], help=f"{', '.join(SUITE)}, one after the other")
+    return parser
+
+
+def _add(names, name: str, module: ModuleType, parents: list[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    description = module.__doc__ or ""
+    parser = names.add_parser(
+        name,
+        parents=parents,
+        help=description.splitlines()[0],
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    parser.set_defaults(main=module.main)
+    return parser
+
+
+if __name__ == "__main__":
+    main()

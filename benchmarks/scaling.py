@@ -1,0 +1,136 @@
+"""How costs grow: with the ensemble, the UTD ratio, the number of envs, the noise's dimension, the buffer (memory too).
+
+Every ratio is against the first case of its kind, which takes its turns beside the others. The env is a random walk
+that costs nothing, so what is left is ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from torchrl.collectors import Collector
+
+from benchmarks.chart import draw
+from benchmarks.latent_update import LatentUpdateLoop, make_loop
+from benchmarks.ratios import Report, interleave, ratio, statistic
+from benchmarks.setting import Setting, random_transitions
+from dsrl_torchrl.data.alias_pairs import pick_alias_pair
+from dsrl_torchrl.data.transitions import to_macro_transitions
+from dsrl_torchrl.training.replay import MixedReplay
+
+SMOKE = {
+    "width": 8, "ensembles": [1, 2], "utds": [1, 2], "envs": [1, 2], "horizons": [1, 2], "buffers": [300, 600],
+    "work": 1, "repeats": 1,
+}  # fmt: skip
+
+MACRO_STEPS = 8  # in a round
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--width", type=int, default=128, help="of latent policy and critics")
+    parser.add_argument("--ensembles", nargs="+", type=int, default=[1, 2, 5, 10, 20])
+    parser.add_argument("--utds", nargs="+", type=int, default=[1, 2, 5, 10, 20])
+    parser.add_argument("--envs", nargs="+", type=int, default=[1, 2, 8, 32, 128])
+    parser.add_argument("--horizons", nargs="+", type=int, default=[1, 4, 8, 16, 64], help="times 4 noise dimensions")
+    parser.add_argument("--buffers", nargs="+", type=int, default=[1_000, 10_000, 100_000], help="macro transitions")
+    parser.add_argument("--work", type=int, default=20, help="updates, batches or macro steps in a turn")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    report = Report("scaling", arguments.out)
+    base = Setting(width=arguments.width)
+    for algorithm in ("dsrl_sac", "dsrl_na"):
+        _ensemble(report, base, algorithm, arguments)
+        _noise(report, base, algorithm, arguments)
+        _buffer(report, base, algorithm, arguments)
+    _utd(report, base, arguments)
+    _envs(report, base, arguments)
+    report.write()
+    draw(report, f"Cost against size (width {arguments.width})")
+
+
+def _ensemble(report: Report, base: Setting, algorithm: str, arguments: argparse.Namespace) -> None:
+    settings = {f"N={n}": replace(base, num_critics=n) for n in arguments.ensembles}
+    _updates(report, settings, algorithm, "update, by ensemble", arguments)
+
+
+def _noise(report: Report, base: Setting, algorithm: str, arguments: argparse.Namespace) -> None:
+    settings = {f"{base.action * h} dims": replace(base, horizon=h) for h in arguments.horizons}
+    _updates(report, settings, algorithm, "update, by noise", arguments)
+
+
+def _updates(
+    report: Report, settings: Mapping[str, Setting], algorithm: str, kind: str, arguments: argparse.Namespace
+) -> None:
+    loops = {case: make_loop(s, s.algorithm(algorithm), 2_000) for case, s in settings.items()}
+    sides = {case: lambda loop=loop: loop.run(arguments.work) for case, loop in loops.items()}
+    _compare(report, sides, f"{algorithm} {kind}", arguments.work, arguments)
+
+
+def _buffer(report: Report, base: Setting, algorithm: str, arguments: argparse.Namespace) -> None:
+    sides = {}
+    for size in arguments.buffers:
+        replay = MixedReplay(size, base.batch_size)
+        replay.online.extend(random_transitions(base, size, alias_pairs=algorithm == "dsrl_na"))
+        stored = replay.online[:1]
+        size_of_one = sum(value.nbytes for value in stored.values(True, True))
+        report.value(f"n={size}: {algorithm} memory", statistic([size * size_of_one / 2**20]), "MiB")
+        sides[f"n={size}"] = lambda replay=replay: [
+            pick_alias_pair(replay.sample()) for _ in range(10 * arguments.work)
+        ]
+    _compare(report, sides, f"{algorithm} batch, by buffer", 10 * arguments.work, arguments)
+
+
+def _utd(report: Report, base: Setting, arguments: argparse.Namespace) -> None:
+    """A round of stage 2: collect through the latent env, store, update."""
+    sides = {}
+    for utd in arguments.utds:
+        loop = make_loop(base, base.algorithm("dsrl_na"), 2_000)
+        sides[f"UTD {utd}"] = _round(loop, utd)
+    _compare(report, sides, "dsrl_na round, by UTD", MACRO_STEPS, arguments)
+
+
+def _round(loop: LatentUpdateLoop, utd: int) -> Callable[[], None]:
+    batches = iter(_collector(loop, MACRO_STEPS))
+
+    def run() -> None:
+        loop.collected(to_macro_transitions(next(batches)))
+        loop.run(utd * MACRO_STEPS)
+
+    return run
+
+
+def _envs(report: Report, base: Setting, arguments: argparse.Namespace) -> None:
+    """Macro steps of envs that are batched in one process."""
+    sides = {}
+    for envs in arguments.envs:
+        loop = make_loop(base, base.algorithm("dsrl_sac"), 300)
+        loop.env = base.env(envs)
+        batches = iter(_collector(loop, envs * arguments.work))
+        sides[f"{envs} envs"] = lambda batches=batches: next(batches)
+    times = interleave(sides, arguments.repeats)
+    first = next(iter(times))
+    for case, seconds in times.items():
+        envs = int(case.split()[0])
+        report.value(f"{case}: collection", statistic([envs * arguments.work / s for s in seconds]), "macro steps/s")
+        found = ratio(times, case, first)
+        per_step = {key: value if key == "repeats" else value / envs for key, value in found.items()}
+        report.ratio(f"{case}: macro step, by number of envs", per_step)
+
+
+def _collector(loop: LatentUpdateLoop, macro_steps: int) -> Collector:
+    return Collector(
+        loop.env, loop.actor, frames_per_batch=macro_steps, total_frames=-1, auto_register_policy_transforms=False
+    )
+
+
+def _compare(
+    report: Report, sides: Mapping[str, Callable[[], object]], kind: str, work: int, arguments: argparse.Namespace
+) -> None:
+    times = interleave(dict(sides), arguments.repeats)
+    first = next(iter(times))
+    for case, seconds in times.items():
+        report.value(f"{case}: {kind}", statistic([1e3 * s / work for s in seconds]), "ms")
+        report.ratio(f"{case}: {kind}", ratio(times, case, first))

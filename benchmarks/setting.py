@@ -1,0 +1,139 @@
+"""The sizes that a benchmark of the update has, and a problem of these sizes without a simulator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from hydra.utils import instantiate
+from tensordict import TensorDict
+
+from dsrl_torchrl import LatentActionEnv
+from dsrl_torchrl.cli import compose
+from dsrl_torchrl.data.alias_pairs import CHUNK_KEY, NOISE_KEY
+from dsrl_torchrl.policies import FlowPolicy
+from dsrl_torchrl.training.network_config import NetworkConfig
+from dsrl_torchrl.training.stage2_config import Stage2Config
+from envs.episodic import EpisodicEnv
+
+GAMMA = 0.98
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Sizes of problem, networks and base policy; those of ``task=push_cube`` and the shipped networks by default.
+
+    Attributes:
+        observation, action, horizon: of the task; the noise has ``action * horizon`` dimensions.
+        width, depth: of latent policy and critics.
+        num_critics: N.
+        layer_norm, fourier_bands: of the shipped networks; without them they are those of Stable-Baselines3.
+        batch_size: of an update.
+        base_width, sampler_steps: of the flow policy, three hidden layers.
+        alias_samples: DSRL-NA's stored pairs per transition; 0 decodes a fresh noise in every update.
+    """
+
+    observation: int = 35
+    action: int = 4
+    horizon: int = 8
+    width: int = 256
+    depth: int = 3
+    num_critics: int = 2
+    layer_norm: bool = True
+    fourier_bands: tuple[float, ...] = (0.5, 1.0)
+    batch_size: int = 256
+    base_width: int = 256
+    base_depth: int = 3
+    sampler_steps: int = 5
+    alias_samples: int = 16
+
+    @property
+    def noise(self) -> int:
+        """Size of the latent action."""
+        return self.action * self.horizon
+
+    @property
+    def features(self) -> int:
+        """Size of the observation as the networks see it."""
+        return self.observation * (1 + 2 * len(self.fourier_bands))
+
+    def networks(self) -> NetworkConfig:
+        """The library's configuration of these networks."""
+        return NetworkConfig(
+            num_critics=self.num_critics,
+            num_cells=(self.width,) * self.depth,
+            layer_norm=self.layer_norm,
+            fourier_bands=self.fourier_bands,
+        )
+
+    def algorithm(self, name: str, *overrides: str) -> Stage2Config:
+        """``conf/algorithm/<name>.yaml`` with these sizes, e.g. ``dsrl_na``, and other overrides."""
+        sizes = [f"algorithm.batch_size={self.batch_size}", f"algorithm.gamma={GAMMA}"]
+        if name == "dsrl_na":
+            sizes.append(f"algorithm.alias_samples={self.alias_samples}")
+        cfg = compose([f"algorithm={name}", *sizes, *overrides])
+        return instantiate(cfg.algorithm, _convert_="all")
+
+    def base_policy(self) -> FlowPolicy:
+        """A flow policy of these sizes; what it decodes costs the same trained or not."""
+        network = {"kind": "mlp", "width": self.base_width, "depth": self.base_depth}
+        return FlowPolicy(
+            self.observation, self.action, self.horizon, sampler_steps=self.sampler_steps, network=network
+        ).freeze()
+
+    def env(self, num_envs: int = 1) -> LatentActionEnv:
+        """The latent env over :class:`RandomWalkEnv`."""
+        return LatentActionEnv(RandomWalkEnv(self, num_envs), self.base_policy(), gamma=GAMMA)
+
+
+class RandomWalkEnv(EpisodicEnv):
+    """Observations of the right size that cost nothing to make; an episode ends after 100 steps."""
+
+    def __init__(self, setting: Setting, num_envs: int = 1) -> None:
+        bound = torch.ones(setting.action)
+        super().__init__(num_envs, setting.observation, -bound, bound, seed=0)
+        self._drift = torch.randn(setting.action, setting.observation)
+        self._position = torch.zeros(num_envs, setting.observation)
+        self._elapsed = torch.zeros(num_envs, dtype=torch.int64)
+        self._never = torch.zeros(num_envs, dtype=torch.bool)
+
+    def _start(self, seeds, env_idx, asked):
+        chosen = slice(None) if env_idx is None else env_idx
+        self._position = self._position.clone()
+        self._position[chosen], self._elapsed[chosen] = 0.0, 0
+        return self._position, self._never
+
+    def _advance(self, action):
+        self._position = self._position + 0.1 * action @ self._drift
+        self._elapsed = self._elapsed + 1
+        return self._position, self._never, action.sum(-1), self._never, self._elapsed >= 100
+
+
+def random_transitions(setting: Setting, n: int, *, alias_pairs: bool = False) -> TensorDict:
+    """Macro transitions ``[n]`` that no env made: the update's time does not depend on their values.
+
+    ``alias_pairs`` adds ``setting.alias_samples`` pairs to each, without decoding them.
+    """
+    terminated = torch.rand(n, 1) < 0.02
+    truncated = torch.rand(n, 1) < 0.05
+    transitions = TensorDict(
+        {
+            "observation": torch.randn(n, setting.observation),
+            "action": 1.5 * torch.tanh(torch.randn(n, setting.noise)),
+            "next": {
+                "observation": torch.randn(n, setting.observation),
+                "reward": -torch.rand(n, 1),
+                "macro_steps": torch.randint(1, setting.horizon + 1, (n, 1)),
+                "executed_chunk": torch.rand(n, setting.horizon, setting.action) * 2 - 1,
+                "terminated": terminated,
+                "truncated": truncated,
+                "done": terminated | truncated,
+                "success": terminated,
+            },
+        },
+        [n],
+    )
+    if alias_pairs and setting.alias_samples:
+        transitions[NOISE_KEY] = torch.randn(n, setting.alias_samples, setting.noise)
+        transitions[CHUNK_KEY] = torch.rand(n, setting.alias_samples, setting.horizon, setting.action) * 2 - 1
+    return transitions

@@ -1,0 +1,44 @@
+"""Every benchmark runs with tiny sizes, and leaves its ratios and its chart behind."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks.__main__ import SUITE, main
+from benchmarks.sb3 import AVAILABLE
+
+
+@pytest.mark.parametrize("name", SUITE)
+def test_smoke(name, tmp_path):
+    main([name, "--smoke", "--out", str(tmp_path)])
+    ratios = json.loads((tmp_path / f"{name}.json").read_text())["ratios"]
+    assert ratios
+    for found in ratios.values():
+        assert found["low"] <= found["median"] <= found["high"] and found["repeats"] >= 1
+    assert (tmp_path / f"{name}.png").stat().st_size < 200_000
+    if name == "update":
+        assert any("SB3" in ratio for ratio in ratios) == AVAILABLE
+
+
+def test_without_stable_baselines3_the_update_runs_without_its_column(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("benchmarks.update.AVAILABLE", False)
+    main(["update", "--smoke", "--out", str(tmp_path)])
+    assert "pip install" in capsys.readouterr().out
+    ratios = json.loads((tmp_path / "update.json").read_text())["ratios"]
+    assert ratios and not any("SB3" in name for name in ratios)
+
+
+def test_all_names_every_benchmark_but_the_long_one(monkeypatch):
+    ran = []
+    for name, module in SUITE.items():
+        monkeypatch.setattr(module, "main", lambda arguments, name=name: ran.append(name))
+    main(["all", "--smoke"])
+    assert ran == ["update", "na_cost", "latent_env", "end_to_end", "scaling"]
+
+
+def test_an_unknown_name_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["updates"])
+    assert "update" in capsys.readouterr().err

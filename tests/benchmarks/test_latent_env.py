@@ -1,0 +1,35 @@
+"""The raw workers step the same envs as the raw env in this process."""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.latent_env import HORIZON, RawEnv, RawWorkers
+
+
+class Counting:
+    """A gym env ``[1]`` that adds its actions up and ends after two chunks."""
+
+    def reset(self, seed=None):
+        self.total, self.steps = torch.zeros(1, 4), 0
+        return self.total, {}
+
+    def step(self, action):
+        self.total, self.steps = self.total + action, self.steps + 1
+        return self.total, torch.zeros(1), torch.tensor([False]), torch.tensor([self.steps == 2 * HORIZON]), {}
+
+
+def make():
+    return RawEnv(Counting())
+
+
+def test_workers_step_their_own_envs_and_reset_them():
+    workers, alone = RawWorkers(make, 2), [make(), make()]
+    chunks = torch.randn(3, 2, HORIZON, 4)
+    for chunk in chunks:  # the second ends the episodes
+        workers.step(chunk)
+        for env, own in zip(alone, chunk.unsqueeze(1), strict=True):
+            env.step(own)
+        torch.testing.assert_close(workers.observation, torch.cat([env.observation for env in alone]))
+    torch.testing.assert_close(workers.observation, chunks[2].sum(1))
+    workers.close()
