@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -50,7 +52,7 @@ GOAL = "<= 1.15"
 WARMUP_ENV_STEPS = 96
 
 #: How collecting and updating go together, as Hydra overrides.
-MODES: dict[str, list[str]] = {"one after the other": []}
+MODES: dict[str, list[str]] = {"in turn": [], "overlapped": ["collector.overlap=true"]}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,8 +89,10 @@ def _measure(report: Report, algorithm: str, mode: str, arguments: argparse.Name
             ]
         )
     )
-    env = make_latent_env(run.cfg, _base_policy(run))
-    parts = Parts(run, env, arguments.rollout_env_steps)
+    policy = _base_policy(run)
+    env = make_latent_env(run.cfg, policy)
+    make_worker_env = partial(make_latent_env, run.cfg, policy) if run.cfg.collector.overlap else None
+    parts = Parts(run, env, arguments.rollout_env_steps, make_worker_env)
     try:
         times = interleave(
             {"run": parts.train, "collecting": parts.collect, "updating": parts.update}, arguments.repeats
@@ -124,7 +128,14 @@ def _base_policy(run: Run) -> FlowPolicy:
 class Parts:
     """The run and its two parts, on one latent env."""
 
-    def __init__(self, run: Run, env: LatentActionEnv, rollout_env_steps: int) -> None:
+    def __init__(
+        self,
+        run: Run,
+        env: LatentActionEnv,
+        rollout_env_steps: int,
+        make_worker_env: Callable[[], LatentActionEnv] | None,
+    ) -> None:
+        self.make_worker_env = make_worker_env
         self.config, self.networks, self.env = run.algorithm, run.networks, env
         rollouts, _ = collect_rollouts(env, PriorNoise(env.noise_layout.dim), rollout_env_steps, seed=1, progress=False)
         self.offline = rollouts.exclude("action") if self.config.offline_fraction else None
@@ -142,6 +153,7 @@ class Parts:
                 seed=0,
                 folder=Path(folder),
                 offline=self.offline,
+                make_worker_env=self.make_worker_env,
                 progress=False,
             )
 

@@ -7,11 +7,12 @@ from tensordict import TensorDictBase
 
 from benchmarks.setting import Setting, random_transitions
 from dsrl_torchrl import LatentActionEnv
-from dsrl_torchrl.data.alias_pairs import draw_alias_pairs, pick_alias_pair
+from dsrl_torchrl.data.alias_pairs import draw_alias_pairs
 from dsrl_torchrl.training.latent_networks import make_actor
 from dsrl_torchrl.training.learner import make_update
 from dsrl_torchrl.training.network_config import NetworkConfig
 from dsrl_torchrl.training.replay import MixedReplay
+from dsrl_torchrl.training.rounds import make_updates
 from dsrl_torchrl.training.stage2_config import Stage2Config
 
 
@@ -55,9 +56,8 @@ class LatentUpdateLoop:
 
     def run(self, updates: int) -> None:
         """One round of updates, sampling and the loop's check of the last metrics included."""
-        metrics: dict[str, torch.Tensor] = {}
-        for _ in range(updates):
-            metrics.update(self.update(pick_alias_pair(self.replay.sample())).items())
+        first = self.config.critic_only_updates  # the actor is trained from here on
+        metrics = make_updates(self.update, self.replay.sample, self.config, first=first, updates=updates)
         assert all(torch.isfinite(value) for value in metrics.values())
 
 

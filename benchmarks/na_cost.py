@@ -20,6 +20,7 @@ from benchmarks.setting import Setting, random_transitions
 SMOKE = {"widths": [8], "bases": ["8x2"], "rounds": 1, "transitions": 300, "repeats": 2}
 
 GOAL = "<= 1.3"
+NAIVE = ["algorithm.offline_fraction=0", "algorithm.target_interval=1", "algorithm.distillation_interval=1"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +51,7 @@ def _compare(report: Report, setting: Setting, arguments: argparse.Namespace) ->
     naive = replace(setting, alias_samples=0)
     loops = {
         "SAC": make_loop(setting, setting.algorithm("dsrl_sac"), arguments.transitions),
-        "naive NA": make_loop(naive, naive.algorithm("dsrl_na", "algorithm.offline_fraction=0"), arguments.transitions),
+        "naive NA": make_loop(naive, naive.algorithm("dsrl_na", *NAIVE), arguments.transitions),
         "shipped NA": make_loop(setting, setting.algorithm("dsrl_na"), arguments.transitions),
     }
     sides = {

@@ -78,7 +78,7 @@ def _buffer(report: Report, base: Setting, algorithm: str, arguments: argparse.N
         size_of_one = sum(value.nbytes for value in stored.values(True, True))
         report.value(f"n={size}: {algorithm} memory", statistic([size * size_of_one / 2**20]), "MiB")
         sides[f"n={size}"] = lambda replay=replay: [
-            pick_alias_pair(replay.sample()) for _ in range(10 * arguments.work)
+            pick_alias_pair(replay.sample(1)) for _ in range(10 * arguments.work)
         ]
     _compare(report, sides, f"{algorithm} batch, by buffer", 10 * arguments.work, arguments)
 
