@@ -44,6 +44,8 @@ NAIVE = {
     "critic_only_updates": 0,
     "offline_fraction": 0.0,
     "behaviour_fraction": 0.0,
+    "alias_samples": 0,
+    "target_interval": 1,
     "alpha_init": 0.01,
     "backup": "min",
     "init_actor": False,
@@ -56,7 +58,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "naive": ({}, {}),
     "critic first": ({"critic_only_updates": 3_000}, {}),
     "offline rollouts": ({"offline_fraction": 0.5}, {}),
-    "executed noises": ({"behaviour_fraction": 0.5}, {}),
+    "executed noises": ({"behaviour_fraction": 0.5, "alias_samples": 16}, {}),
     "normalised critics": ({}, {"layer_norm": True}),
     "wide critics": ({}, {"num_cells": (256, 256, 256)}),
     "larger temperature": ({"alpha_init": 0.05}, {}),
@@ -64,6 +66,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fewer updates": ({"utd": 1}, {}),
     "prior-candidate actor": ({"utd": 1, "aw_mle": True}, {}),
     "mean backup": ({"backup": "mean"}, {}),
+    "five critics, mean backup": ({"backup": "mean"}, {"num_critics": 5}),
     "shipped": (
         {
             "critic_only_updates": 300,

@@ -8,6 +8,7 @@ from tensordict import TensorDictBase
 from benchmarks.setting import Setting, random_transitions
 from dsrl_torchrl import LatentActionEnv
 from dsrl_torchrl.data.alias_pairs import draw_alias_pairs
+from dsrl_torchrl.training.accelerated_update import AcceleratedUpdate
 from dsrl_torchrl.training.latent_networks import make_actor
 from dsrl_torchrl.training.learner import make_update
 from dsrl_torchrl.training.network_config import NetworkConfig
@@ -37,7 +38,8 @@ class LatentUpdateLoop:
     ) -> None:
         self.env, self.config = env, config
         self.actor = make_actor(env, networks)
-        self.update = make_update(env, self.actor, config, networks, noise_aliasing=config.noise_aliasing)
+        update = make_update(env, self.actor, config, networks, noise_aliasing=config.noise_aliasing)
+        self.update = AcceleratedUpdate(update, config.compile)
         self.replay = MixedReplay(len(online) + 1_000, config.batch_size, offline, config.offline_fraction)
         self.replay.online.extend(online)
 

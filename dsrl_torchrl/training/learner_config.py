@@ -19,6 +19,7 @@ class LearnerConfig:
     # Updates that share a sample and one decode of their TD targets' chunks, with the latent policy at their start
     # (noise aliasing decodes them; the sample is shared in any case); 1: every update for itself.
     target_interval: int = 8
+    compile: bool | None = None  # the update by torch.compile; None: on CUDA (with CUDA graphs), not on a CPU
     gamma: float = 0.98  # per primitive step
     backup: str = "min"  # over the ensemble, in targets and actor
     tau: float = 0.01  # Polyak rate of the targets
@@ -47,6 +48,8 @@ class LearnerConfig:
         self._check_not_negative("critic_only_updates")
         if self.m_candidates < 2:
             raise UserError(f"m_candidates must be at least 2, got {self.m_candidates}")
+        if self.compile not in (None, True, False):
+            raise UserError(f"compile must be true, false or null, got {self.compile!r}")
         if not 0 < self.tau <= 1:
             raise UserError(f"tau must lie in (0, 1], got {self.tau}")
         if not 0 < self.gamma <= 1:

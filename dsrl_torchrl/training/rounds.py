@@ -8,12 +8,12 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dsrl_torchrl.data.alias_pairs import pick_alias_pair
+from dsrl_torchrl.training.accelerated_update import AcceleratedUpdate
 from dsrl_torchrl.training.learner_config import LearnerConfig
-from dsrl_torchrl.training.update import LatentUpdate
 
 
 def make_updates(
-    update: LatentUpdate,
+    update: AcceleratedUpdate,
     sample: Callable[[int], TensorDictBase],
     config: LearnerConfig,
     *,

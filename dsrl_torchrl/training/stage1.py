@@ -17,6 +17,7 @@ from tqdm import tqdm
 from dsrl_torchrl.data.alias_pairs import draw_alias_pairs
 from dsrl_torchrl.errors import NonFiniteError
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
+from dsrl_torchrl.training.accelerated_update import AcceleratedUpdate
 from dsrl_torchrl.training.checkpoints import Counters, load_newest
 from dsrl_torchrl.training.latent_networks import make_actor
 from dsrl_torchrl.training.learner import make_update, save_learner
@@ -92,6 +93,7 @@ def train_stage1(
         return buffer.sample(batches * config.batch_size).unflatten(0, (batches, config.batch_size))
 
     fixed = data["observation"][torch.randint(len(data), (CHECK_OBSERVATIONS,))]
+    fast_update = AcceleratedUpdate(update, config.compile)
     counters = Counters()
     checkpoint = Checkpoint(losses=update, optimisers=update.optimiser_state(), counters=counters, rng=GlobalRNGState())
     rotation = CheckpointRotation(folder / "checkpoints", keep_last=2)
@@ -107,7 +109,7 @@ def train_stage1(
             config.updates - counters.updates,
             *(every - counters.updates % every for every in (config.log_updates, config.checkpoint_updates)),
         )
-        metrics |= make_updates(update, sample, config, first=counters.updates, updates=share)
+        metrics |= make_updates(fast_update, sample, config, first=counters.updates, updates=share)
         counters.updates += share
         bar.update(share)
         if counters.updates % config.log_updates == 0 or counters.updates == config.updates:

@@ -21,6 +21,7 @@ from dsrl_torchrl.errors import NonFiniteError
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.modules.behaviour_policy import BehaviourPolicy
 from dsrl_torchrl.modules.prior_noise import PriorNoise
+from dsrl_torchrl.training.accelerated_update import AcceleratedUpdate
 from dsrl_torchrl.training.checkpoints import Counters, load_newest
 from dsrl_torchrl.training.collection import Collection, CollectionInTurn, OverlappedCollection
 from dsrl_torchrl.training.episodes import EpisodeTracker
@@ -30,7 +31,6 @@ from dsrl_torchrl.training.network_config import NetworkConfig
 from dsrl_torchrl.training.replay import MixedReplay
 from dsrl_torchrl.training.rounds import make_updates
 from dsrl_torchrl.training.stage2_config import Stage2Config
-from dsrl_torchrl.training.update import LatentUpdate
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,7 @@ def train_stage2(
     )
     # A policy that has learned offline collects its own warm-up; an untrained one would be worse than the prior.
     behaviour = BehaviourPolicy(actor, warm_up=None if config.init_actor else PriorNoise(env.noise_layout.dim))
+    fast_update = AcceleratedUpdate(update, config.compile)
     episodes = EpisodeTracker(config.success_window)
     counters = Counters()
     checkpoint = Checkpoint(
@@ -162,7 +163,7 @@ def train_stage2(
                 if alias_samples and config.alias_refresh:
                     refresh_alias_pairs(replay.online, config.alias_refresh, add_online_alias_pairs)
                 if not warming_up:
-                    _update_round(update, replay, config, counters, metrics, bar)
+                    _update_round(fast_update, replay, config, counters, metrics, bar)
                 bar.update(counters.env_steps - before)
                 if counters.env_steps // config.log_env_steps > before // config.log_env_steps:
                     log(counters.env_steps, _log_values(metrics, episodes, counters, len(replay.online), config))
@@ -175,7 +176,7 @@ def train_stage2(
 
 
 def _update_round(
-    update: LatentUpdate,
+    update: AcceleratedUpdate,
     replay: MixedReplay,
     config: Stage2Config,
     counters: Counters,

@@ -100,19 +100,22 @@ class LatentUpdate(nn.Module):
         if "alpha" in self.optimisers:
             loss_alpha = self.sac.alpha_loss(actor["log_prob"]).mean()
             metrics["sac/alpha_loss"] = loss_alpha
-            self._step("alpha", [self.sac.log_alpha], loss_alpha)
+            self._differentiate("alpha", loss_alpha)
+            self.optimisers["alpha"].step()
         return metrics | {"sac/alpha": self.sac._alpha}
 
     def _step(self, name: str, parameters: list[Tensor], loss: Tensor) -> Tensor:
-        optimiser = self.optimisers[name]
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        self._differentiate(name, loss)
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if self.max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
-        optimiser.step()
+        self.optimisers[name].step()
         return norm
+
+    def _differentiate(self, name: str, loss: Tensor) -> None:
+        self.optimisers[name].zero_grad(set_to_none=True)
+        loss.backward()
 
     def optimiser_state(self) -> OptimiserState:
         """The optimisers as one checkpoint component."""

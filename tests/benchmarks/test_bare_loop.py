@@ -54,7 +54,7 @@ def run_both(setting, algorithm, bare_class, updates=4):
     torch.manual_seed(0)
     config = setting.algorithm(algorithm, "algorithm.offline_fraction=0")
     loop = make_loop(setting, config, transitions=64)
-    update = loop.update
+    update = loop.update.update
     data = make_data(setting, loop)
     scales = loop.env.decoder.base_policy.normalisation
     extra = [loop.env.decoder.base_policy] if bare_class is BareNA else []
