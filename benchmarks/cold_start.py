@@ -46,6 +46,7 @@ NAIVE = {
     "behaviour_fraction": 0.0,
     "alias_samples": 0,
     "target_interval": 1,
+    "actor_average": 0.0,
     "alpha_init": 0.01,
     "backup": "min",
     "init_actor": False,
@@ -66,7 +67,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fewer updates": ({"utd": 1}, {}),
     "prior-candidate actor": ({"utd": 1, "aw_mle": True}, {}),
     "mean backup": ({"backup": "mean"}, {}),
-    "five critics, mean backup": ({"backup": "mean"}, {"num_critics": 5}),
+    "five critics": ({"backup": "mean"}, {"num_critics": 5}),
     "shipped": (
         {
             "critic_only_updates": 300,

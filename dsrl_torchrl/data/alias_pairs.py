@@ -56,9 +56,7 @@ def draw_alias_pairs(
     return transitions.set(NOISE_KEY, noise).set(CHUNK_KEY, chunk)
 
 
-def refresh_alias_pairs(
-    buffer: ReplayBuffer, states: int, draw: Callable[[TensorDictBase], TensorDictBase]
-) -> None:
+def refresh_alias_pairs(buffer: ReplayBuffer, states: int, draw: Callable[[TensorDictBase], TensorDictBase]) -> None:
     """Draws the pairs of some stored states anew, in place, so that M pairs are not all that a state ever shows.
 
     Args:

@@ -19,6 +19,7 @@ def make_updates(
     *,
     first: int,
     updates: int,
+    after_actor: Callable[[], None] = lambda: None,
 ) -> dict[str, Tensor]:
     """Makes ``updates`` updates; every ``config.target_interval`` of them share a sample and one decode of TD targets.
 
@@ -28,6 +29,7 @@ def make_updates(
         config: which updates train the actor and ``Q^W``, and how many share a sample.
         first: updates made before.
         updates: updates to make.
+        after_actor: called after every update of the actor.
 
     Returns:
         The newest value of every metric, on the device.
@@ -41,5 +43,7 @@ def make_updates(
             update_actor = step >= config.critic_only_updates and step % config.actor_interval == 0
             distil = step % config.distillation_interval == 0
             metrics.update(update(batch, update_actor=update_actor, distil=distil).items())
+            if update_actor:
+                after_actor()
         first += share
     return metrics

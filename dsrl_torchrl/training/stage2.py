@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from tensordict import TensorDictBase
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchrl.checkpoint import Checkpoint, CheckpointRotation, GlobalRNGState
 from torchrl.modules import ProbabilisticActor
 from tqdm import tqdm
@@ -35,7 +36,7 @@ from dsrl_torchrl.training.stage2_config import Stage2Config
 
 @dataclass(frozen=True)
 class Stage2Result:
-    """The learned latent policy and what it cost."""
+    """The learned latent policy (averaged over the last updates) and what it cost."""
 
     actor: ProbabilisticActor
     env_steps: int
@@ -63,6 +64,10 @@ def train_stage2(
     The run is cut into segments that end with a checkpoint. At the start of a segment the envs are reset from a seed
     that depends on ``seed`` and the segment alone, so a killed run that resumes makes the same segments again, bit for
     bit where the simulator is deterministic.
+
+    What is returned is an exponential moving average of the actor's parameters over its updates
+    (``config.actor_average``). Late in a run the critics' errors outweigh what is left to gain, and the actor wanders:
+    its average does not. The actor itself collects.
 
     With ``make_worker_env`` another process collects the next batch while this one makes the updates that are owed for
     the last. The counts are as exact, and a killed run loses nothing that its last checkpoint holds, but two runs
@@ -115,10 +120,12 @@ def train_stage2(
     # A policy that has learned offline collects its own warm-up; an untrained one would be worse than the prior.
     behaviour = BehaviourPolicy(actor, warm_up=None if config.init_actor else PriorNoise(env.noise_layout.dim))
     fast_update = AcceleratedUpdate(update, config.compile)
+    averaged = AveragedModel(actor, multi_avg_fn=get_ema_multi_avg_fn(config.actor_average))
     episodes = EpisodeTracker(config.success_window)
     counters = Counters()
     checkpoint = Checkpoint(
         losses=update,
+        averaged_actor=averaged,
         optimisers=update.optimiser_state(),
         replay=replay,
         episodes=episodes,
@@ -163,7 +170,9 @@ def train_stage2(
                 if alias_samples and config.alias_refresh:
                     refresh_alias_pairs(replay.online, config.alias_refresh, add_online_alias_pairs)
                 if not warming_up:
-                    _update_round(fast_update, replay, config, counters, metrics, bar)
+                    _update_round(
+                        fast_update, partial(averaged.update_parameters, actor), replay, config, counters, metrics, bar
+                    )
                 bar.update(counters.env_steps - before)
                 if counters.env_steps // config.log_env_steps > before // config.log_env_steps:
                     log(counters.env_steps, _log_values(metrics, episodes, counters, len(replay.online), config))
@@ -172,11 +181,14 @@ def train_stage2(
             counters.segments += 1
             counters.wall_seconds += time.monotonic() - started
             rotation.save(checkpoint, step=counters.env_steps)
-    return Stage2Result(actor, counters.env_steps, counters.macro_steps, counters.updates, counters.wall_seconds)
+    return Stage2Result(
+        averaged.module, counters.env_steps, counters.macro_steps, counters.updates, counters.wall_seconds
+    )
 
 
 def _update_round(
     update: AcceleratedUpdate,
+    average: Callable[[], None],
     replay: MixedReplay,
     config: Stage2Config,
     counters: Counters,
@@ -185,7 +197,7 @@ def _update_round(
 ) -> None:
     """Makes the updates that the UTD ratio owes for the macro steps collected so far; the newest metrics stay."""
     owed = int(config.utd * counters.macro_steps) - counters.updates
-    metrics |= make_updates(update, replay.sample, config, first=counters.updates, updates=owed)
+    metrics |= make_updates(update, replay.sample, config, first=counters.updates, updates=owed, after_actor=average)
     counters.updates += owed
     bar.set_postfix(updates=counters.updates, refresh=False)
     for name, value in metrics.items():

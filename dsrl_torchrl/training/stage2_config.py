@@ -19,6 +19,7 @@ class Stage2Config(LearnerConfig):
     alias_refresh: int = 8  # stored states per round whose pairs are drawn anew; 0: never
     behaviour_fraction: float = 0.5  # of the online states' noises: those that were executed; the rest the prior's
     offline_fraction: float = 0.25  # of every batch, from stage 1's data
+    actor_average: float = 0.998  # decay of the averaged actor that a run keeps; 0: the last actor itself
     total_env_steps: int = 60_000  # primitive env steps, warm-up included
     warmup_env_steps: int = 8_000  # collected before the first update: by stage 1's actor, or with prior noise without
     macro_steps_per_round: int = 8  # macro steps collected, over all envs, between two rounds of updates
@@ -38,6 +39,8 @@ class Stage2Config(LearnerConfig):
         )  # fmt: skip
         self._check_not_negative("warmup_env_steps", "alias_samples", "alias_refresh")
         self._check_fraction("offline_fraction", "behaviour_fraction")
+        if not 0 <= self.actor_average < 1:
+            raise UserError(f"actor_average must lie in [0, 1), got {self.actor_average}")
         if self.offline_fraction == 1:
             raise UserError("offline_fraction must be below 1: stage 2 learns from what it collects")
         if self.warmup_env_steps >= self.total_env_steps:

@@ -16,6 +16,7 @@ from dsrl_torchrl.training.latent_networks import load_actor, save_actor
 from dsrl_torchrl.training.network_config import NetworkConfig
 from dsrl_torchrl.training.stage2 import train_stage2
 from dsrl_torchrl.training.stage2_config import Stage2Config
+from dsrl_torchrl.training.update import LatentUpdate
 from envs.toy import PointReachEnv, optimal_steps
 
 
@@ -207,3 +208,23 @@ def test_actor_round_trip_and_damage(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointError, match=r"actor\.safetensors"):
         load_actor(make_env(), SMALL, tmp_path)
+
+
+def test_the_kept_actor_is_the_average_of_the_actors_updates(tmp_path, monkeypatch):
+    seen = []
+    original = LatentUpdate.forward
+
+    def watched(self, batch, *, update_actor=True, distil=True):
+        out = original(self, batch, update_actor=update_actor, distil=distil)
+        if update_actor:
+            seen.append(torch.cat([p.detach().flatten().clone() for p in self._actor_params]))
+        return out
+
+    monkeypatch.setattr(LatentUpdate, "forward", watched)
+    result, _ = run(tmp_path, actor_average=0.9)
+    expected = seen[0]
+    for parameters in seen[1:]:
+        expected = 0.9 * expected + 0.1 * parameters
+    kept = torch.cat([p.detach().flatten() for p in result.actor.parameters()])
+    assert kept.shape == expected.shape and not torch.equal(expected, seen[-1])
+    torch.testing.assert_close(kept.sort()[0], expected.sort()[0])  # the two orders of the parameters may differ
