@@ -90,8 +90,10 @@ def _measure(report: Report, algorithm: str, mode: str, arguments: argparse.Name
         )
     )
     policy = _base_policy(run)
-    env = make_latent_env(run.cfg, policy)
-    make_worker_env = partial(make_latent_env, run.cfg, policy) if run.cfg.collector.overlap else None
+    overlap = run.cfg.collector.overlap
+    workers = max(1, run.cfg.collector.num_workers - overlap)  # as in `dsrl stage2`
+    env = make_latent_env(run.cfg, policy, workers=workers)
+    make_worker_env = partial(make_latent_env, run.cfg, policy, workers=workers) if overlap else None
     parts = Parts(run, env, arguments.rollout_env_steps, make_worker_env)
     try:
         times = interleave(
@@ -99,7 +101,7 @@ def _measure(report: Report, algorithm: str, mode: str, arguments: argparse.Name
         )
     finally:
         env.close()
-    case = f"{algorithm}, {run.cfg.task.name}, {run.cfg.collector.num_workers} workers, {mode}"
+    case = f"{algorithm}, {run.cfg.task.name}, {workers} workers, {mode}"
     for name, seconds in times.items():
         report.value(f"{case}: {name}", statistic(seconds), "s")
     times["longer part"] = [max(pair) for pair in zip(times["collecting"], times["updating"], strict=True)]

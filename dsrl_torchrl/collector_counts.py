@@ -20,9 +20,8 @@ def settle_collector_counts(collector: DictConfig, stored: Path) -> str | None:
     """Replaces ``auto`` in ``num_workers`` and ``threads`` by numbers, in place.
 
     A run keeps the numbers that it began with, on another machine too: its rollouts depend on the number of envs.
-    Otherwise every core that this process may use gets an env worker, less one for the learner where collection and
-    updates overlap; threads are the cores that the workers leave, since OpenMP threads that compete with workers make
-    an update of small networks several times slower.
+    Otherwise every core that this process may use gets an env worker; threads are the cores that the workers leave,
+    since OpenMP threads that compete with workers make an update of small networks several times slower.
 
     Args:
         collector: ``num_workers`` and ``threads`` (an integer or ``auto``; ``threads`` may be ``None``, torch's own
@@ -46,7 +45,7 @@ def settle_collector_counts(collector: DictConfig, stored: Path) -> str | None:
         return None
     begun = OmegaConf.select(OmegaConf.load(stored), "collector", default={}) if stored.exists() else {}
     cores = len(os.sched_getaffinity(0))
-    chosen = {"num_workers": max(1, min(cores - collector.overlap, MAX_WORKERS))}
+    chosen = {"num_workers": max(1, min(cores, MAX_WORKERS))}
     workers = collector.num_workers if _is_count(collector.num_workers) else chosen["num_workers"]
     chosen["threads"] = max(1, min(cores - workers, MAX_THREADS))
     kept = [name for name in automatic if begun.get(name, "auto") != "auto"]

@@ -19,22 +19,10 @@ def settle(tmp_path, *, overlap=False, num_workers="auto", threads="auto"):
     return options.num_workers, options.threads, said
 
 
-@pytest.mark.parametrize(
-    ("cores", "overlap", "counts"),
-    [
-        (1, False, (1, 1)),
-        (1, True, (1, 1)),
-        (2, False, (2, 1)),
-        (2, True, (1, 1)),  # one core stays with the learner
-        (8, False, (8, 1)),
-        (8, True, (7, 1)),
-        (16, False, (8, 4)),
-        (16, True, (8, 4)),
-    ],
-)
-def test_auto_comes_from_the_cores_of_this_process(tmp_path, monkeypatch, cores, overlap, counts):
+@pytest.mark.parametrize(("cores", "counts"), [(1, (1, 1)), (2, (2, 1)), (8, (8, 1)), (16, (8, 4))])
+def test_auto_comes_from_the_cores_of_this_process(tmp_path, monkeypatch, cores, counts):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
-    workers, threads, said = settle(tmp_path, overlap=overlap)
+    workers, threads, said = settle(tmp_path)
     assert (workers, threads) == counts
     assert f"num_workers={workers}, threads={threads}" in said
 

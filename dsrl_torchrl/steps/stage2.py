@@ -35,7 +35,8 @@ def stage2(run: Run) -> None:
             offline = offline_data(run, env, with_noise=not run.algorithm.noise_aliasing)
         make_worker_env = None
         if run.cfg.collector.overlap:
-            make_worker_env = partial(make_latent_env, run.cfg, policy)
+            workers = max(1, run.cfg.collector.num_workers - 1)  # one core stays with the learner
+            make_worker_env = partial(make_latent_env, run.cfg, policy, workers=workers)
             env.close(raise_if_closed=False)  # from here on it only describes the one in the collecting process
         artifact.begin()
         run.save_config()
