@@ -73,6 +73,27 @@ def test_the_temperature_may_move_between_calls():
     assert not torch.allclose(without, loss(batch)["value_target"])
 
 
+def test_chunks_drawn_before_give_the_same_target_without_a_decode():
+    calls = []
+
+    def decode(observation, noise):
+        calls.append(noise.shape[:-1])
+        return Decoder()(observation, noise)
+
+    loss, batch = make_loss(decode=decode), make_batch()
+    torch.manual_seed(5)
+    drawn = loss.draw_next_chunks(batch.copy())
+    assert calls == [batch.shape]
+    torch.testing.assert_close(loss(drawn)["value_target"], by_hand(loss, batch, 5), rtol=1e-6, atol=1e-9)
+    assert len(calls) == 1
+    several = loss.draw_next_chunks(torch.stack([batch, batch]))  # the batches of two updates
+    assert calls[1:] == [(2, B)]
+    for one in several.unbind(0):
+        loss(one)
+    assert len(calls) == 2
+    assert not drawn["next", "chunk"].requires_grad and not drawn["next", "noise_log_prob"].requires_grad
+
+
 def test_gradients_reach_the_critics_alone():
     decoder = Decoder()
     loss, batch = make_loss(decode=decoder), make_batch()
