@@ -24,18 +24,21 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 
-def make_replay_buffer(size: int, batch_size: int, device: torch.device | str = "cpu") -> TensorDictReplayBuffer:
+def make_replay_buffer(size: int, device: torch.device | str = "cpu") -> TensorDictReplayBuffer:
     """Uniform replay of macro transitions, stored and sampled on ``device``, the training device."""
-    return TensorDictReplayBuffer(storage=LazyTensorStorage(size, device=device), batch_size=batch_size)
+    return TensorDictReplayBuffer(storage=LazyTensorStorage(size, device=device))
 
 
-def offline_buffer(
-    transitions: TensorDictBase, batch_size: int, device: torch.device | str = "cpu"
-) -> TensorDictReplayBuffer:
+def offline_buffer(transitions: TensorDictBase, device: torch.device | str = "cpu") -> TensorDictReplayBuffer:
     """Uniform replay of a fixed set of macro transitions ``[n]``."""
-    buffer = make_replay_buffer(len(transitions), batch_size, device)
+    buffer = make_replay_buffer(len(transitions), device)
     buffer.extend(transitions)
     return buffer
+
+
+def sample_batches(buffer: TensorDictReplayBuffer, batches: int, batch_size: int) -> TensorDictBase:
+    """``[batches, batch_size]`` transitions in one draw."""
+    return buffer.sample(batches * batch_size).unflatten(0, (batches, batch_size))
 
 
 class MixedReplay:
@@ -58,15 +61,16 @@ class MixedReplay:
         device: torch.device | str = "cpu",
     ) -> None:
         share = min(round(batch_size * offline_fraction), batch_size - 1) if offline is not None else 0
-        self.online = make_replay_buffer(size, batch_size - share, device)
-        self.offline = offline_buffer(offline, share, device) if offline is not None and share else None
+        self.online_share, self.offline_share = batch_size - share, share
+        self.online = make_replay_buffer(size, device)
+        self.offline = offline_buffer(offline, device) if offline is not None and share else None
 
     def sample(self, batches: int) -> TensorDictBase:
         """``[batches, batch_size]``: the entries that both kinds have."""
-        online = _sample(self.online, batches)
+        online = sample_batches(self.online, batches, self.online_share)
         if self.offline is None:
             return online
-        offline = _sample(self.offline, batches)
+        offline = sample_batches(self.offline, batches, self.offline_share)
         return torch.cat([online.select(*offline.keys(True, True)), offline], dim=1)
 
     def state_dict(self) -> dict:
@@ -90,7 +94,3 @@ class MixedReplay:
         if count:
             self.online.extend(stored.unflatten_keys("."))
         self.online.writer.load_state_dict(state["writer"])
-
-
-def _sample(buffer: TensorDictReplayBuffer, batches: int) -> TensorDictBase:
-    return buffer.sample(batches * buffer.batch_size).unflatten(0, (batches, buffer.batch_size))

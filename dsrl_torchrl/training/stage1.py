@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from dsrl_torchrl.training.checkpoints import Counters, load_newest
 from dsrl_torchrl.training.latent_networks import make_actor
 from dsrl_torchrl.training.learner import make_update, save_learner
 from dsrl_torchrl.training.network_config import NetworkConfig
-from dsrl_torchrl.training.replay import offline_buffer
+from dsrl_torchrl.training.replay import offline_buffer, sample_batches
 from dsrl_torchrl.training.rounds import make_updates
 from dsrl_torchrl.training.stage1_config import Stage1Config
 from dsrl_torchrl.training.update import LatentUpdate
@@ -87,13 +88,10 @@ def train_stage1(
     update = make_update(env, actor, config, networks, noise_aliasing=config.use_na, aw_mle=config.aw_mle_options)
     if config.use_na:
         data = draw_alias_pairs(data.copy(), env.decoder.decode, env.noise_layout.dim, config.alias_samples)
-    buffer = offline_buffer(data, config.batch_size)
-
-    def sample(batches: int) -> TensorDictBase:
-        return buffer.sample(batches * config.batch_size).unflatten(0, (batches, config.batch_size))
-
+    buffer = offline_buffer(data)
     fixed = data["observation"][torch.randint(len(data), (CHECK_OBSERVATIONS,))]
     fast_update = AcceleratedUpdate(update, config.compile)
+    sample = partial(sample_batches, buffer, batch_size=config.batch_size)
     counters = Counters()
     checkpoint = Checkpoint(losses=update, optimisers=update.optimiser_state(), counters=counters, rng=GlobalRNGState())
     rotation = CheckpointRotation(folder / "checkpoints", keep_last=2)

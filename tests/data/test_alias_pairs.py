@@ -59,7 +59,7 @@ def test_a_refresh_redraws_some_states_and_leaves_the_rest():
     def draw(td):
         return draw_alias_pairs(td, Decoder(), DIM, M)
 
-    buffer = offline_buffer(draw(make_batch()), batch_size=2)
+    buffer = offline_buffer(draw(make_batch()))
     before = buffer[:].clone()
     refresh_alias_pairs(buffer, 3, draw)
     after = buffer[:]
