@@ -52,7 +52,13 @@ NAIVE = {
     "init_actor": False,
     "init_critics": False,
 }
-NAIVE_NETWORKS = {"layer_norm": False, "fourier_bands": (), "chunk_gain": 1.0, "num_cells": (128, 128, 128)}
+NAIVE_NETWORKS = {
+    "num_critics": 2,
+    "layer_norm": False,
+    "fourier_bands": (),
+    "chunk_gain": 1.0,
+    "num_cells": (128, 128, 128),
+}
 
 #: What each variant changes of the naive one, in the update and in the networks.
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -75,8 +81,12 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "offline_fraction": 0.25,
             "behaviour_fraction": 0.5,
             "alpha_init": 0.03,
+            "alias_samples": 16,
+            "target_interval": 8,
+            "actor_average": 0.99,
+            "backup": "mean",
         },
-        {"layer_norm": True, "fourier_bands": (0.5, 1.0), "chunk_gain": 5.0},
+        {"num_critics": 5, "layer_norm": True, "fourier_bands": (0.5, 1.0), "chunk_gain": 5.0},
     ),
 }
 

@@ -21,13 +21,13 @@ class LearnerConfig:
     target_interval: int = 8
     compile: bool | None = None  # the update by torch.compile; None: on CUDA (with CUDA graphs), not on a CPU
     gamma: float = 0.98  # per primitive step
-    backup: str = "min"  # over the ensemble, in targets and actor
+    backup: str = "mean"  # over the ensemble, in targets and actor
     tau: float = 0.01  # Polyak rate of the targets
     actor_lr: float = 2e-4
     critic_lr: float = 5e-4
     alpha_lr: float = 3e-4
     max_grad_norm: float | None = None
-    alpha_init: float = 0.05
+    alpha_init: float = 0.03
     alpha_parameterisation: str = "log"
     fixed_alpha: bool = False
     target_entropy_per_dim: float = -0.5  # for noise scaled to [-1, 1]

@@ -13,9 +13,9 @@ ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Latent policy and critics; the values that a run uses are in ``conf/config.yaml``."""
+    """Latent policy and critics; the defaults are those of ``conf/config.yaml``."""
 
-    num_critics: int = 2  # members of each ensemble
+    num_critics: int = 5  # members of each ensemble
     num_cells: tuple[int, ...] = (128, 128, 128)
     activation: str = "relu"
     layer_norm: bool = True  # critics

@@ -12,7 +12,7 @@ INVERSIONS = (None, "optimisation", "retrieval")
 
 @dataclass(frozen=True)
 class Stage1Config(LearnerConfig):
-    """Hyper-parameters of the offline warm start; the values that a run uses are in ``conf/config.yaml``."""
+    """Hyper-parameters of the offline warm start; the defaults are those of ``conf/config.yaml``."""
 
     rollout_env_steps: int = 30_000  # primitive env steps of the base policy with prior noise, failures included
     use_demonstrations: bool = True  # as offline data, beside the rollouts

@@ -10,7 +10,7 @@ from dsrl_torchrl.training.learner_config import LearnerConfig
 
 @dataclass(frozen=True)
 class Stage2Config(LearnerConfig):
-    """Hyper-parameters of online training; the values that a run uses are in ``conf/algorithm``."""
+    """Hyper-parameters of online training; the defaults are those of ``conf/algorithm/dsrl_na.yaml``."""
 
     noise_aliasing: bool = True  # DSRL-NA; False: DSRL-SAC
     init_actor: bool = True  # from stage 1
@@ -19,11 +19,11 @@ class Stage2Config(LearnerConfig):
     alias_refresh: int = 8  # stored states per round whose pairs are drawn anew; 0: never
     behaviour_fraction: float = 0.5  # of the online states' noises: those that were executed; the rest the prior's
     offline_fraction: float = 0.25  # of every batch, from stage 1's data
-    actor_average: float = 0.998  # decay of the averaged actor that a run keeps; 0: the last actor itself
+    actor_average: float = 0.99  # decay of the averaged actor that a run keeps; 0: the last actor itself
     total_env_steps: int = 60_000  # primitive env steps, warm-up included
-    warmup_env_steps: int = 8_000  # collected before the first update: by stage 1's actor, or with prior noise without
+    warmup_env_steps: int = 2_000  # collected before the first update: by stage 1's actor, or with prior noise without
     macro_steps_per_round: int = 8  # macro steps collected, over all envs, between two rounds of updates
-    utd: float = 3  # gradient updates per collected macro step
+    utd: float = 1  # gradient updates per collected macro step
     replay_size: int = 200_000  # macro transitions
     checkpoint_env_steps: int = 5_000
     log_env_steps: int = 250
