@@ -23,8 +23,8 @@ class AcceleratedUpdate:
 
     Args:
         update: eager; it decides by its device: compiled and captured on CUDA, eager on a CPU.
-        compile: ``True`` compiles on a CPU, too, which takes a minute at the first calls and gains a tenth there;
-            ``False`` compiles nowhere.
+        compile: ``True`` compiles on a CPU, too, which takes a minute at the first calls and gains nothing there (the
+            matrix products dominate); ``False`` compiles nowhere.
     """
 
     def __init__(self, update: LatentUpdate, compile: bool | None = None) -> None:
