@@ -48,7 +48,7 @@ def _learned(run: Run, env: LatentActionEnv) -> dict[str, Any]:
         return {}
     folder = run.stage1_artifact.folder
     actor = load_actor(env, run.networks, folder)
-    update = make_update(env, actor, run.stage1, run.networks, noise_aliasing=True, aw_mle=run.stage1.aw_mle_options)
+    update = make_update(env, actor, run.stage1, run.networks, noise_aliasing=True)
     assert isinstance(update, NAUpdate)
     load_learned_critics(update, folder)
     return {

@@ -58,7 +58,6 @@ def make_update(
     networks: NetworkConfig,
     *,
     noise_aliasing: bool,
-    aw_mle: dict | None = None,
 ) -> LatentUpdate:
     """The update of DSRL-NA or DSRL-SAC with fresh critics.
 
@@ -68,18 +67,19 @@ def make_update(
         config: hyper-parameters.
         networks: sizes.
         noise_aliasing: learn ``Q^W`` by way of ``Q^A`` instead of by TD on the noise.
-        aw_mle: options of :class:`AdvantageWeightedMLELoss`, which then replaces SAC's actor loss.
     """
     sac = make_sac(env, actor, config, networks, delay_qvalue=not noise_aliasing)
     aw_mle_loss = None
-    if aw_mle is not None:
+    if config.aw_mle:
         aw_mle_loss = AdvantageWeightedMLELoss(
             actor,
             sac.noise_values,
             latent_dim=env.noise_layout.dim,
             action_magnitude=env.decoder.action_magnitude,
             backup=config.backup,
-            **aw_mle,
+            m_candidates=config.m_candidates,
+            beta_latent=config.beta_latent,
+            tau_baseline=config.tau_baseline,
         )
     if not noise_aliasing:
         return SACUpdate(sac, config.optimisers, aw_mle_loss)
@@ -90,7 +90,7 @@ def make_update(
         num_critics=networks.num_critics,
         backup=config.backup,
         # A policy that maximises no entropy has none in its value.
-        temperature=0.0 if aw_mle is not None else lambda: sac._alpha,
+        temperature=0.0 if config.aw_mle else lambda: sac._alpha,
     )
     action_value.make_value_estimator(ValueEstimators.TD0, gamma=config.gamma)
     alias = NoiseAliasingLoss(

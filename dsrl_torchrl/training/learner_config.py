@@ -14,7 +14,7 @@ class LearnerConfig:
 
     batch_size: int = 256
     critic_only_updates: int = 300  # first updates that leave the actor alone
-    actor_interval: int = 1  # critic updates per actor update
+    actor_interval: int = 4  # critic updates per actor update
     distillation_interval: int = 1  # updates of Q^A per distillation into Q^W (noise aliasing only)
     # Updates that share a sample and one decode of their TD targets' chunks, with the latent policy at their start
     # (noise aliasing decodes them; the sample is shared in any case); 1: every update for itself.
@@ -31,7 +31,7 @@ class LearnerConfig:
     alpha_parameterisation: str = "log"
     fixed_alpha: bool = False
     target_entropy_per_dim: float = -0.5  # for noise scaled to [-1, 1]
-    aw_mle: bool = False  # S1, advantage-weighted MLE on candidates of the prior; False: SAC's actor loss on Q^W
+    aw_mle: bool = True  # S1, advantage-weighted MLE on candidates of the prior; False: S2, SAC's actor loss on Q^W
     m_candidates: int = 32
     beta_latent: float = 10.0  # inverse temperature of the candidates' weights, in units of the return
     tau_baseline: float = 0.1
@@ -69,13 +69,6 @@ class LearnerConfig:
         for name in names:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-
-    @property
-    def aw_mle_options(self) -> dict | None:
-        """Arguments of :class:`~dsrl_torchrl.objectives.aw_mle.AdvantageWeightedMLELoss`; ``None`` for SAC's actor."""
-        if not self.aw_mle:
-            return None
-        return {name: getattr(self, name) for name in ("m_candidates", "beta_latent", "tau_baseline")}
 
     @property
     def optimisers(self) -> OptimiserConfig:

@@ -85,7 +85,7 @@ def train_stage1(
     """
     torch.manual_seed(seed)
     actor = make_actor(env, networks)
-    update = make_update(env, actor, config, networks, noise_aliasing=config.use_na, aw_mle=config.aw_mle_options)
+    update = make_update(env, actor, config, networks, noise_aliasing=config.use_na)
     if config.use_na:
         data = draw_alias_pairs(data.copy(), env.decoder.decode, env.noise_layout.dim, config.alias_samples)
     buffer = offline_buffer(data)

@@ -18,11 +18,9 @@ class Stage1Config(LearnerConfig):
     use_demonstrations: bool = True  # as offline data, beside the rollouts
     updates: int = 4_000
     critic_only_updates: int = 1_000
-    actor_interval: int = 4
     alias_samples: int = 16  # noises decoded once per stored state for the distillation; 0: a fresh one per update
     use_na: bool = True  # Q^A by TD, distilled into Q^W; False: Q^W by TD on the rollouts' own noise
     inversion: str | None = None  # gives demonstrations a noise, for use_na=False: optimisation, retrieval
-    aw_mle: bool = True  # S1; False: S2, SAC's actor loss on Q^W
     check_episodes: int = 40  # of the stage 1 policy in the env, on resets of their own
     log_updates: int = 100
     checkpoint_updates: int = 2_000

@@ -98,9 +98,7 @@ def train_stage2(
     actor = make_actor(env, networks)
     if stage1 is not None and config.init_actor:
         actor.load_state_dict(load_actor(env, networks, stage1).state_dict())
-    update = make_update(
-        env, actor, config, networks, noise_aliasing=config.noise_aliasing, aw_mle=config.aw_mle_options
-    )
+    update = make_update(env, actor, config, networks, noise_aliasing=config.noise_aliasing)
     if stage1 is not None and config.init_critics:
         load_learned_critics(update, stage1)
     alias_samples = config.alias_samples if config.noise_aliasing else 0

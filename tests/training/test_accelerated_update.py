@@ -20,7 +20,7 @@ def trained(noise_aliasing, compile, seed=0):
     env = make_env()
     env.set_seed(seed)
     data = to_macro_transitions(env.rollout(8, break_when_any_done=False))
-    update = make_update(env, make_actor(env, SMALL), LearnerConfig(), SMALL, noise_aliasing=noise_aliasing)
+    update = make_update(env, make_actor(env, SMALL), LearnerConfig(aw_mle=False), SMALL, noise_aliasing=noise_aliasing)
     accelerated = AcceleratedUpdate(update, compile)
     torch.manual_seed(1)
     for _ in range(3):
@@ -41,7 +41,7 @@ def test_compiled_and_eager_agree(noise_aliasing):
 
 def test_a_cpu_update_is_eager_unless_asked():
     env = make_env()
-    update = make_update(env, make_actor(env, SMALL), LearnerConfig(), SMALL, noise_aliasing=False)
+    update = make_update(env, make_actor(env, SMALL), LearnerConfig(aw_mle=False), SMALL, noise_aliasing=False)
     by_default = AcceleratedUpdate(update)
     assert not by_default.compile and not by_default.cuda_graphs
     assert AcceleratedUpdate(update, compile=True).compile

@@ -54,6 +54,8 @@ def config(**options):
         "log_env_steps": 50,
         "gamma": 0.9,
         "noise_aliasing": False,
+        "aw_mle": False,
+        "actor_interval": 1,
         "init_actor": False,
         "init_critics": False,
         "offline_fraction": 0.0,
