@@ -67,10 +67,14 @@ class Run:
         self.stage1_artifact = Artifact(self.folder / "stage1", offline)
         self.stage2_artifact = Artifact(self.folder / "stage2", online)
         self.config_hash = config_hash(online)
-        if cfg.collector.threads is not None:
-            torch.set_num_threads(cfg.collector.threads)
+        self.set_threads()
         if counts is not None:
             say(counts)
+
+    def set_threads(self) -> None:
+        """Torch's threads as configured; again after every ``ParallelEnv``, which leaves a number of its own."""
+        if self.cfg.collector.threads is not None:
+            torch.set_num_threads(self.cfg.collector.threads)
 
     def save_config(self) -> None:
         """Writes the resolved configuration into the run folder, atomically: later steps read it."""

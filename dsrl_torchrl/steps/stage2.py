@@ -38,6 +38,7 @@ def stage2(run: Run) -> None:
             workers = max(1, run.cfg.collector.num_workers - 1)  # one core stays with the learner
             make_worker_env = partial(make_latent_env, run.cfg, policy, workers=workers)
             env.close(raise_if_closed=False)  # from here on it only describes the one in the collecting process
+            run.set_threads()
         artifact.begin()
         run.save_config()
         with run.metrics_log(metrics, "env_steps") as make_log:
