@@ -149,7 +149,7 @@ class Collected:
 
     def __init__(self, env_id: str, workers: int, macro_steps: int) -> None:
         make = partial(make_worker_env, env_id)
-        macro_env = make() if workers == 1 else ParallelEnv(workers, make, mp_start_method="spawn")
+        macro_env = make() if workers == 1 else ParallelEnv(workers, make, mp_start_method="spawn", use_buffers=False)
         observation_dim = macro_env.observation_spec["observation"].shape[-1]
         self.env = LatentActionEnv(macro_env, make_policy(observation_dim, ACTION_DIM))
         self.collector = Collector(

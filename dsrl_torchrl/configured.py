@@ -83,7 +83,8 @@ def make_latent_env(
         below=below,
     )
     workers = cfg.collector.num_workers if workers is None else workers
-    env = make_env() if workers == 1 else ParallelEnv(workers, make_env, mp_start_method="spawn")
+    # Without buffers: with them ParallelEnv polls its workers in a busy loop, which takes the core that a worker needs.
+    env = make_env() if workers == 1 else ParallelEnv(workers, make_env, mp_start_method="spawn", use_buffers=False)
     return LatentActionEnv(
         env,
         policy,
