@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchrl.objectives import SACLoss, ValueEstimators
 
 from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.objectives.ensemble import check_backup, ensemble_values, reduce_ensemble
+from dsrl_torchrl.objectives.ensemble import check_backup, ensemble_values, reduce_ensemble, takes_candidates
 from dsrl_torchrl.objectives.latent_distribution import latent_distribution
 
 ALPHA_PARAMETERISATIONS = ("log", "softplus")
@@ -91,7 +91,12 @@ class LatentSACLoss(SACLoss):
         return loss, {"td_error": error.detach().abs().max(0)[0], "q": q.detach(), "target": target}
 
     def noise_values(self, observation: Tensor, noise: Tensor) -> Tensor:
-        """``Q^W_i(s, w)``: ``[*B, obs]``, ``[*B, latent_dim]`` -> ``[N, *B]``, with gradients."""
+        """``Q^W_i(s, w)``: ``[*B, obs]``, ``[*B, latent_dim]`` -> ``[N, *B]``, with gradients.
+
+        With M candidates for every observation, ``[*B, obs]``, ``[M, *B, latent_dim]`` -> ``[N, M, *B]``.
+        """
+        if not takes_candidates(self.qvalue_network, self.deactivate_vmap):
+            observation = observation.expand(*noise.shape[:-1], -1)
         return ensemble_values(
             self.qvalue_network, self.qvalue_network_params, observation, noise, deactivate_vmap=self.deactivate_vmap
         )

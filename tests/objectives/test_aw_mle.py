@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.objectives import aw_mle
 from dsrl_torchrl.objectives.aw_mle import AdvantageWeightedMLELoss, truncated_prior
 
 from .macro_batch import DIM, MAGNITUDE, B, gaussian, log_density, make_actor, make_batch
@@ -49,23 +48,6 @@ def test_loss_equals_the_equation(reduction, backup):
     expected = {"none": each, "mean": each.mean(), "sum": each.sum()}[reduction]
     torch.testing.assert_close(out["loss_aw_mle"], expected, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(out["advantage"], (omega * q).sum(0) / omega.sum(0) - q.mean(0), rtol=1e-6, atol=1e-9)
-
-
-@pytest.mark.parametrize("rows", [1, 3 * B, 10**6])  # one candidate at a time, three, all
-def test_parts_give_the_same_as_all_candidates_at_once(rows, monkeypatch):
-    sizes = []
-
-    def watched(observation, noise):
-        sizes.append(len(noise))
-        return quadratic(observation, noise)
-
-    whole, parts = make_loss(), make_loss(watched)
-    torch.manual_seed(2)
-    expected = whole(make_batch())["loss_aw_mle"]
-    monkeypatch.setattr(aw_mle, "ROWS_AT_ONCE", rows)
-    torch.manual_seed(2)
-    torch.testing.assert_close(parts(make_batch())["loss_aw_mle"], expected, rtol=1e-12, atol=1e-12)
-    assert sum(sizes) == M and max(sizes) == min(M, max(1, rows // B))
 
 
 def test_weights_are_a_softmax_when_the_temperatures_agree():
