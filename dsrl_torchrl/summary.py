@@ -28,8 +28,8 @@ def write_summary(
     """Writes ``summary.json`` and ``learning_curve.png`` into ``folder`` and prints the table.
 
     Args:
-        results: by policy name: ``base_prior``, ``base_zero``, ``stage1``, ``stage2_stochastic``,
-            ``stage2_deterministic``.
+        results: by policy name: ``base_prior``, ``base_zero``, ``stage1`` (sampled), ``stage1_deterministic``,
+            ``stage2_stochastic``, ``stage2_deterministic``.
         stage1: what stage 1 recorded about itself, its check included; empty before it has run.
         stage2: ``env_steps``, ``updates`` and ``wall_seconds`` of stage 2; empty before it has run.
         config_hash: hash of the configuration that the policies came from.

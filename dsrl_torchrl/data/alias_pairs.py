@@ -42,17 +42,22 @@ def draw_alias_pairs(
     if samples == 0:
         return transitions
     observation = transitions["observation"]
-    noise = torch.randn(len(observation), samples, latent_dim, dtype=observation.dtype, device=observation.device)
-    rows = max(1, ROWS_PER_DECODE // samples)
-    chunks = [
-        decode(s.unsqueeze(1).expand(-1, samples, -1), w)
-        for s, w in zip(observation.split(rows), noise.split(rows), strict=True)
-    ]
-    chunk = torch.cat(chunks)
     own = round(samples * behaviour_fraction)
+    drawn = samples - own
+    noise = torch.randn(len(observation), drawn, latent_dim, dtype=observation.dtype, device=observation.device)
+    rows = max(1, ROWS_PER_DECODE // max(drawn, 1))
+    chunk = torch.cat(
+        [
+            decode(s.unsqueeze(1).expand(-1, drawn, -1), w)
+            for s, w in zip(observation.split(rows), noise.split(rows), strict=True)
+        ]
+    )
     if own:
-        noise[:, :own] = transitions["action"].unsqueeze(1)
-        chunk[:, :own] = transitions["next", "executed_chunk"].unsqueeze(1)
+        executed = transitions["action"], transitions["next", "executed_chunk"]
+        noise, chunk = (
+            torch.cat([pair.unsqueeze(1).expand(-1, own, *pair.shape[1:]), prior], dim=1)
+            for pair, prior in zip(executed, (noise, chunk), strict=True)
+        )
     return transitions.set(NOISE_KEY, noise).set(CHUNK_KEY, chunk)
 
 

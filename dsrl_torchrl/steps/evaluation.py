@@ -68,7 +68,9 @@ def _policies(run: Run, env: LatentActionEnv) -> Policies:
         "base_zero": (PriorNoise(latent_dim, 0.0), True),
     }
     if run.algorithm.needs_stage1 and run.stage1_artifact.exists:
-        policies["stage1"] = (load_actor(env, run.networks, run.stage1_artifact.folder), False)
+        actor = load_actor(env, run.networks, run.stage1_artifact.folder)
+        # The mode too: what taking it gains is no merit of stage 2.
+        policies |= {"stage1": (actor, False), "stage1_deterministic": (actor, True)}
     if run.stage2_artifact.exists:
         actor = load_actor(env, run.networks, run.stage2_artifact.folder)
         policies |= {"stage2_stochastic": (actor, False), "stage2_deterministic": (actor, True)}
