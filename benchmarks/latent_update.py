@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from tensordict import TensorDictBase
 
 from benchmarks.setting import Setting, random_transitions
 from dsrl_torchrl import LatentActionEnv
-from dsrl_torchrl.data.alias_pairs import draw_alias_pairs
+from dsrl_torchrl.data.alias_pairs import draw_alias_pairs, refresh_alias_pairs
 from dsrl_torchrl.training.accelerated_update import AcceleratedUpdate
 from dsrl_torchrl.training.latent_networks import make_actor
 from dsrl_torchrl.training.learner import make_update
@@ -44,17 +46,18 @@ class LatentUpdateLoop:
         self.replay.online.extend(online)
 
     def collected(self, transitions: TensorDictBase) -> None:
-        """Stores new macro transitions, as the loop does after each round of collection."""
+        """Stores new macro transitions and refreshes old ones, as the loop does after each round of collection."""
         samples = self.config.alias_samples if self.config.noise_aliasing else 0
-        self.replay.online.extend(
-            draw_alias_pairs(
-                transitions,
-                self.env.decoder.decode,
-                self.env.noise_layout.dim,
-                samples,
-                self.config.behaviour_fraction,
-            )
+        add_alias_pairs = partial(
+            draw_alias_pairs,
+            decode=self.env.decoder.decode,
+            latent_dim=self.env.noise_layout.dim,
+            samples=samples,
+            behaviour_fraction=self.config.behaviour_fraction,
         )
+        self.replay.online.extend(add_alias_pairs(transitions))
+        if samples and self.config.alias_refresh:
+            refresh_alias_pairs(self.replay.online, self.config.alias_refresh, add_alias_pairs)
 
     def run(self, updates: int) -> None:
         """One round of updates, sampling and the loop's check of the last metrics included."""

@@ -12,7 +12,6 @@ from torchrl.modules import MLP
 
 from dsrl_torchrl.modules.observation_features import ObservationFeatures
 
-
 #: Candidates are evaluated in parts whose activations stay in a core's cache: 1.7 times as fast as all of them at once.
 ROWS_AT_ONCE = 512
 

@@ -38,8 +38,8 @@ def ensemble_values(
     Args:
         network: ``network.in_keys`` take ``inputs`` in order, the last out key is the value ``[*B, 1]``.
         params: of all members, ``[N, ...]``.
-        inputs: ``[*B, ...]`` each, the first one a vector per element. Where :func:`takes_candidates`, the second may be
-            ``[M, *B, ...]``: M candidates for every observation.
+        inputs: ``[*B, ...]`` each, the first one a vector per element. Where :func:`takes_candidates`, the second may
+            be ``[M, *B, ...]``: M candidates for every observation.
         deactivate_vmap: loop over the members instead.
 
     A network whose module has ``forward_ensemble`` (:class:`~dsrl_torchrl.modules.critic_mlp.CriticMLP`) evaluates all

@@ -82,7 +82,7 @@ def make_update(
             tau_baseline=config.tau_baseline,
         )
     if not noise_aliasing:
-        return SACUpdate(sac, config.optimisers, aw_mle_loss)
+        return SACUpdate(sac, config.optimisers, aw_mle_loss, config.actor_batch_size)
     action_value = ActionValueLoss(
         actor,
         make_action_value_network(env, networks),
@@ -101,7 +101,7 @@ def make_update(
         num_critics=networks.num_critics,
         noise_value_params=sac.qvalue_network_params,
     )
-    return NAUpdate(sac, action_value, alias, config.optimisers, aw_mle_loss)
+    return NAUpdate(sac, action_value, alias, config.optimisers, aw_mle_loss, config.actor_batch_size)
 
 
 def save_learner(update: LatentUpdate, actor: ProbabilisticActor, folder: Path) -> None:

@@ -15,7 +15,7 @@ class LearnerConfig:
     batch_size: int = 256
     critic_only_updates: int = 300  # first updates that leave the actor alone
     actor_interval: int = 4  # critic updates per actor update
-    distillation_interval: int = 1  # updates of Q^A per distillation into Q^W (noise aliasing only)
+    distillation_interval: int = 2  # updates of Q^A per distillation into Q^W (noise aliasing only)
     # Updates that share a sample and one decode of their TD targets' chunks, with the latent policy at their start
     # (noise aliasing decodes them; the sample is shared in any case); 1: every update for itself.
     target_interval: int = 8
@@ -32,6 +32,7 @@ class LearnerConfig:
     fixed_alpha: bool = False
     target_entropy_per_dim: float = -0.5  # for noise scaled to [-1, 1]
     aw_mle: bool = True  # S1, advantage-weighted MLE on candidates of the prior; False: S2, SAC's actor loss on Q^W
+    actor_batch_size: int = 64  # states of the batch that a step of AW-MLE reads, each with m_candidates
     m_candidates: int = 32
     beta_latent: float = 10.0  # inverse temperature of the candidates' weights, in units of the return
     tau_baseline: float = 0.1
@@ -43,7 +44,7 @@ class LearnerConfig:
                 raise UserError(f"{field.name} must be a number, got {value!r}")
         self._check_positive(
             "batch_size", "actor_interval", "distillation_interval", "target_interval", "actor_lr", "critic_lr",
-            "alpha_lr", "beta_latent", "tau_baseline",
+            "alpha_lr", "actor_batch_size", "beta_latent", "tau_baseline",
         )  # fmt: skip
         self._check_not_negative("critic_only_updates")
         if self.m_candidates < 2:

@@ -18,6 +18,8 @@ class Stage1Config(LearnerConfig):
     use_demonstrations: bool = True  # as offline data, beside the rollouts
     updates: int = 4_000
     critic_only_updates: int = 1_000
+    actor_batch_size: int = 256
+    distillation_interval: int = 1
     alias_samples: int = 16  # noises decoded once per stored state for the distillation; 0: a fresh one per update
     use_na: bool = True  # Q^A by TD, distilled into Q^W; False: Q^W by TD on the rollouts' own noise
     inversion: str | None = None  # gives demonstrations a noise, for use_na=False: optimisation, retrieval

@@ -36,16 +36,22 @@ class LatentUpdate(nn.Module):
         sac: holds actor, ``Q^W`` and temperature; its parameters are trained in place.
         config: rates.
         aw_mle: replaces SAC's actor loss; the temperature is then left alone.
+        actor_batch_size: states of a batch, evenly spaced, that ``aw_mle`` reads; ``None`` for all.
     """
 
     target_updater: SoftUpdate
 
     def __init__(
-        self, sac: LatentSACLoss, config: OptimiserConfig, aw_mle: AdvantageWeightedMLELoss | None = None
+        self,
+        sac: LatentSACLoss,
+        config: OptimiserConfig,
+        aw_mle: AdvantageWeightedMLELoss | None = None,
+        actor_batch_size: int | None = None,
     ) -> None:
         super().__init__()
         self.sac = sac
         self.aw_mle = aw_mle
+        self.actor_batch_size = actor_batch_size
         self.max_grad_norm = config.max_grad_norm
         self._actor_params = _trainable(sac.actor_network_params)
         self._noise_value_params = _trainable(sac.qvalue_network_params)
@@ -83,7 +89,7 @@ class LatentUpdate(nn.Module):
 
     def _actor_step(self, batch: TensorDictBase) -> dict[str, Tensor]:
         if self.aw_mle is not None:
-            out = self.aw_mle(batch)
+            out = self.aw_mle(self._actor_states(batch))
             return {
                 "aw_mle/loss": out["loss_aw_mle"],
                 "aw_mle/effective_candidates": out["effective_candidates"].mean(),
@@ -103,6 +109,13 @@ class LatentUpdate(nn.Module):
             self._differentiate("alpha", loss_alpha)
             self.optimisers["alpha"].step()
         return metrics | {"sac/alpha": self.sac._alpha}
+
+    def _actor_states(self, batch: TensorDictBase) -> TensorDictBase:
+        """The states that the actor imitates on: online and offline ones in the batch's proportion."""
+        count, wanted = len(batch), self.actor_batch_size
+        if wanted is None or wanted >= count:
+            return batch
+        return batch[torch.arange(wanted, device=self.sac.log_alpha.device) * count // wanted]
 
     def _step(self, name: str, parameters: list[Tensor], loss: Tensor) -> Tensor:
         self._differentiate(name, loss)
@@ -126,9 +139,13 @@ class SACUpdate(LatentUpdate):
     """DSRL-SAC: ``Q^W`` by TD on transitions whose noise is known (SPEC §2)."""
 
     def __init__(
-        self, sac: LatentSACLoss, config: OptimiserConfig, aw_mle: AdvantageWeightedMLELoss | None = None
+        self,
+        sac: LatentSACLoss,
+        config: OptimiserConfig,
+        aw_mle: AdvantageWeightedMLELoss | None = None,
+        actor_batch_size: int | None = None,
     ) -> None:
-        super().__init__(sac, config, aw_mle)
+        super().__init__(sac, config, aw_mle, actor_batch_size)
         self.target_updater = SoftUpdate(sac, tau=config.tau)
 
     def _critic_step(self, batch: TensorDictBase, distil: bool) -> dict[str, Tensor]:
@@ -152,8 +169,9 @@ class NAUpdate(LatentUpdate):
         noise_aliasing: NoiseAliasingLoss,
         config: OptimiserConfig,
         aw_mle: AdvantageWeightedMLELoss | None = None,
+        actor_batch_size: int | None = None,
     ) -> None:
-        super().__init__(sac, config, aw_mle)
+        super().__init__(sac, config, aw_mle, actor_batch_size)
         self.action_value = action_value
         self.noise_aliasing = noise_aliasing
         self._action_value_params = _trainable(action_value.action_value_network_params)
