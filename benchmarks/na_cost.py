@@ -17,15 +17,17 @@ from benchmarks.latent_update import LatentUpdateLoop, make_loop
 from benchmarks.ratios import Report, interleave, ratio, statistic
 from benchmarks.setting import Setting, random_transitions
 
-SMOKE = {"widths": [8], "bases": ["8x2"], "rounds": 1, "transitions": 300, "repeats": 2}
+SMOKE = {"cells": ["2x8"], "bases": ["8x2"], "rounds": 1, "transitions": 300, "repeats": 2}
 
 GOAL = "<= 1.3"
-SAC_ACTOR = ["algorithm.aw_mle=false", "algorithm.actor_interval=1"]
+SAC_ACTOR = ["algorithm.aw_mle=false", "algorithm.actor_interval=1", "algorithm.distillation_interval=1"]
 NAIVE = [*SAC_ACTOR, "algorithm.offline_fraction=0", "algorithm.target_interval=1"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--widths", nargs="+", type=int, default=[128, 256], help="of latent policy and critics")
+    parser.add_argument(
+        "--cells", nargs="+", metavar="NxWIDTH", default=["5x128", "2x256"], help="ensemble size x width"
+    )
     parser.add_argument(
         "--bases",
         nargs="+",
@@ -39,10 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     report = Report("na_cost", arguments.out)
-    for width in arguments.widths:
+    for cell in arguments.cells:
+        critics, width = (int(number) for number in cell.split("x"))
         for base in arguments.bases:
             base_width, steps = (int(number) for number in base.split("x"))
-            setting = Setting(width=width, base_width=base_width, sampler_steps=steps)
+            setting = Setting(num_critics=critics, width=width, base_width=base_width, sampler_steps=steps)
             _compare(report, setting, arguments)
     report.write()
     draw(report, "DSRL-NA against DSRL-SAC, per update")
@@ -60,7 +63,7 @@ def _compare(report: Report, setting: Setting, arguments: argparse.Namespace) ->
         name: lambda loop=loop: [_round(setting, loop) for _ in range(arguments.rounds)] for name, loop in loops.items()
     }
     times = interleave(sides, arguments.repeats)
-    case = f"width {setting.width}, base 3x{setting.base_width}, {setting.sampler_steps} steps"
+    case = f"N={setting.num_critics} width={setting.width}, base 3x{setting.base_width}, {setting.sampler_steps} steps"
     updates = arguments.rounds * loops["SAC"].config.macro_steps_per_round
     for name, seconds in times.items():
         report.value(f"{case}: {name}", statistic([1e3 * s / updates for s in seconds]), "ms/update")

@@ -91,7 +91,7 @@ def _sac(report: Report, shipped: Setting, arguments: argparse.Namespace) -> Non
 
 def _na(report: Report, setting: Setting, arguments: argparse.Namespace) -> None:
     # SAC's actor, as in the hand-written loop.
-    options = ("offline_fraction=0", "aw_mle=false", "actor_interval=1", "backup=min")
+    options = ("offline_fraction=0", "aw_mle=false", "actor_interval=1", "distillation_interval=1", "backup=min")
     config = setting.algorithm("dsrl_na", *(f"algorithm.{option}" for option in options))
     data = random_transitions(setting, arguments.transitions, alias_pairs=True)
     scales = torch.zeros(setting.observation), torch.ones(setting.observation)
