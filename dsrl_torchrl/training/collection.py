@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import util as multiprocessing_util
 from multiprocessing.connection import Connection
 from traceback import extract_tb
 
@@ -107,7 +109,7 @@ class OverlappedCollection(Collection):
                 update_at_each_batch=True,
                 num_threads=self._threads,
                 collector_class=partial(_TellingCollector, tell_failure=self._tell_failure),
-                init_fn=_leave_interrupts_to_the_main_process,
+                init_fn=_begin_worker,
             )
 
     def begin_segment(self, seed: int) -> bool:
@@ -183,6 +185,9 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {message} ({where.filename}:{where.lineno})"
 
 
-def _leave_interrupts_to_the_main_process() -> None:
+def _begin_worker() -> None:
     # Ctrl-C reaches every process of the terminal; the main process alone answers, and closes this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # At its end a process waits until somebody has read what it put into its queues (exit priority -5), for ever if its
+    # parent is gone: this one has nothing left to say then.
+    multiprocessing_util.Finalize(None, os._exit, args=(0,), exitpriority=-1)
