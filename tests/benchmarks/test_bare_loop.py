@@ -53,7 +53,7 @@ def make_data(setting, loop):
 def run_both(setting, algorithm, bare_class, updates=4):
     torch.manual_seed(0)
     options = ("offline_fraction=0", "aw_mle=false", "actor_interval=1", "distillation_interval=1", "backup=min")
-    config = setting.algorithm(algorithm, *(f"algorithm.{option}" for option in options))
+    config = setting.algorithm(algorithm, *(f"++algorithm.{option}" for option in options))
     loop = make_loop(setting, config, transitions=64)
     update = loop.update.update
     data = make_data(setting, loop)
