@@ -135,3 +135,15 @@ def test_soft_update_moves_targets_by_tau():
 def test_bad_arguments(kwargs, message):
     with pytest.raises(UserError, match=message):
         make_loss(**kwargs)
+
+
+@pytest.mark.parametrize("vmap", [True, False])
+def test_candidates_of_any_network_are_scored_with_their_own_observation(vmap):
+    loss, batch = make_loss(), make_batch()
+    loss.deactivate_vmap = not vmap  # the way of a network that takes one action for each observation
+    w = torch.randn(3, B, DIM, dtype=torch.float64)
+    values = loss.noise_values(batch["observation"], w)
+    assert values.shape == (N, 3, B)
+    for i in range(3):
+        by_hand = q_noise_by_hand(loss.qvalue_network_params, batch["observation"], w[i])
+        torch.testing.assert_close(values[:, i], by_hand, rtol=1e-6, atol=1e-9)

@@ -10,7 +10,7 @@ import torch
 from dsrl_torchrl.errors import CollectionError
 from dsrl_torchrl.modules.behaviour_policy import BehaviourPolicy
 from dsrl_torchrl.modules.prior_noise import PriorNoise
-from dsrl_torchrl.training.collection import CollectionInTurn, OverlappedCollection
+from dsrl_torchrl.training.collection import CollectionInTurn, OverlappedCollection, _begin_worker
 from dsrl_torchrl.training.latent_networks import make_actor
 
 from .test_stage2 import SMALL, make_env
@@ -149,3 +149,19 @@ def test_an_error_of_the_collecting_process_is_one_line(actor, broken, message):
             collection.close()
     assert "\n" not in str(raised.value)
     assert not multiprocessing.active_children()
+
+
+def leave_unread(queue):
+    _begin_worker()
+    queue.put(bytes(10**7))  # more than a pipe holds
+
+
+def test_a_worker_ends_although_nobody_reads_its_queue():
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=leave_unread, args=(queue,))
+    process.start()
+    process.join(timeout=120)
+    ended = process.exitcode
+    process.kill()
+    assert ended == 0
