@@ -180,7 +180,7 @@ class BareSAC(BareLoop):
 
 
 class BareNA(BareLoop):
-    """DSRL-NA by hand. ``data`` has the alias pairs of :mod:`dsrl_torchrl.data.alias_pairs`, or none.
+    """DSRL-NA by hand. ``data`` has the alias pairs of :mod:`dsrl_torchrl.data.decoded_pairs`, or none.
 
     Args:
         setting, config, data, mean, std: see :class:`BareLoop`.

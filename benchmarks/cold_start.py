@@ -18,17 +18,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dsrl_torchrl.cli import compose
-from dsrl_torchrl.configured import make_latent_env
-from dsrl_torchrl.diagnostics import SUCCESS
-from dsrl_torchrl.evaluation import evaluate
-from dsrl_torchrl.modules.prior_noise import PriorNoise
+from dsrl_torchrl.cli.main import compose
+from dsrl_torchrl.cli.configured import make_latent_env
+from dsrl_torchrl.evaluation.curve_checks import SUCCESS
+from dsrl_torchrl.evaluation.evaluate import evaluate
+from dsrl_torchrl.latent_env.prior_noise import PriorNoise
 from dsrl_torchrl.policies import load_policy
-from dsrl_torchrl.run import Run
-from dsrl_torchrl.run_directory import write_json
+from dsrl_torchrl.cli.run import Run
+from dsrl_torchrl.cli.artifacts import write_json
 from dsrl_torchrl.training.network_config import NetworkConfig
-from dsrl_torchrl.training.rollouts import collect_rollouts
-from dsrl_torchrl.training.stage2 import train_stage2
+from dsrl_torchrl.collect.rollouts import collect_rollouts
+from dsrl_torchrl.training.online import train_stage2
 from dsrl_torchrl.training.stage2_config import Stage2Config
 
 RESULTS = Path(__file__).parent / "results" / "cold_start.json"

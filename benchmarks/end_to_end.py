@@ -23,16 +23,16 @@ from benchmarks.chart import draw
 from benchmarks.latent_update import LatentUpdateLoop
 from benchmarks.ratios import Report, interleave, ratio, statistic
 from dsrl_torchrl import LatentActionEnv
-from dsrl_torchrl.cli import compose
-from dsrl_torchrl.configured import make_latent_env
-from dsrl_torchrl.data.alias_pairs import draw_alias_pairs
-from dsrl_torchrl.data.transitions import check_finite, to_macro_transitions
-from dsrl_torchrl.modules.prior_noise import PriorNoise
+from dsrl_torchrl.cli.main import compose
+from dsrl_torchrl.cli.configured import make_latent_env
+from dsrl_torchrl.data.decoded_pairs import draw_alias_pairs
+from dsrl_torchrl.data.macro_transitions import check_finite, to_macro_transitions
+from dsrl_torchrl.latent_env.prior_noise import PriorNoise
 from dsrl_torchrl.policies import FlowPolicy
-from dsrl_torchrl.run import Run
-from dsrl_torchrl.training.episodes import EpisodeTracker
-from dsrl_torchrl.training.rollouts import collect_rollouts
-from dsrl_torchrl.training.stage2 import Stage2Result, train_stage2
+from dsrl_torchrl.cli.run import Run
+from dsrl_torchrl.collect.episode_statistics import EpisodeTracker
+from dsrl_torchrl.collect.rollouts import collect_rollouts
+from dsrl_torchrl.training.online import Stage2Result, train_stage2
 
 SMOKE = {
     "env_steps": 150,

@@ -21,9 +21,9 @@ from benchmarks.chart import draw
 from benchmarks.ratios import Report, interleave, ratio, statistic
 from dsrl_torchrl import LatentActionEnv
 from dsrl_torchrl.latent_env.macro_step import make_macro_env
-from dsrl_torchrl.modules.prior_noise import PriorNoise
+from dsrl_torchrl.latent_env.prior_noise import PriorNoise
 from dsrl_torchrl.policies import FlowPolicy
-from envs.maniskill import ManiSkillEnv, make_gym_env
+from dsrl_torchrl.envs.maniskill import ManiSkillEnv, make_gym_env
 
 SMOKE = {"workers": [1], "macro_steps": 4, "repeats": 1}
 

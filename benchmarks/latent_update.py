@@ -9,18 +9,18 @@ from tensordict import TensorDictBase
 
 from benchmarks.setting import Setting, random_transitions
 from dsrl_torchrl import LatentActionEnv
-from dsrl_torchrl.data.alias_pairs import draw_alias_pairs, refresh_alias_pairs
+from dsrl_torchrl.data.decoded_pairs import draw_alias_pairs, refresh_alias_pairs
 from dsrl_torchrl.training.accelerated_update import AcceleratedUpdate
 from dsrl_torchrl.training.latent_networks import make_actor
 from dsrl_torchrl.training.learner import make_update
 from dsrl_torchrl.training.network_config import NetworkConfig
-from dsrl_torchrl.training.replay import MixedReplay
+from dsrl_torchrl.data.replay import MixedReplay
 from dsrl_torchrl.training.rounds import make_updates
 from dsrl_torchrl.training.stage2_config import Stage2Config
 
 
 class LatentUpdateLoop:
-    """Actor, replay and update of stage 2 without its envs (:func:`dsrl_torchrl.training.stage2.train_stage2`).
+    """Actor, replay and update of stage 2 without its envs (:func:`dsrl_torchrl.training.online.train_stage2`).
 
     Args:
         env: the latent env; nothing steps it here.

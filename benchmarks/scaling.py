@@ -16,9 +16,9 @@ from benchmarks.chart import draw
 from benchmarks.latent_update import LatentUpdateLoop, make_loop
 from benchmarks.ratios import Report, interleave, ratio, statistic
 from benchmarks.setting import Setting, random_transitions
-from dsrl_torchrl.data.alias_pairs import pick_alias_pair
-from dsrl_torchrl.data.transitions import to_macro_transitions
-from dsrl_torchrl.training.replay import MixedReplay
+from dsrl_torchrl.data.decoded_pairs import pick_alias_pair
+from dsrl_torchrl.data.macro_transitions import to_macro_transitions
+from dsrl_torchrl.data.replay import MixedReplay
 
 SMOKE = {
     "width": 8, "ensembles": [1, 2], "utds": [1, 2], "envs": [1, 2], "horizons": [1, 2], "buffers": [300, 600],

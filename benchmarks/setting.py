@@ -9,12 +9,12 @@ from hydra.utils import instantiate
 from tensordict import TensorDict
 
 from dsrl_torchrl import LatentActionEnv
-from dsrl_torchrl.cli import compose
-from dsrl_torchrl.data.alias_pairs import CHUNK_KEY, NOISE_KEY
+from dsrl_torchrl.cli.main import compose
+from dsrl_torchrl.data.decoded_pairs import CHUNK_KEY, NOISE_KEY
 from dsrl_torchrl.policies import FlowPolicy
 from dsrl_torchrl.training.network_config import NetworkConfig
 from dsrl_torchrl.training.stage2_config import Stage2Config
-from envs.episodic import EpisodicEnv
+from dsrl_torchrl.envs.episodic import EpisodicEnv
 
 GAMMA = 0.98
 

@@ -1,5 +1,5 @@
 """``python -m dsrl_torchrl`` is the ``dsrl`` command."""
 
-from dsrl_torchrl.cli import main
+from dsrl_torchrl.cli.main import main
 
 main()

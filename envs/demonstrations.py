@@ -14,8 +14,8 @@ import torch
 from tqdm import tqdm
 
 from dsrl_torchrl.errors import UserError
-from envs.maniskill import make_gym_env
-from envs.trajectory_file import STEM, publishing
+from dsrl_torchrl.envs.maniskill import make_gym_env
+from dsrl_torchrl.envs.trajectory_file import STEM, publishing
 
 #: The planner's solutions command absolute joint positions.
 PLANNER_CONTROL_MODE = "pd_joint_pos"

@@ -13,7 +13,7 @@ from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from dsrl_torchrl.errors import NonFiniteError, UserError
-from dsrl_torchrl.evaluation import HELD_OUT_SEED
+from dsrl_torchrl.evaluation.evaluate import HELD_OUT_SEED
 
 
 class EpisodicEnv(EnvBase):

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 
 from dsrl_torchrl.errors import UserError
-from envs.episodic import EpisodicEnv
-from envs.headless import import_mani_skill, rendering_available
+from dsrl_torchrl.envs.episodic import EpisodicEnv
+from dsrl_torchrl.envs.headless import import_mani_skill, rendering_available
 
 #: What each ``reward`` of ours asks of ManiSkill. A step penalty needs no reward of the task, so it is not computed.
 REWARD_MODES = {"step_penalty": "none", "dense": "normalized_dense", "sparse": "sparse"}
 
 
 class ManiSkillEnv(EpisodicEnv):
-    """A ManiSkill task with state observations; entries, ends and seeds as in :class:`~envs.episodic.EpisodicEnv`.
+    """A ManiSkill task with state observations; entries, ends and seeds as in :class:`~dsrl_torchrl.envs.episodic.EpisodicEnv`.
 
     ``observation`` is the task's flat state (metres, radians, m/s), ``action`` the controller's, in ``[-1, 1]`` for the
     delta controllers. Nothing is looped over envs and nothing leaves the simulation's device, so GPU simulation

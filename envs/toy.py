@@ -12,8 +12,8 @@ from tensordict import TensorDict
 from tqdm import tqdm
 
 from dsrl_torchrl.errors import UserError
-from envs.episodic import EpisodicEnv
-from envs.trajectory_file import STEM, publishing
+from dsrl_torchrl.envs.episodic import EpisodicEnv
+from dsrl_torchrl.envs.trajectory_file import STEM, publishing
 
 #: Distance covered in one step by the action 1, and half the side of the square goal region; the world is [-1, 1]^2.
 STEP_SIZE = 0.1
@@ -26,7 +26,7 @@ class PointReachEnv(EpisodicEnv):
     ``p' = clip(p + STEP_SIZE * a, -1, 1)`` with ``|a_i| <= 1``; success is ``max_i |p_i - goal_i| <= RADIUS``. The
     distance is the max norm because the velocity bound is: each axis is its own race, which is what makes
     :func:`optimal_steps` a formula. The reward is ``-1 + success_bonus * success``. Entries, ends and seeds as
-    :class:`~envs.episodic.EpisodicEnv` has them; the start depends on the env's own seed only.
+    :class:`~dsrl_torchrl.envs.episodic.EpisodicEnv` has them; the start depends on the env's own seed only.
 
     Args:
         num_envs: batch size ``N``.

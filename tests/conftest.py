@@ -8,9 +8,9 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """A finished run of the whole pipeline, made once."""
-    from dsrl_torchrl.cli import main
+    from dsrl_torchrl.cli.main import main
 
-    from .pipeline_run import TINY
+    from .cli.pipeline_run import TINY
 
     folder = tmp_path_factory.mktemp("finished")
     main(["run", *TINY, f"output={folder}", "name=a"])

@@ -10,7 +10,7 @@ from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.macro_step import EXECUTED_CHUNK_KEY, MACRO_STEPS_KEY, make_macro_env
 from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
 from dsrl_torchrl.latent_env.noise_layout import NoiseLayout
-from dsrl_torchrl.policies.base import BasePolicy
+from dsrl_torchrl.policies.base_policy import BasePolicy
 
 
 class LatentActionEnv(TransformedEnv):
@@ -38,7 +38,7 @@ class LatentActionEnv(TransformedEnv):
         >>> import torch
         >>> from dsrl_torchrl import LatentActionEnv
         >>> from dsrl_torchrl.policies import FlowPolicy
-        >>> from envs.toy import PointReachEnv
+        >>> from dsrl_torchrl.envs.toy import PointReachEnv
         >>> env = PointReachEnv(num_envs=3)
         >>> policy = FlowPolicy(observation_dim=env.observation_spec["observation"].shape[-1],
         ...                     action_dim=2, pred_horizon=4).freeze()

@@ -10,7 +10,7 @@ from torchrl.envs.transforms import Transform
 
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.noise_layout import NoiseLayout
-from dsrl_torchrl.policies.base import BasePolicy
+from dsrl_torchrl.policies.base_policy import BasePolicy
 
 
 class NoiseDecoder(Transform):

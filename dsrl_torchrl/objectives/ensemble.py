@@ -8,7 +8,7 @@ from torch import Tensor
 from torchrl.objectives.utils import _vmap_func
 
 from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.modules.critic_mlp import CriticMLP
+from dsrl_torchrl.networks.critic_mlp import CriticMLP
 
 BACKUPS = ("min", "mean")
 
@@ -42,7 +42,7 @@ def ensemble_values(
             be ``[M, *B, ...]``: M candidates for every observation.
         deactivate_vmap: loop over the members instead.
 
-    A network whose module has ``forward_ensemble`` (:class:`~dsrl_torchrl.modules.critic_mlp.CriticMLP`) evaluates all
+    A network whose module has ``forward_ensemble`` (:class:`~dsrl_torchrl.networks.critic_mlp.CriticMLP`) evaluates all
     members at once; any other goes through ``torch.vmap``, as in TorchRL's losses.
 
     Returns:

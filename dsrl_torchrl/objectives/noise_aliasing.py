@@ -24,7 +24,7 @@ class NoiseAliasingLoss(LossModule):
     are not inverted: not needing their noise is the point of the method. DSRL-NA, Wagenmaker et al. 2025; SPEC §3.
 
     Reads ``observation`` ``[*B, obs]``, and ``alias_noise`` ``[*B, latent_dim]`` with its ``alias_chunk``
-    ``[*B, act_horizon, action_dim]`` where the batch has them (:mod:`dsrl_torchrl.data.alias_pairs`): pairs that were
+    ``[*B, act_horizon, action_dim]`` where the batch has them (:mod:`dsrl_torchrl.data.decoded_pairs`): pairs that were
     drawn from the prior and decoded before. Otherwise a fresh noise is drawn and decoded. Returns
     ``loss_noise_aliasing`` and, detached, ``q_noise`` and ``q_action`` (both ``[N, *B]``), whose difference is the
     distillation gap.

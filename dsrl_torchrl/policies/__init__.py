@@ -1,14 +1,14 @@
 """Frozen base policies: ``(observation, noise) -> action chunk``."""
 
-from dsrl_torchrl.policies.base import BasePolicy
-from dsrl_torchrl.policies.behaviour_cloning import BehaviourCloningLoss
+from dsrl_torchrl.policies.base_policy import BasePolicy
+from dsrl_torchrl.policies.cloning_loss import BehaviourCloningLoss
 from dsrl_torchrl.policies.diffusion import DiffusionBCLoss, DiffusionPolicy
 from dsrl_torchrl.policies.flow import FlowBCLoss, FlowPolicy
 from dsrl_torchrl.policies.generative import GenerativePolicy
 from dsrl_torchrl.policies.networks import ChunkMLP, ChunkNetwork, UNet1D, make_network
 from dsrl_torchrl.policies.normalisation import Normalisation
 from dsrl_torchrl.policies.shortcut import ShortcutBCLoss, ShortcutPolicy
-from dsrl_torchrl.policies.steering_probe import Steerability, probe, steerability
+from dsrl_torchrl.policies.probe import Steerability, probe, steerability
 from dsrl_torchrl.policies.storage import load_policy, save_policy
 
 __all__ = [

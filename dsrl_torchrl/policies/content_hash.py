@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dsrl_torchrl.policies.base import BasePolicy
+from dsrl_torchrl.policies.base_policy import BasePolicy
 
 
 def policy_hash(policy: BasePolicy) -> str:

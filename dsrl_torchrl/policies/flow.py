@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dsrl_torchrl.policies.behaviour_cloning import BehaviourCloningLoss
+from dsrl_torchrl.policies.cloning_loss import BehaviourCloningLoss
 from dsrl_torchrl.policies.generative import GenerativePolicy, time_like
 
 

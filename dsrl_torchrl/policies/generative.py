@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dsrl_torchrl.policies.arguments import positive_int
-from dsrl_torchrl.policies.base import BasePolicy
+from dsrl_torchrl.policies.base_policy import BasePolicy
 from dsrl_torchrl.policies.networks import make_network
 
 

@@ -12,10 +12,10 @@ from torchrl.modules import ProbabilisticActor, ValueOperator
 
 from dsrl_torchrl.errors import CheckpointError
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
-from dsrl_torchrl.modules.action_critic import make_action_critic
-from dsrl_torchrl.modules.latent_actor import make_latent_actor
-from dsrl_torchrl.modules.latent_critic import make_latent_critic
-from dsrl_torchrl.modules.observation_features import ObservationFeatures
+from dsrl_torchrl.networks.action_critic import make_action_critic
+from dsrl_torchrl.networks.latent_actor import make_latent_actor
+from dsrl_torchrl.networks.latent_critic import make_latent_critic
+from dsrl_torchrl.networks.encoders.state import ObservationFeatures
 from dsrl_torchrl.policies.storage import write_atomically
 from dsrl_torchrl.training.network_config import ACTIVATIONS, NetworkConfig
 

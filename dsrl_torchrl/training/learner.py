@@ -8,7 +8,7 @@ from torchrl.modules import ProbabilisticActor
 from torchrl.objectives import ValueEstimators
 
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
-from dsrl_torchrl.objectives.action_value import ActionValueLoss
+from dsrl_torchrl.objectives.q_action import ActionValueLoss
 from dsrl_torchrl.objectives.aw_mle import AdvantageWeightedMLELoss
 from dsrl_torchrl.objectives.noise_aliasing import NoiseAliasingLoss
 from dsrl_torchrl.objectives.sac import LatentSACLoss, make_sac_loss

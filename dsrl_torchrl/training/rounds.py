@@ -7,7 +7,7 @@ from collections.abc import Callable
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dsrl_torchrl.data.alias_pairs import pick_alias_pair
+from dsrl_torchrl.data.decoded_pairs import pick_alias_pair
 from dsrl_torchrl.training.accelerated_update import AcceleratedUpdate
 from dsrl_torchrl.training.learner_config import LearnerConfig
 

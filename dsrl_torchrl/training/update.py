@@ -9,7 +9,7 @@ from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from torch import Tensor, nn
 from torchrl.objectives import SoftUpdate
 
-from dsrl_torchrl.objectives.action_value import ActionValueLoss
+from dsrl_torchrl.objectives.q_action import ActionValueLoss
 from dsrl_torchrl.objectives.aw_mle import AdvantageWeightedMLELoss
 from dsrl_torchrl.objectives.noise_aliasing import NoiseAliasingLoss
 from dsrl_torchrl.objectives.sac import LatentSACLoss

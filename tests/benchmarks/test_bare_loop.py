@@ -8,7 +8,7 @@ import torch
 from benchmarks.bare_loop import BareNA, BareSAC
 from benchmarks.latent_update import make_loop
 from benchmarks.setting import Setting, random_transitions
-from dsrl_torchrl.data.alias_pairs import draw_alias_pairs
+from dsrl_torchrl.data.decoded_pairs import draw_alias_pairs
 
 SMALL = {"observation": 5, "action": 2, "horizon": 4, "width": 16, "batch_size": 32, "base_width": 16}
 SHIPPED = Setting(**SMALL)

@@ -5,8 +5,8 @@ import torch
 from torchrl.envs.utils import check_env_specs
 
 from dsrl_torchrl.errors import NonFiniteError, UserError
-from dsrl_torchrl.evaluation import HELD_OUT_SEED
-from envs.maniskill import ManiSkillEnv
+from dsrl_torchrl.evaluation.evaluate import HELD_OUT_SEED
+from dsrl_torchrl.envs.maniskill import ManiSkillEnv
 from tests.envs.fake_maniskill import FakeManiSkill
 
 

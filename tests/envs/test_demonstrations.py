@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from dsrl_torchrl.data.demonstrations import read_demonstrations
+from dsrl_torchrl.data.readers.maniskill import read_demonstrations
 from dsrl_torchrl.errors import UserError
-from envs.demonstrations import make_demonstrations
-from envs.maniskill import ManiSkillEnv
+from dsrl_torchrl.envs.demonstrations import make_demonstrations
+from dsrl_torchrl.envs.maniskill import ManiSkillEnv
 
 pytest.importorskip("mani_skill")
 

@@ -3,11 +3,11 @@ import sys
 
 import pytest
 
-from envs.headless import ensure_renderless, rendering_available
+from dsrl_torchrl.envs.headless import ensure_renderless, rendering_available
 
 
 def test_importing_envs_imports_no_simulator():
-    modules = "sys, envs, envs.maniskill, envs.toy, envs.demonstrations"
+    modules = "sys, dsrl_torchrl.envs, dsrl_torchrl.envs.maniskill, dsrl_torchrl.envs.toy, dsrl_torchrl.envs.demonstrations"
     code = f"import {modules}; print({{'sapien', 'mani_skill'}} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 

@@ -11,8 +11,8 @@ from torchrl.envs import ParallelEnv, SerialEnv
 from torchrl.envs.utils import check_env_specs
 
 from dsrl_torchrl.errors import UserError
-from envs.headless import rendering_available
-from envs.maniskill import ManiSkillEnv
+from dsrl_torchrl.envs.headless import rendering_available
+from dsrl_torchrl.envs.maniskill import ManiSkillEnv
 
 pytest.importorskip("mani_skill")
 
@@ -74,7 +74,7 @@ def test_unseeded_starts_follow_set_seed(env):
 def test_the_last_grasp_is_not_in_the_first_observation():
     from mani_skill.examples.motionplanning.panda.solutions import solvePickCube
 
-    from envs.demonstrations import PLANNER_CONTROL_MODE
+    from dsrl_torchrl.envs.demonstrations import PLANNER_CONTROL_MODE
 
     env = ManiSkillEnv("PickCube-v1", PLANNER_CONTROL_MODE, max_episode_steps=100)
     solvePickCube(env._env, seed=0)
@@ -145,6 +145,6 @@ def test_frames():
 
 
 def test_nothing_is_written_beside_a_progress_bar():
-    code = "from envs.maniskill import ManiSkillEnv; env = ManiSkillEnv(); env.rollout(3); env.close()"
+    code = "from dsrl_torchrl.envs.maniskill import ManiSkillEnv; env = ManiSkillEnv(); env.rollout(3); env.close()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "" and done.stderr == ""

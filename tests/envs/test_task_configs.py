@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import conf
-from dsrl_torchrl.data.demonstrations import read_demonstrations
+from dsrl_torchrl.data.readers.maniskill import read_demonstrations
 
 FILES = sorted((Path(conf.__path__[0]) / "task").glob("*.yaml"))
 

@@ -3,9 +3,9 @@ import torch
 from tensordict.nn import TensorDictModule
 from torchrl.envs.utils import check_env_specs
 
-from dsrl_torchrl.data.demonstrations import read_demonstrations
+from dsrl_torchrl.data.readers.maniskill import read_demonstrations
 from dsrl_torchrl.errors import UserError
-from envs.toy import RADIUS, STEP_SIZE, PointReachEnv, make_toy_demonstrations, optimal_steps
+from dsrl_torchrl.envs.toy import RADIUS, STEP_SIZE, PointReachEnv, make_toy_demonstrations, optimal_steps
 
 
 def greedy(env):

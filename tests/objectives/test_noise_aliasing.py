@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.objectives.action_value import ActionValueLoss
+from dsrl_torchrl.objectives.q_action import ActionValueLoss
 from dsrl_torchrl.objectives.noise_aliasing import NoiseAliasingLoss
 from dsrl_torchrl.objectives.sac import make_sac_loss
 

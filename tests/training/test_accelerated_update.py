@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch._inductor import config as inductor
 
-from dsrl_torchrl.data.transitions import to_macro_transitions
+from dsrl_torchrl.data.macro_transitions import to_macro_transitions
 from dsrl_torchrl.training.accelerated_update import AcceleratedUpdate
 from dsrl_torchrl.training.latent_networks import make_actor
 from dsrl_torchrl.training.learner import make_update
 from dsrl_torchrl.training.learner_config import LearnerConfig
 
-from .test_stage2 import SMALL, make_env
+from tests.training.test_online import SMALL, make_env
 
 
 def trained(noise_aliasing, compile, seed=0):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hydra.utils import instantiate
 
-from dsrl_torchrl.cli import compose
+from dsrl_torchrl.cli.main import compose
 from dsrl_torchrl.training.network_config import NetworkConfig
 from dsrl_torchrl.training.stage1_config import Stage1Config
 from dsrl_torchrl.training.stage2_config import Stage2Config

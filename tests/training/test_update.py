@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.latent_update import make_loop
 from benchmarks.setting import Setting
-from dsrl_torchrl.data.alias_pairs import pick_alias_pair
+from dsrl_torchrl.data.decoded_pairs import pick_alias_pair
 
 
 def test_the_imitating_actor_reads_evenly_spaced_states(monkeypatch):

@@ -1,0 +1,88 @@
+"""Offline macro transitions: demonstrations in the schema of online data (SPEC §1, §4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from tensordict import TensorDict
+
+from dsrl_torchrl.data.readers.maniskill import Episode
+
+Reward = Callable[[torch.Tensor], torch.Tensor]
+
+
+def step_penalty(success_bonus: float) -> Reward:
+    """``-1`` a step and ``success_bonus`` more on success: the reward of our envs, from a success flag ``[T]``."""
+    return lambda success: success_bonus * success.float() - 1.0
+
+
+def demonstration_transitions(
+    episodes: Sequence[Episode], *, obs_horizon: int, act_horizon: int, gamma: float, reward: Reward
+) -> TensorDict:
+    """Every step of every demonstration as the start of one macro step.
+
+    For ``act_horizon=3`` and an episode that first succeeds on step 4 (``o0 .. o5``, ``a0 .. a4``)::
+
+        t = 0   o0   a0 a1 a2   R = r0 + γ r1 + γ² r2   k = 3   next o3
+        t = 1   o1   a1 a2 a3   R = r1 + γ r2 + γ² r3   k = 3   next o4
+        t = 2   o2   a2 a3 a4   R = r2 + γ r3 + γ² r4   k = 3   next o5   terminated
+        t = 3   o3   a3 a4 a4   R = r3 + γ r4           k = 2   next o5   terminated
+        t = 4   o4   a4 a4 a4   R = r4                  k = 1   next o5   terminated
+
+    Macro steps may start anywhere, not only at multiples of ``act_horizon``: ``Q^A`` learns from any of them. An
+    episode is cut at its first success, where a training episode ends. Beyond it the chunk repeats the last action, as
+    in behaviour cloning. An episode whose flags never tell success, but which was read as successful, succeeds on its
+    last step.
+
+    Args:
+        episodes: successful demonstrations.
+        obs_horizon: observations in the history, oldest first.
+        act_horizon: executed actions in a chunk.
+        gamma: discount per primitive step.
+        reward: success flags ``[T]`` to primitive rewards ``[T]``.
+
+    Returns:
+        Batch ``[n]`` in the schema of :data:`~dsrl_torchrl.data.macro_transitions.MACRO_TRANSITION_KEYS`, without ``action``:
+        the noise of a demonstration is unknown.
+    """
+    return torch.cat([_episode_transitions(e, obs_horizon, act_horizon, gamma, reward) for e in episodes])
+
+
+def _episode_transitions(
+    episode: Episode, obs_horizon: int, act_horizon: int, gamma: float, reward: Reward
+) -> TensorDict:
+    success = episode.success.clone()
+    if not success.any():
+        success[-1] = True
+    length = int(success.int().argmax()) + 1
+    success = success[:length]
+    r = reward(success)  # (T,)
+    t = torch.arange(length)
+    k = (length - t).clamp(max=act_horizon)  # (T,)
+    ahead = t.unsqueeze(-1) + torch.arange(act_horizon)  # (T, H_a)
+    inside = ahead < length
+    ahead = ahead.clamp(max=length - 1)
+    discounts = gamma ** torch.arange(act_horizon)
+    past = torch.arange(1 - obs_horizon, 1)
+
+    def seen_from(step: torch.Tensor) -> torch.Tensor:
+        return episode.observation[(step.unsqueeze(-1) + past).clamp(min=0)].flatten(1)
+
+    terminated = (t + k == length).unsqueeze(-1)
+    return TensorDict(
+        {
+            "observation": seen_from(t),
+            "next": {
+                "observation": seen_from(t + k),
+                "reward": (r[ahead] * inside * discounts).sum(-1, keepdim=True),
+                "macro_steps": k.unsqueeze(-1),
+                "executed_chunk": episode.action[ahead],
+                "terminated": terminated,
+                "truncated": torch.zeros_like(terminated),
+                "done": terminated.clone(),
+                "success": success[t + k - 1].unsqueeze(-1),
+            },
+        },
+        batch_size=[length],
+    )

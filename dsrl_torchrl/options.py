@@ -1,0 +1,55 @@
+"""Options: declared once, with a default, a meaning and a range; a wrong one is a one-line :class:`UserError`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dsrl_torchrl.errors import UserError
+
+
+def option(default: Any, meaning: str, **limits: Any) -> Any:
+    """A field of :class:`Options`.
+
+    Args:
+        default: its value.
+        meaning: one phrase, what ``dsrl <step> --help`` shows.
+        limits: pydantic's: ``gt``, ``ge``, ``lt``, ``le``, ``min_length``.
+    """
+    return Field(default, description=meaning, **limits)
+
+
+class Options(BaseModel):
+    """A frozen set of options: unknown names, other types, NaN and infinity are refused.
+
+    Fields are declared by :func:`option`. A field of choices is a ``Literal``; sequences are ``tuple``, which take
+    lists, too.
+    """
+
+    # Lists of YAML become tuples, but `true` is no number and `1.5` no integer: strict for all but sequences.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, arbitrary_types_allowed=True, validate_default=True
+    )
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise UserError(one_line(error)) from None
+
+    def replace(self, **changes: Any) -> Any:
+        """The same options but for ``changes``, checked again."""
+        return type(self)(**({name: getattr(self, name) for name in type(self).model_fields} | changes))
+
+
+def one_line(error: ValidationError) -> str:
+    """The first mistake: where, what was expected, what came."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    expected = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    if first["type"] == "extra_forbidden":
+        return f"unknown option {where}"
+    if first["type"] == "value_error":
+        return f"{where}: {expected}" if where else expected
+    return f"{where} should be {expected}, got {first['input']!r}"

@@ -1,0 +1,40 @@
+"""Which reset seeds belong to what: one map, disjoint for every run seed, so that no evidence is trained on."""
+
+from __future__ import annotations
+
+from dsrl_torchrl.errors import UserError
+
+#: Run seeds that the map has room for.
+RUN_SEEDS = range(4_000)
+#: Each run seed has so many starts of its own for demonstrations.
+DEMONSTRATIONS_PER_RUN = 100_000
+DEMONSTRATIONS = range(0, 400_000_000)
+#: Unseeded resets of every env: base rollouts and online training draw their starts from here.
+TRAINING = range(400_000_000, 900_000_000)
+#: Checks of stage 1 in the env.
+CHECKS = range(900_000_000, 950_000_000)
+#: ``dsrl diagnose``: decisions are taken from it (magnitude, layout, whether to train at all).
+DIAGNOSIS = range(950_000_000, 1_000_000_000)
+#: The evaluation's: nothing else ever resets to these.
+HELD_OUT = range(1_000_000_000, 1_100_000_000)
+
+#: Streams of one run that must not repeat each other; the seeds of generators, not of resets.
+ROLLOUT_STREAM = 800_000_000
+
+
+def first(seeds: range, count: int) -> list[int]:
+    """The first ``count`` seeds of a range: the same list for every run."""
+    if not 1 <= count <= len(seeds):
+        raise UserError(f"expected between 1 and {len(seeds)} resets, got {count}")
+    return list(seeds[:count])
+
+
+def demonstration_seeds(run_seed: int) -> range:
+    """The starts that the demonstrations of one run may use."""
+    begin = run_seed * DEMONSTRATIONS_PER_RUN
+    return DEMONSTRATIONS[begin : begin + DEMONSTRATIONS_PER_RUN]
+
+
+def segment_stream(run_seed: int, segment: int) -> int:
+    """Seed of the resets of one segment of online training, which lies between two checkpoints."""
+    return (run_seed * 1_000 + segment) * 100 % 1_000_000_000

@@ -1,0 +1,201 @@
+"""Can DSRL help this base policy here, and with which noise: everything measured before training, and the advice."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tensordict.nn import TensorDictModuleBase
+
+from dsrl_torchrl.steerability.action_magnitude import MagnitudeChoice, choose_action_magnitude
+from dsrl_torchrl.steerability.best_of_n import Headroom, best_of_n
+from dsrl_torchrl.steerability.critic_gap import CriticGap, EnsembleCritic, critic_gap, sample_latent_policy
+from dsrl_torchrl.steerability.layout_trials import LayoutTrial, different_layouts, layout_trial, recommend_layout
+from dsrl_torchrl.steerability.noise_aliasing import Aliasing, aliasing
+from dsrl_torchrl.steerability.noise_response import NoiseResponse, bound_share, noise_response, prior_noises
+from dsrl_torchrl.steerability.prior_rollouts import collect_prior_rollouts, with_layout
+from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
+from dsrl_torchrl.policies.probe import LOW_SPREAD, Steerability, steerability
+
+OBSERVATIONS = 256
+NOISES_PER_OBSERVATION = 8
+
+#: A base that succeeds this often leaves steering only speed to gain.
+ALREADY_GOOD = 0.95
+#: Best-of-N success below which there is next to no reward to learn from.
+HOPELESS = 0.1
+#: Gain of best-of-N over one episode below which the choice of noise does not decide success.
+MIN_HEADROOM = 0.1
+
+
+@dataclass(frozen=True)
+class SteerabilityReport:
+    """All measurements; :meth:`advice` is their one-line reading.
+
+    Attributes:
+        spread: of the whole decoded chunk over ``N(0, I)``, overall and by action dim.
+        response: spread and clipping of the executed actions over the noise scale, in the env's layout.
+        aliasing: in the env's layout.
+        magnitude: the recommended noise bound and its table, in the recommended layout.
+        layouts: the env's layout first.
+        headroom: best of N episodes, in the env's layout.
+        action_magnitude: the env's noise bound.
+        env_steps: primitive steps that the rollouts took.
+        bound_share: share of the latent policy's noises beyond 0.95 of the bound; ``None`` without a latent policy.
+        gap_prior: Q^W against Q^A on prior noise; ``None`` without critics.
+        gap_policy: the same on the latent policy's noise; ``None`` without critics or latent policy.
+    """
+
+    spread: Steerability
+    response: NoiseResponse
+    aliasing: Aliasing
+    magnitude: MagnitudeChoice
+    layouts: tuple[LayoutTrial, ...]
+    headroom: Headroom
+    action_magnitude: float
+    env_steps: int
+    bound_share: float | None = None
+    gap_prior: CriticGap | None = None
+    gap_policy: CriticGap | None = None
+
+    @property
+    def recommended_magnitude(self) -> float:
+        """See :func:`~dsrl_torchrl.steerability.action_magnitude.choose_action_magnitude`."""
+        return self.magnitude.value
+
+    @property
+    def recommended_layout(self) -> str:
+        """See :func:`~dsrl_torchrl.steerability.layout_trials.recommend_layout`."""
+        return recommend_layout(self.layouts)
+
+    @property
+    def can_help(self) -> bool:
+        """Whether DSRL has something to gain here, and the means to gain it."""
+        return self._obstacle() is None
+
+    def advice(self) -> str:
+        """One line: whether DSRL can help here, why, and with which noise."""
+        settings = f"noise_layout={self.recommended_layout} action_magnitude={self.recommended_magnitude:g}"
+        obstacle = self._obstacle()
+        if obstacle is not None:
+            return f"DSRL is unlikely to help: {obstacle}; to steer all the same: {settings}"
+        best = self.headroom
+        line = (
+            f"DSRL can help: noise moves the actions by {self.spread.spread:.2f}, the best of {best.repeats} episodes "
+            f"lifts success from {best.success_at_1:.2f} to {best.success_at_n.value:.2f}; use {settings}"
+        )
+        over_estimation = self._over_estimation()
+        return f"{line}; beware: {over_estimation}" if over_estimation else line
+
+    def _obstacle(self) -> str | None:
+        at_1, at_n, n = self.headroom.success_at_1, self.headroom.success_at_n.value, self.headroom.repeats
+        if at_1 >= ALREADY_GOOD:
+            return f"the base policy succeeds in {at_1:.2f} of its episodes already, only speed is left to gain"
+        if self.spread.too_small:
+            return (
+                f"noise moves the actions by {self.spread.spread:.3f} only (range [-1, 1], {LOW_SPREAD} needed); train "
+                "the base on demonstrations with action_noise or with more than one way of doing the task"
+            )
+        if at_n < HOPELESS:
+            return (
+                f"the best of {n} episodes succeeds in {at_n:.2f} of the resets; steering selects among what the base "
+                "can do, so train a better base first (more demonstrations, or cleaner ones)"
+            )
+        if at_n - at_1 < MIN_HEADROOM:
+            return (
+                f"the best of {n} episodes succeeds in {at_n:.2f} of the resets, one alone in {at_1:.2f}: other noise "
+                "does not solve what fails, so train a better base first"
+            )
+        return None
+
+    def _over_estimation(self) -> str | None:
+        if self.gap_prior is None or self.gap_policy is None:
+            return None
+        excess = self.gap_policy.mean - self.gap_prior.mean
+        # Beyond what tells good states and noises from bad ones, the actor climbs an error.
+        if excess <= self.gap_prior.q_action_std:
+            return None
+        return (
+            f"Q^W over-estimates the latent policy's noise by {excess:.2g} more than the prior's (Q^A varies by "
+            f"{self.gap_prior.q_action_std:.2g})"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: the measurements, and what follows from them."""
+        return asdict(self) | {
+            "recommended_magnitude": self.recommended_magnitude,
+            "recommended_layout": self.recommended_layout,
+            "can_help": self.can_help,
+            "advice": self.advice(),
+        }
+
+
+def measure_steerability(
+    env: LatentActionEnv,
+    *,
+    resets: int = 20,
+    repeats: int = 5,
+    seed: int = 0,
+    latent_policy: TensorDictModuleBase | None = None,
+    q_action: EnsembleCritic | None = None,
+    q_noise: EnsembleCritic | None = None,
+    progress: bool = False,
+) -> SteerabilityReport:
+    """Measures a base policy in its env: ``resets * repeats`` episodes, and ``resets`` more for every other layout.
+
+    Args:
+        env: the latent env that training would use, with a ``success`` entry; the report is about its layout. A
+            ``ParallelEnv`` inside is fine.
+        resets: starts, none of them held out (:mod:`~dsrl_torchrl.steerability.prior_rollouts`).
+        repeats: episodes from each start, the N of best-of-N.
+        seed: of all noises.
+        latent_policy: a trained actor, reads ``observation`` and writes ``action``.
+        q_action: Q^A, an ensemble ``(observation [n, obs], chunk [n, act_horizon, action_dim]) -> [n_critics, n]``.
+        q_noise: Q^W, an ensemble ``(observation [n, obs], w [n, dim]) -> [n_critics, n]``.
+        progress: show progress bars.
+
+    Raises:
+        UserError: one critic without the other, an env without ``success``, or a count below 1.
+    """
+    if (q_action is None) != (q_noise is None):
+        raise UserError("the gap is between two critics: give both q_action and q_noise, or neither")
+    decoder = env.decoder
+    names = different_layouts(decoder.layout)
+    envs = [env, *(with_layout(env, name) for name in names[1:])]
+    rollouts = [
+        collect_prior_rollouts(
+            driven,
+            resets=resets,
+            repeats=repeats if driven is env else 1,
+            seed=seed,
+            progress=f"prior noise, {name}" if progress else None,
+        )
+        for driven, name in zip(envs, names, strict=True)
+    ]
+    observations = rollouts[0].sample_observations(OBSERVATIONS, seed)
+    observations = observations.to(decoder.base_policy.normalisation.observation_mean)
+
+    noises = {"prior": prior_noises(decoder, NOISES_PER_OBSERVATION, len(observations), seed=seed)}
+    if latent_policy is not None:
+        noises["policy"] = sample_latent_policy(latent_policy, observations, NOISES_PER_OBSERVATION, seed=seed)
+    gaps: dict[str, CriticGap] = {}
+    if q_action is not None and q_noise is not None:
+        gaps = {name: critic_gap(decoder, q_action, q_noise, observations, noise) for name, noise in noises.items()}
+    layouts = tuple(
+        layout_trial(driven, rollout, observations, seed) for driven, rollout in zip(envs, rollouts, strict=True)
+    )
+    recommended = envs[names.index(recommend_layout(layouts))].decoder
+    return SteerabilityReport(
+        spread=steerability(decoder.base_policy, observations, seed=seed),
+        response=noise_response(decoder, observations, seed=seed),
+        aliasing=aliasing(decoder, observations, seed=seed),
+        magnitude=choose_action_magnitude(recommended, observations, seed=seed),
+        layouts=layouts,
+        headroom=best_of_n(rollouts[0].success),
+        action_magnitude=decoder.action_magnitude,
+        env_steps=sum(rollout.env_steps for rollout in rollouts),
+        bound_share=bound_share(noises["policy"], decoder.action_magnitude) if "policy" in noises else None,
+        gap_prior=gaps.get("prior"),
+        gap_policy=gaps.get("policy"),
+    )

@@ -1,0 +1,155 @@
+"""Runs that are killed, stopped, damaged or poisoned in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+
+import pytest
+
+from dsrl_torchrl.cli.main import main
+
+from .pipeline_run import TINY, fails, start, wait_for, wait_until_empty
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+NAN_ENV = """
+import torch
+from dsrl_torchrl.envs.toy import PointReachEnv
+
+class NaNEnv(PointReachEnv):
+    calls = 0
+
+    def _advance(self, action):
+        observation, *rest = super()._advance(action)
+        self.calls += 1
+        return observation * (float("nan") if self.calls > 60 else 1.0), *rest
+"""
+
+
+def test_nan_in_a_worker_process_is_one_line(tmp_path, finished, monkeypatch):
+    (tmp_path / "nan_env.py").write_text(NAN_ENV)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    arguments = [*TINY, f"base_policy.checkpoint={finished / 'a' / 'base'}", "task.env._target_=nan_env.NaNEnv"]
+    process = start("stage2", *arguments, "collector.num_workers=2")
+    _, error = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert "next.observation is NaN or infinite at env step" in error
+    assert "Traceback" not in error
+
+
+LONGER = [*TINY, "algorithm.total_env_steps=1500"]
+
+
+def test_kill_nine_and_resume_equals_the_uninterrupted_run(tmp_path, finished, capsys):
+    """SIGKILL in the middle of stage 2, then resume=true: the same actor, the same log, no row twice."""
+    whole = [*LONGER, f"base_policy.checkpoint={finished / 'a' / 'base'}"]
+    main(["stage2", *whole, "name=whole"])
+    process = start("stage2", *whole, "name=killed")
+    wait_for(tmp_path / "runs" / "killed" / "stage2" / "checkpoints" / "checkpoint*4??", process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "runs" / "killed" / "stage2" / "actor.safetensors").exists()
+    assert "resume=true" in fails(capsys, "stage2", *whole, "name=killed")
+    main(["stage2", *whole, "name=killed", "resume=true"])
+    for name in ("stage2/actor.safetensors", "metrics.csv"):
+        assert (tmp_path / "runs/killed" / name).read_bytes() == (tmp_path / "runs/whole" / name).read_bytes(), name
+
+
+def test_kill_nine_in_stage_1(tmp_path, finished, capsys):
+    """The rollouts that are there are kept, and the offline updates go on from the last checkpoint."""
+    whole = [*TINY, f"base_policy.checkpoint={finished / 'a' / 'base'}", "stage1.updates=300"]
+    main(["stage1", *whole, "name=whole"])
+    process = start("stage1", *whole, "name=killed")
+    wait_for(tmp_path / "runs" / "killed" / "stage1" / "checkpoints" / "checkpoint*", process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "runs" / "killed" / "stage1" / "actor.safetensors").exists()
+    assert "resume=true" in fails(capsys, "stage1", *whole, "name=killed")
+    main(["stage1", *whole, "name=killed", "resume=true"])
+    for name in ("actor.safetensors", "q_noise.safetensors", "rollouts.safetensors", "metrics.csv"):
+        killed, uninterrupted = (tmp_path / "runs" / run / "stage1" / name for run in ("killed", "whole"))
+        assert killed.read_bytes() == uninterrupted.read_bytes(), name
+
+
+# Long enough that it is still running when the signal comes, however slow the machine is.
+ENDLESS = [*TINY, "algorithm.total_env_steps=100000"]
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory, finished):
+    """The folder of a run that Ctrl-C stopped after its first checkpoint."""
+    folder = tmp_path_factory.mktemp("unfinished")
+    arguments = [*ENDLESS, f"base_policy.checkpoint={finished / 'a' / 'base'}", f"output={folder}", "name=stopped"]
+    process = start("stage2", *arguments)
+    wait_for(folder / "stopped" / "stage2" / "checkpoints" / "checkpoint*", process)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    (folder / "stopped" / "stderr.txt").write_text(error)
+    assert process.returncode == 130, error
+    return folder / "stopped"
+
+
+@pytest.mark.parametrize(("stop", "workers"), [(signal.SIGINT, 2), (signal.SIGKILL, 1)], ids=["ctrl-c", "kill -9"])
+def test_an_overlapped_run_leaves_no_process_and_resumes(tmp_path, finished, stop, workers):
+    arguments = ["stage2", f"base_policy.checkpoint={finished / 'a' / 'base'}", "name=stopped"]
+    arguments += [*ENDLESS, "algorithm=dsrl_sac", "collector.overlap=true", f"collector.num_workers={workers}"]
+    process = start(*arguments, start_new_session=True)
+    checkpoints = tmp_path / "runs" / "stopped" / "stage2" / "checkpoints"
+    wait_for(checkpoints / "checkpoint*4??", process)
+    if stop == signal.SIGINT:
+        os.killpg(process.pid, stop)  # a terminal's Ctrl-C reaches all of them
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == 130, error
+        assert "resume=true" in error and "Traceback" not in error
+    else:
+        process.kill()
+        process.communicate(timeout=60)
+    wait_until_empty(process.pid)
+    names = [re.fullmatch(r"checkpoint-(\d+)", path.name) for path in checkpoints.iterdir()]
+    stored = max(int(name[1]) for name in names if name)
+    # The total is not part of the question here, so the folder is made to belong to a shorter run.
+    marker = tmp_path / "runs" / "stopped" / "stage2" / "artifact.json"
+    marker.write_text(marker.read_text().replace("100000", str(stored + 200)))
+    main([*arguments, f"algorithm.total_env_steps={stored + 200}", "resume=true"])
+    facts = json.loads(marker.read_text())["facts"]
+    assert stored + 200 <= facts["env_steps"] < stored + 200 + 4 * 4 * workers
+    assert facts["updates"] == facts["macro_steps"]
+
+
+def test_an_error_in_the_collecting_process_is_one_line(tmp_path, finished, monkeypatch):
+    (tmp_path / "nan_env.py").write_text(NAN_ENV.replace('observation * (float("nan") if', "observation * (1 / 0 if"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    arguments = [*TINY, f"base_policy.checkpoint={finished / 'a' / 'base'}", "task.env._target_=nan_env.NaNEnv"]
+    arguments += ["algorithm=dsrl_sac", "collector.overlap=true"]
+    process = start("stage2", *arguments, start_new_session=True)
+    _, error = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert error.strip().startswith("dsrl: error: the collecting process failed: ZeroDivisionError"), error
+    assert "\n" not in error.strip()
+    wait_until_empty(process.pid)
+
+
+def test_ctrl_c_is_one_line(unfinished):
+    error = (unfinished / "stderr.txt").read_text()
+    assert "resume=true" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("pattern", ["*.json", "*.memmap"])
+def test_a_damaged_checkpoint_is_one_line(tmp_path, finished, unfinished, capsys, pattern):
+    arguments = ["stage2", *ENDLESS, f"base_policy.checkpoint={finished / 'a' / 'base'}", "name=damaged"]
+    shutil.copytree(unfinished, tmp_path / "runs" / "damaged")
+    for path in (tmp_path / "runs/damaged/stage2/checkpoints").rglob(pattern):
+        path.write_bytes(b"{")
+    with pytest.raises(SystemExit):
+        main([*arguments, "resume=true"])
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("dsrl: error: ") and "\n" not in error

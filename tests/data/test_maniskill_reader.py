@@ -1,0 +1,185 @@
+import json
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.envs.transforms import CatFrames, TransformedEnv
+
+from dsrl_torchrl.data.readers.maniskill import Episode, cut_chunks, read_demonstrations
+from dsrl_torchrl.errors import NonFiniteError, UserError
+from dsrl_torchrl.envs.toy import PointReachEnv
+
+MODE = "pd_ee_delta_pos"
+
+
+def write(path, lengths=(3, 2), success=(True, True), *, edit=None, episodes=None):
+    """A ManiSkill trajectory: observations of 5 numbers, actions of 2; ``edit(file)`` before closing."""
+    with h5py.File(path, "w") as file:
+        for i, length in enumerate(lengths):
+            group = file.create_group(f"traj_{i}")
+            group["obs"] = np.arange((length + 1) * 5, dtype=np.float32).reshape(-1, 5) + 100 * i
+            group["actions"] = np.arange(length * 2, dtype=np.float32).reshape(-1, 2) / 10 + i
+            group["success"] = np.arange(length) == (length - 1 if success[i] else length)
+            group["terminated"] = group["success"][:]
+            group["truncated"] = np.zeros(length, dtype=bool)
+        if edit is not None:
+            edit(file)
+    if episodes is None:
+        episodes = [{"episode_id": i, "control_mode": MODE, "success": s} for i, s in enumerate(success)]
+    described = {"env_info": {"env_kwargs": {"control_mode": MODE}}, "episodes": episodes}
+    path.with_suffix(".json").write_text(json.dumps(described))
+    return path
+
+
+def test_reads_every_array(tmp_path):
+    first, second = read_demonstrations(write(tmp_path / "d.h5"), control_mode=MODE, action_dim=2, observation_dim=5)
+    assert (len(first), len(second)) == (3, 2)
+    assert first.observation.shape == (4, 5) and first.observation.dtype == torch.float32
+    assert first.action.shape == (3, 2) and second.action[0, 0] == 1.0
+    assert first.success.tolist() == [False, False, True] == first.terminated.tolist()
+    assert not first.truncated.any()
+
+
+def test_only_successes(tmp_path):
+    (kept,) = read_demonstrations(write(tmp_path / "d.h5", success=(False, True)))
+    assert len(kept) == 2
+
+
+def test_success_from_the_arrays_if_the_json_is_silent(tmp_path):
+    path = write(tmp_path / "d.h5", success=(False, True), episodes=[{"episode_id": 0}, {"episode_id": 1}])
+    assert len(read_demonstrations(path)) == 1
+
+
+def test_flags_are_optional(tmp_path):
+    def remove(file):
+        for key in ("success", "terminated", "truncated"):
+            del file["traj_0"][key]
+
+    episode = read_demonstrations(write(tmp_path / "d.h5", edit=remove))[0]
+    assert not episode.terminated.any() and episode.truncated.shape == (3,)
+
+
+def test_max_episodes(tmp_path):
+    path = write(tmp_path / "d.h5", lengths=(3, 2, 4), success=(False, True, True))
+    assert [len(episode) for episode in read_demonstrations(path, max_episodes=1)] == [2]
+
+
+def set_to(key, value):
+    def edit(file):
+        del file["traj_1"][key]
+        if value is not None:
+            file["traj_1"][key] = value
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            set_to("obs", None),
+            "no flat state observations: python -m mani_skill.trajectory.replay_trajectory .* -o state",
+        ),
+        (set_to("obs", np.zeros((3, 8, 8))), "no flat state observations"),
+        (set_to("actions", None), "truncated or not a ManiSkill trajectory"),
+        (set_to("actions", np.zeros((5, 2))), "3 observations for 5 actions"),
+        (set_to("success", np.zeros(7, dtype=bool)), r"success of shape \[7\], expected \[2\]"),
+        (lambda file: file.pop("traj_1"), "its json lists traj_1, which the h5 has not"),
+    ],
+)
+def test_malformed_files_are_one_line(tmp_path, edit, message):
+    path = write(tmp_path / "d.h5", edit=edit)
+    with pytest.raises(UserError, match=message) as error:
+        read_demonstrations(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"control_mode": "pd_joint_pos"}, f"holds {MODE} actions, the task wants pd_joint_pos"),
+        ({"action_dim": 7}, "has 2-d actions, the task has 7-d"),
+        ({"observation_dim": 42}, "has 5-d observations, the task has 42-d"),
+    ],
+)
+def test_mismatches_say_both_sides(tmp_path, wanted, message):
+    with pytest.raises(UserError, match=message):
+        read_demonstrations(write(tmp_path / "d.h5"), **wanted)
+
+
+@pytest.mark.parametrize(("key", "quantity"), [("obs", "observation"), ("actions", "action")])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_non_finite_names_quantity_episode_and_step(tmp_path, key, quantity, value):
+    def spoil(file):
+        file["traj_0"][key][2, 1] = value
+
+    with pytest.raises(NonFiniteError, match=rf"{quantity} in traj_0 of .* is NaN or infinite at step 2"):
+        read_demonstrations(write(tmp_path / "d.h5", edit=spoil))
+
+
+def test_missing_files(tmp_path):
+    with pytest.raises(UserError, match=r"not found: .*nowhere\.h5"):
+        read_demonstrations(tmp_path / "nowhere.h5")
+    path = write(tmp_path / "d.h5")
+    path.with_suffix(".json").unlink()
+    with pytest.raises(UserError, match=r"not found: .*d\.json"):
+        read_demonstrations(path)
+
+
+def test_truncated_files(tmp_path):
+    path = write(tmp_path / "d.h5")
+    path.write_bytes(path.read_bytes()[:1500])
+    with pytest.raises(UserError, match="truncated or not a ManiSkill"):
+        read_demonstrations(path)
+    path = write(tmp_path / "e.h5")
+    path.with_suffix(".json").write_text('{"episodes": [')
+    with pytest.raises(UserError, match="truncated or not json"):
+        read_demonstrations(path)
+
+
+def test_no_success(tmp_path):
+    with pytest.raises(UserError, match="no successful episode among 2"):
+        read_demonstrations(write(tmp_path / "d.h5", success=(False, False)))
+
+
+def episode_of(length):
+    flags = torch.zeros(length, dtype=torch.bool)
+    observation = torch.arange(length + 1.0).unsqueeze(-1)
+    return Episode(observation, 10 + torch.arange(float(length)).unsqueeze(-1), flags, flags, flags)
+
+
+def test_chunks_follow_the_timeline():
+    chunks = cut_chunks([episode_of(6)], obs_horizon=2, pred_horizon=4)
+    assert chunks.batch_size == (6,)
+    assert chunks["observation"][[0, 1, 4]].tolist() == [[0, 0], [0, 1], [3, 4]]
+    assert chunks["action"][[0, 1, 4], :, 0].tolist() == [[10, 11, 12, 13], [11, 12, 13, 14], [14, 15, 15, 15]]
+    assert chunks["valid"][[0, 4]].tolist() == [[True] * 4, [True, True, False, False]]
+
+
+def test_chunks_never_cross_episodes():
+    chunks = cut_chunks([episode_of(3), episode_of(2)], obs_horizon=3, pred_horizon=2)
+    assert len(chunks) == 5
+    assert chunks["observation"][3].tolist() == [0, 0, 0]
+    assert chunks["valid"].tolist() == [[True, True], [True, True], [True, False], [True, True], [True, False]]
+
+
+def test_an_episode_shorter_than_a_chunk():
+    chunks = cut_chunks([episode_of(2)], obs_horizon=1, pred_horizon=5)
+    assert chunks["valid"].sum(-1).tolist() == [2, 1]
+
+
+def test_history_is_laid_out_as_catframes():
+    env = TransformedEnv(PointReachEnv(seed=0), CatFrames(N=3, dim=-1, in_keys=["observation"], padding="same"))
+    rollout = env.rollout(4)[0]
+    newest = torch.cat([rollout["observation"][:, -2:], rollout["next", "observation"][-1:, -2:]])
+    flags = torch.zeros(4, dtype=torch.bool)
+    chunks = cut_chunks([Episode(newest, rollout["action"], flags, flags, flags)], obs_horizon=3, pred_horizon=1)
+    assert torch.equal(chunks["observation"], rollout["observation"])
+    assert isinstance(chunks, TensorDict)
+
+
+def test_horizons_are_positive():
+    with pytest.raises(UserError, match="at least 1, got 0 and 4"):
+        cut_chunks([episode_of(2)], obs_horizon=0, pred_horizon=4)
