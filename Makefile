@@ -1,14 +1,24 @@
-# `make demo`: from nothing to a steered policy. `make test`: the same installation, all checks.
+# make check: what to run while working, under two minutes.  make test: everything.  make demo: from nothing to a steered policy.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Which build of torch goes into the venv. From PyPI this is the CUDA build, and the venv takes about 6 GB. CPU only:
+#   make install TORCH='torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu'
+TORCH ?= torch==2.13.0
+PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test install lint clean
+.PHONY: check test demo docs lint install clean
+check: lint
+	$(PYTEST) -m 'not slow and not simulator'
+
+test: lint
+	$(PYTEST)
+
 demo: install
 	$(BIN)/dsrl run experiment=demo
 
-test: install lint
-	$(BIN)/python -m pytest
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 lint: install
 	$(BIN)/ruff check .
@@ -17,12 +27,13 @@ lint: install
 
 install: $(VENV)/.installed
 
-# constraints.txt pins every package of the environment that the numbers in the README were measured in.
+# constraints.txt pins the environment that the numbers in docs/ were measured in, but for torch, which is yours to choose.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	$(BIN)/pip install --quiet --constraint $(VENV)/constraints.txt $(TORCH)
+	$(BIN)/pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[all,dev,docs]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from copy import copy
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from dsrl_torchrl.errors import UserError
 
@@ -41,6 +42,19 @@ class Options(BaseModel):
     def replace(self, **changes: Any) -> Any:
         """The same options but for ``changes``, checked again."""
         return type(self)(**({name: getattr(self, name) for name in type(self).model_fields} | changes))
+
+
+Declared = TypeVar("Declared", bound=Options)
+
+
+def with_defaults(options: type[Declared], **defaults: Any) -> type[Declared]:
+    """The same options with other defaults: a base class for options that add some of their own."""
+    fields: dict[str, Any] = {}
+    for name, value in defaults.items():
+        field = copy(options.model_fields[name])
+        field.default = value
+        fields[name] = (field.annotation, field)
+    return create_model(options.__name__, __base__=options, __module__=options.__module__, **fields)
 
 
 def one_line(error: ValidationError) -> str:

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.envs.maniskill import make_gym_env
 from dsrl_torchrl.envs.trajectory_file import STEM, publishing
+from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.seeds import demonstration_seeds
 
 #: The planner's solutions command absolute joint positions.
 PLANNER_CONTROL_MODE = "pd_joint_pos"
@@ -38,12 +39,12 @@ def make_demonstrations(
 ) -> Path:
     """Records ``count`` successful episodes of ``env_id`` into a ManiSkill h5 + json, state observations.
 
-    Episode by episode: ManiSkill's motion planner solves the task from reset seed ``seed + i`` in joint positions, and
-    ManiSkill's own trajectory conversion follows the planned motion with ``control_mode``. The conversion is closed
-    loop: each action is computed from where the robot is. So it also corrects for ``action_noise``, Gaussian noise on
-    the arm's dimensions (the gripper is left alone) that is executed *and* recorded. The recorded noise gives a cloned
-    policy its breadth: one cloned from a deterministic expert hardly reacts to its own noise, which leaves DSRL nothing
-    to steer.
+    Episode by episode: ManiSkill's motion planner solves the task from one of the run's
+    :func:`~dsrl_torchrl.seeds.demonstration_seeds` in joint positions, and ManiSkill's own trajectory conversion
+    follows the planned motion with ``control_mode``. The conversion is closed loop: each action is computed from where
+    the robot is. So it also corrects for ``action_noise``, Gaussian noise on the arm's dimensions (the gripper is left
+    alone) that is executed *and* recorded. The recorded noise gives a cloned policy its breadth: one cloned from a
+    deterministic expert hardly reacts to its own noise, which leaves DSRL nothing to steer.
 
     Kept are episodes that are solved on their last step within ``max_episode_steps``; others are replaced by further
     seeds. The same arguments give the same file contents. Both files appear at once and complete, or not at all.
@@ -53,7 +54,7 @@ def make_demonstrations(
         env_id: a task that the planner can solve (12 of ManiSkill's table-top tasks for the Panda arm).
         control_mode: controller of the recorded actions.
         count: number of episodes.
-        seed: first reset seed, and seed of the noise.
+        seed: the run's: its episodes start from :func:`~dsrl_torchrl.seeds.demonstration_seeds`; seeds the noise, too.
         action_noise: standard deviation, in units of the normalised action (range [-1, 1]; the sum is clipped to it).
         max_episode_steps: longest episode kept, in env steps; ``None`` keeps the task's own limit, which is too short
             for most planned motions.
@@ -77,8 +78,9 @@ def make_demonstrations(
         stack.callback(recorder.close)
         env = _NoisyArm(recorder, action_noise, np.random.default_rng(seed))
         bar = stack.enter_context(tqdm(total=count, desc=f"{env_id} demonstrations", unit="ep", disable=not progress))
-        while tally["recorded"] < count and tally["attempts"] < attempts:
-            episode_seed = seed + tally["attempts"]
+        for episode_seed in demonstration_seeds(seed)[:attempts]:
+            if tally["recorded"] == count:
+                break
             tally["attempts"] += 1
             if _plan(planner_env, solve, episode_seed):
                 tally["planned"] += 1

@@ -9,25 +9,28 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
+from tensordict.utils import NestedKey
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from dsrl_torchrl.data.macro_transitions import entry_name
 from dsrl_torchrl.errors import NonFiniteError, UserError
-from dsrl_torchrl.evaluation.evaluate import HELD_OUT_SEED
+from dsrl_torchrl.seeds import TRAINING
 
 
 class EpisodicEnv(EnvBase):
     """A batch ``[N]`` of goal-reaching episodes with flat observations; it never resets itself.
 
-    Entries: ``observation`` ``[N, obs_dim]`` float32, ``success`` ``[N, 1]`` bool (is the task solved *now*),
+    Entries: ``observation_key`` ``[N, obs_dim]`` float32, ``success`` ``[N, 1]`` bool (is the task solved *now*),
     ``action`` ``[N, action_dim]``, ``reward`` ``[N, 1]``, ``terminated``, ``truncated`` and ``done`` ``[N, 1]``.
 
     The two ends are kept apart: ``terminated`` is the task's (success, failure), ``truncated`` the time limit's, and an
     episode solved on its last step has both. So a time limit bootstraps and a success does not.
 
     Seeds: ``reset(seed=...)`` takes an int (env ``i`` starts episode ``seed + i``) or a list, one seed for each env
-    that is reset, and the start is then the same whatever happened before. Unseeded resets draw from a stream of their
-    own, seeded by ``set_seed``: the k-th reset after it is always the same, whatever else samples in the process.
+    that is reset, and the start is then the same whatever happened before. Unseeded resets draw from
+    :data:`~dsrl_torchrl.seeds.TRAINING` by a stream of their own, seeded by ``set_seed``: the k-th reset after it is
+    always the same, whatever else samples in the process.
 
     Subclasses write :meth:`_start` and :meth:`_advance`.
 
@@ -41,6 +44,7 @@ class EpisodicEnv(EnvBase):
             success once.
         seed: seeds the stream of starts; ``None`` takes fresh entropy.
         device: where the tensors live.
+        observation_key: name of the observation's entry.
     """
 
     def __init__(
@@ -53,17 +57,15 @@ class EpisodicEnv(EnvBase):
         terminate_on_success: bool = True,
         seed: int | None = None,
         device: torch.device | str = "cpu",
+        observation_key: NestedKey = "observation",
     ) -> None:
         super().__init__(device=torch.device(device), batch_size=[num_envs])
-        self.terminate_on_success = terminate_on_success
+        self.terminate_on_success, self.observation_key = terminate_on_success, observation_key
         self._steps = 0
         flag = Categorical(2, shape=(num_envs, 1), dtype=torch.bool, device=self.device)
-        self.observation_spec = Composite(
-            observation=Unbounded((num_envs, obs_dim), device=self.device),
-            success=flag,
-            shape=(num_envs,),
-            device=self.device,
-        )
+        spec = Composite(success=flag, shape=(num_envs,), device=self.device)
+        spec[observation_key] = Unbounded((num_envs, obs_dim), device=self.device)
+        self.observation_spec = spec
         bounds = [bound.to(device=self.device, dtype=torch.float32).expand(num_envs, -1) for bound in (low, high)]
         self.action_spec = Bounded(*bounds, shape=bounds[0].shape, dtype=torch.float32, device=self.device)
         self.reward_spec = Unbounded((num_envs, 1), device=self.device)
@@ -117,8 +119,7 @@ class EpisodicEnv(EnvBase):
         """One seed per env of the whole batch; those of envs that go on are not used for a start."""
         num_envs = self.batch_size.numel()
         if seed is None:
-            # Below the evaluation's seeds: training never sees a held-out start.
-            return self._seed_stream.integers(HELD_OUT_SEED, size=num_envs).tolist()
+            return self._seed_stream.integers(TRAINING.start, TRAINING.stop, size=num_envs).tolist()
         chosen = list(range(num_envs)) if env_idx is None else env_idx.tolist()
         given = [int(seed) + i for i in chosen] if isinstance(seed, (int, np.integer)) else [int(s) for s in seed]
         if len(given) != len(chosen):
@@ -149,9 +150,10 @@ class EpisodicEnv(EnvBase):
         # In a worker process an exception would only kill the worker; there the NaN travels to the main process, where
         # the training loop and the evaluation name it.
         if multiprocessing.parent_process() is None and not torch.isfinite(observation).all():
-            raise NonFiniteError("observation", self._steps, hint=f"the simulation of {self} diverged")
-        entries = {"observation": observation, "success": self._column(success), **more}
-        return TensorDict(entries, self.batch_size, self.device)
+            hint = f"the simulation of {self} diverged"
+            raise NonFiniteError(entry_name(self.observation_key), self._steps, hint=hint)
+        entries = TensorDict({"success": self._column(success), **more}, self.batch_size, self.device)
+        return entries.set(self.observation_key, observation)
 
     def _column(self, value: torch.Tensor, dtype: torch.dtype = torch.bool) -> torch.Tensor:
         """``[N]`` to TorchRL's ``[N, 1]``, as a copy: simulators write into the tensors they returned."""

@@ -6,19 +6,21 @@ import difflib
 from typing import Any
 
 import torch
+from tensordict.utils import NestedKey
 
-from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.data.demonstration_transitions import step_penalty
 from dsrl_torchrl.envs.episodic import EpisodicEnv
 from dsrl_torchrl.envs.headless import import_mani_skill, rendering_available
+from dsrl_torchrl.errors import UserError
 
 #: What each ``reward`` of ours asks of ManiSkill. A step penalty needs no reward of the task, so it is not computed.
 REWARD_MODES = {"step_penalty": "none", "dense": "normalized_dense", "sparse": "sparse"}
 
 
 class ManiSkillEnv(EpisodicEnv):
-    """A ManiSkill task with state observations; entries, ends and seeds as in :class:`~dsrl_torchrl.envs.episodic.EpisodicEnv`.
+    """A ManiSkill task with state observations; entries, ends and seeds as in :class:`EpisodicEnv`.
 
-    ``observation`` is the task's flat state (metres, radians, m/s), ``action`` the controller's, in ``[-1, 1]`` for the
+    The observation is the task's flat state (metres, radians, m/s), ``action`` the controller's, in ``[-1, 1]`` for the
     delta controllers. Nothing is looped over envs and nothing leaves the simulation's device, so GPU simulation
     (``num_envs`` in the hundreds) is the same code.
 
@@ -43,6 +45,7 @@ class ManiSkillEnv(EpisodicEnv):
         render_mode: ``rgb_array`` makes :meth:`render` return frames; needs a Vulkan device.
         env: a ready batched gym env in place of ``gym.make(env_id, ...)``; its controller, time limit and number of
             envs are then its own.
+        observation_key: name of the observation's entry.
 
     Raises:
         UserError: unknown task, controller or reward; missing assets; several envs on a CPU; nothing to render with.
@@ -63,6 +66,7 @@ class ManiSkillEnv(EpisodicEnv):
         seed: int | None = None,
         render_mode: str | None = None,
         env: Any = None,
+        observation_key: NestedKey = "observation",
     ) -> None:
         if reward not in REWARD_MODES:
             raise UserError(f"unknown reward {reward!r}; one of {', '.join(REWARD_MODES)}")
@@ -85,6 +89,7 @@ class ManiSkillEnv(EpisodicEnv):
             terminate_on_success=terminate_on_success,
             seed=seed,
             device=sim.device if device is None else device,
+            observation_key=observation_key,
         )
         self._env, self._sim = env, sim
         self.is_closed = False  # EnvBase starts closed
@@ -115,7 +120,7 @@ class ManiSkillEnv(EpisodicEnv):
         observation, reward, terminated, truncated, info = self._env.step(action.to(self._sim_device))
         success = self._success(info)
         if self.reward == "step_penalty":
-            reward = self.success_bonus * success.float() - 1.0
+            reward = step_penalty(success, self.success_bonus)
         return observation, success, reward, terminated, truncated
 
     def _success(self, info: dict) -> torch.Tensor:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from tensordict import TensorDict
-from tqdm import tqdm
+from tensordict.utils import NestedKey
 
-from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.data.demonstration_transitions import step_penalty
 from dsrl_torchrl.envs.episodic import EpisodicEnv
 from dsrl_torchrl.envs.trajectory_file import STEM, publishing
+from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.seeds import demonstration_seeds
 
 #: Distance covered in one step by the action 1, and half the side of the square goal region; the world is [-1, 1]^2.
 STEP_SIZE = 0.1
@@ -36,6 +37,7 @@ class PointReachEnv(EpisodicEnv):
         terminate_on_success: ``False`` runs every episode to its time limit.
         seed: seeds the stream of starts.
         device: where the tensors live.
+        observation_key: name of the observation's entry.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class PointReachEnv(EpisodicEnv):
         terminate_on_success: bool = True,
         seed: int | None = None,
         device: torch.device | str = "cpu",
+        observation_key: NestedKey = "observation",
     ) -> None:
         super().__init__(
             num_envs=num_envs,
@@ -56,6 +59,7 @@ class PointReachEnv(EpisodicEnv):
             terminate_on_success=terminate_on_success,
             seed=seed,
             device=device,
+            observation_key=observation_key,
         )
         self.fixed_goal = None if goal is None else np.asarray(goal, dtype=np.float64)
         self.max_episode_steps, self.success_bonus = max_episode_steps, success_bonus
@@ -85,7 +89,7 @@ class PointReachEnv(EpisodicEnv):
         self.position = (self.position + STEP_SIZE * action.clamp(-1, 1)).clamp(-1, 1)  # (N, 2)
         self.elapsed = self.elapsed + 1
         success = self._success()
-        reward = self.success_bonus * success.float() - 1.0
+        reward = step_penalty(success, self.success_bonus)
         return self._observation(), success, reward, success, self.elapsed >= self.max_episode_steps
 
     def _observation(self) -> torch.Tensor:
@@ -129,7 +133,7 @@ def make_toy_demonstrations(
     Args:
         path: the ``.h5`` to write; the ``.json`` goes beside it.
         count: number of episodes.
-        seed: first reset seed, and seed of the noise.
+        seed: the run's: its episodes start from :func:`~dsrl_torchrl.seeds.demonstration_seeds`; seeds the noise, too.
         action_noise: standard deviation, in units of the action (its range is [-1, 1]; the sum is clipped to it).
         speed: the expert's bound on each action component, in (0, 1].
         goal: as :class:`PointReachEnv`'s.
@@ -142,6 +146,9 @@ def make_toy_demonstrations(
     Raises:
         UserError: fewer than ``count`` successes in ``10 * count + 10`` episodes.
     """
+    import h5py  # the env itself needs the core's dependencies alone
+    from tqdm import tqdm
+
     path = Path(path)
     provenance: dict[str, float] = {"seed": seed, "action_noise": action_noise, "speed": speed, "attempts": 0}
     env = PointReachEnv(goal=goal, max_episode_steps=max_episode_steps)
@@ -149,11 +156,11 @@ def make_toy_demonstrations(
     episodes: list[dict] = []
     bar = tqdm(total=count, desc="toy demonstrations", unit="ep", disable=not progress)
     with publishing(path, provenance) as folder, bar, h5py.File(folder / f"{STEM}.h5", "w") as file:
-        for attempt in range(10 * count + 10):
+        for episode_seed in demonstration_seeds(seed)[: 10 * count + 10]:
             if len(episodes) == count:
                 break
-            provenance["attempts"] = attempt + 1
-            episode = _walk(env, seed + attempt, action_noise, speed, noise)
+            provenance["attempts"] += 1
+            episode = _walk(env, episode_seed, action_noise, speed, noise)
             if not episode["success"][-1]:
                 continue
             group = file.create_group(f"traj_{len(episodes)}")
@@ -162,7 +169,7 @@ def make_toy_demonstrations(
             episodes.append(
                 {
                     "episode_id": len(episodes),
-                    "episode_seed": seed + attempt,
+                    "episode_seed": episode_seed,
                     "elapsed_steps": len(episode["actions"]),
                     "success": True,
                 }
@@ -180,14 +187,14 @@ def _walk(
 ) -> dict[str, np.ndarray]:
     """One episode of the noisy expert, by the dataset names of a ManiSkill h5."""
     now = env.reset(seed=seed)
-    observations, steps = [now["observation"][0]], []
+    observations, steps = [now[env.observation_key][0]], []
     while not now["done"].any():
         wanted = ((env.goal - env.position) / STEP_SIZE).clamp(-speed, speed)  # (1, 2)
         sample = torch.as_tensor(noise.standard_normal(2), dtype=torch.float32)
         now = env.step(now.set("action", (wanted + action_noise * sample).clamp(-1, 1)))
         steps.append(now.select("action", ("next", "success"), ("next", "terminated"), ("next", "truncated")))
         now = now["next"]
-        observations.append(now["observation"][0])
+        observations.append(now[env.observation_key][0])
     episode = TensorDict.cat(steps)
     return {
         "obs": torch.stack(observations).numpy(),

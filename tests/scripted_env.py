@@ -54,3 +54,26 @@ class ScriptedEnv(EnvBase):
 
     def _set_seed(self, seed):
         return seed
+
+
+class ScriptedCameraEnv(ScriptedEnv):
+    """The same episodes, seen through a nested entry ``("agent", "state")`` and uint8 ``pixels``; no ``observation``.
+
+    The state is ``[t, action sum so far]``, every pixel of the image ``[2, 4, 4]`` is ``t``.
+    """
+
+    def __init__(self, lengths: list[int], terminates: list[bool]) -> None:
+        super().__init__(lengths, terminates)
+        n = len(lengths)
+        self.observation_spec = Composite(
+            agent=Composite(state=Unbounded((n, 2)), shape=(n,)),
+            pixels=Bounded(0, 255, shape=(n, 2, 4, 4), dtype=torch.uint8),
+            success=Categorical(2, shape=(n, 1), dtype=torch.bool),
+            shape=(n,),
+        )
+
+    def _observe(self) -> TensorDict:
+        flat = super()._observe()
+        pixels = self.t.to(torch.uint8)[..., None, None].expand(-1, 2, 4, 4).clone()
+        entries = {"agent": {"state": flat["observation"]}, "pixels": pixels, "success": flat["success"]}
+        return TensorDict(entries, self.batch_size)

@@ -1,0 +1,1 @@
+"""The ``dsrl`` command: one typed configuration, one conductor, one function per step."""

@@ -7,6 +7,8 @@ from collections import deque
 import torch
 from tensordict import TensorDictBase
 
+from dsrl_torchrl.latent_env.macro_step import STEPS_KEY, SUCCESS_KEY
+
 
 class EpisodeTracker:
     """Running success, return and length of the last ``window`` finished training episodes.
@@ -31,10 +33,11 @@ class EpisodeTracker:
         self._length: torch.Tensor | None = None
 
     def update(self, batch: TensorDictBase) -> None:
-        """Takes a collector's batch ``[*B, T]`` in order."""
-        steps = batch["next"].select("reward", "macro_steps", "done", "success").reshape(-1, batch.shape[-1])
-        reward, length = steps["reward"].squeeze(-1), steps["macro_steps"].squeeze(-1)  # (n_envs, T)
-        done, success = steps["done"].squeeze(-1), steps["success"].squeeze(-1)
+        """Takes a collector's batch ``[*B, T]`` in order; without a ``success`` entry there is no running success."""
+        steps = batch["next"].select("reward", STEPS_KEY, "done", SUCCESS_KEY, strict=False)
+        steps = steps.reshape(-1, batch.shape[-1]).cpu()
+        reward, length = steps["reward"].squeeze(-1), steps[STEPS_KEY].squeeze(-1)  # (n_envs, T)
+        done, success = steps["done"].squeeze(-1), steps.get(SUCCESS_KEY, None)
         if self._return is None or self._length is None:
             self._return = torch.zeros_like(reward[:, 0])
             self._length = torch.zeros_like(length[:, 0])
@@ -42,7 +45,8 @@ class EpisodeTracker:
             self._return, self._length = self._return + reward[:, t], self._length + length[:, t]
             ended = done[:, t]
             self.finished += int(ended.sum())
-            self._successes.extend(success[ended, t].float().tolist())
+            if success is not None:
+                self._successes.extend(success[ended, t].flatten().float().tolist())
             self._returns.extend(self._return[ended].tolist())
             self._lengths.extend(self._length[ended].tolist())
             self._return, self._length = self._return * ~ended, self._length * ~ended
@@ -50,11 +54,8 @@ class EpisodeTracker:
     def metrics(self) -> dict[str, float]:
         """Means over the window; the return sums the macro rewards, which are discounted inside a chunk."""
         values = {"env/episodes": float(self.finished)}
-        if self._successes:
-            values["env/success_running"] = sum(self._successes) / len(self._successes)
-            values["env/return"] = sum(self._returns) / len(self._returns)
-            values["env/episode_len"] = sum(self._lengths) / len(self._lengths)
-        return values
+        means = {"success_running": self._successes, "return": self._returns, "episode_len": self._lengths}
+        return values | {f"env/{name}": sum(window) / len(window) for name, window in means.items() if window}
 
     def state_dict(self) -> dict:
         """The finished episodes; those under way do not survive a checkpoint, after which all envs are reset."""

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
+from tensordict.utils import NestedKey
 from torchrl.collectors import Collector
 from tqdm import tqdm
 
 from dsrl_torchrl.data.macro_transitions import check_finite, to_macro_transitions
-from dsrl_torchrl.evaluation.evaluate import Rate, make_rate
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
+from dsrl_torchrl.latent_env.macro_step import STEPS_KEY, SUCCESS_KEY
 
 MACRO_STEPS_PER_BATCH = 64
 
 
 def collect_rollouts(
-    env: LatentActionEnv, policy: TensorDictModuleBase, env_steps: int, *, seed: int, progress: bool = True
-) -> tuple[TensorDictBase, Rate]:
+    env: LatentActionEnv,
+    policy: TensorDictModuleBase,
+    env_steps: int,
+    *,
+    seed: int,
+    observation_keys: Sequence[NestedKey],
+    progress: bool = True,
+) -> tuple[TensorDictBase, list[bool]]:
     """Runs ``policy`` from random resets and keeps every macro transition.
 
     Args:
@@ -25,10 +34,15 @@ def collect_rollouts(
         policy: writes ``action``.
         env_steps: primitive env steps to collect, over all envs; rounded up to whole macro steps.
         seed: of the resets and of the policy's noise.
+        observation_keys: the observation entries to keep.
         progress: show a progress bar.
 
     Returns:
-        Macro transitions ``[n]``, and the success of the finished episodes.
+        Macro transitions ``[n]`` on the CPU, and whether each finished episode ended in success; none if the env has
+        no ``success``.
+
+    Raises:
+        NonFiniteError: NaN or infinity in what was collected.
     """
     torch.manual_seed(seed)
     env.set_seed(seed)
@@ -37,22 +51,24 @@ def collect_rollouts(
         policy,
         frames_per_batch=MACRO_STEPS_PER_BATCH,
         total_frames=-1,
-        auto_register_policy_transforms=False,
+        auto_register_policy_transforms=False,  # the policy is not recurrent
     )
-    batches: list[TensorDict] = []
-    outcomes: list[bool] = []
+    batches: list[TensorDictBase] = []
+    successes: list[bool] = []
     collected = 0
     bar = tqdm(total=env_steps, unit="step", desc="base rollouts", mininterval=1.0, disable=not progress)
     for batch in collector:
-        transitions = to_macro_transitions(batch).clone()
+        # The collector writes the next batch over this one.
+        transitions = to_macro_transitions(batch, observation_keys).clone().cpu()
         check_finite(transitions, collected)
         batches.append(transitions)
-        ended = transitions["next", "done"].squeeze(-1)
-        outcomes += transitions["next", "success"].squeeze(-1)[ended].tolist()
-        before, collected = collected, collected + int(transitions["next", "macro_steps"].sum())
+        success = transitions.get(("next", SUCCESS_KEY), None)
+        if success is not None:
+            successes += success[transitions["next", "done"]].tolist()
+        before, collected = collected, collected + int(transitions["next", STEPS_KEY].sum())
         bar.update(min(collected, env_steps) - before)
         if collected >= env_steps:
             break
     bar.close()
     collector.shutdown(close_env=False)
-    return torch.cat(batches), make_rate(outcomes)
+    return torch.cat(batches), successes

@@ -7,53 +7,52 @@ from collections.abc import Callable
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.data import ReplayBuffer
 
-NOISE_KEY, CHUNK_KEY = "alias_noise", "alias_chunk"
+NOISE_KEY, CHUNK_KEY = "pair_noise", "pair_chunk"
 ROWS_PER_DECODE = 4096
 
 
 @torch.no_grad()
-def draw_alias_pairs(
+def draw_decoded_pairs(
     transitions: TensorDictBase,
-    decode: Callable[[Tensor, Tensor], Tensor],
+    decode: Callable[[TensorDictBase, Tensor], Tensor],
     latent_dim: int,
-    samples: int,
-    behaviour_fraction: float = 0.0,
+    pairs: int,
+    executed_share: float = 0.0,
 ) -> TensorDictBase:
-    """Adds ``M = samples`` pairs ``(w, decode(s, w))``, ``w ~ N(0, I)``, to each macro transition, in place.
+    """Adds M = ``pairs`` pairs ``(w, decode(s, w))``, ``w ~ N(0, I)``, to each macro transition, in place.
 
     Distillation then costs no decode: M per state in all, in large batches, instead of one per state and update. A
     transition grows by ``M (latent_dim + act_horizon * action_dim)`` numbers: 4 KB for M = 16 and 32 noise dimensions.
 
     Args:
-        transitions: ``[n]``, with ``observation``.
-        decode: the frozen policy, ``(observation [*B, obs], noise [*B, latent_dim])`` to the executed head.
+        transitions: ``[n]``, with the entries that ``decode`` reads.
+        decode: the frozen policy, ``(observations [*B], noise [*B, latent_dim])`` to the executed head.
         latent_dim: size of the noise.
-        samples: M; 0 adds nothing.
-        behaviour_fraction: share of the M pairs that are the noise and the chunk that were executed. ``Q^W`` is then
+        pairs: M; 0 adds nothing.
+        executed_share: of the M pairs, those that are the noise and the chunk that were executed. ``Q^W`` is then
             distilled where the latent policy acts, too: it moves many standard deviations of the prior along the few
             directions that matter, and a ``Q^W`` that has only seen the prior extrapolates there.
 
     Returns:
-        The transitions with ``alias_noise`` ``[n, M, latent_dim]`` and ``alias_chunk``
+        The transitions with ``pair_noise`` ``[n, M, latent_dim]`` and ``pair_chunk``
         ``[n, M, act_horizon, action_dim]``.
     """
-    if samples == 0:
+    if pairs == 0:
         return transitions
-    observation = transitions["observation"]
-    own = round(samples * behaviour_fraction)
-    drawn = samples - own
-    noise = torch.randn(len(observation), drawn, latent_dim, dtype=observation.dtype, device=observation.device)
+    like = transitions.get(("next", "action_chunk"))
+    own = round(pairs * executed_share)
+    drawn = pairs - own
+    noise = torch.randn(len(transitions), drawn, latent_dim, dtype=like.dtype, device=like.device)
+    observations = transitions.exclude("next")
     rows = max(1, ROWS_PER_DECODE // max(drawn, 1))
-    chunk = torch.cat(
-        [
-            decode(s.unsqueeze(1).expand(-1, drawn, -1), w)
-            for s, w in zip(observation.split(rows), noise.split(rows), strict=True)
-        ]
-    )
+    parts = [
+        decode(s.unsqueeze(1).expand(len(s), drawn), w)
+        for s, w in zip(observations.split(rows), noise.split(rows), strict=True)
+    ]
+    chunk = torch.cat(parts)
     if own:
-        executed = transitions["action"], transitions["next", "executed_chunk"]
+        executed = transitions.get("action"), like
         noise, chunk = (
             torch.cat([pair.unsqueeze(1).expand(-1, own, *pair.shape[1:]), prior], dim=1)
             for pair, prior in zip(executed, (noise, chunk), strict=True)
@@ -61,19 +60,7 @@ def draw_alias_pairs(
     return transitions.set(NOISE_KEY, noise).set(CHUNK_KEY, chunk)
 
 
-def refresh_alias_pairs(buffer: ReplayBuffer, states: int, draw: Callable[[TensorDictBase], TensorDictBase]) -> None:
-    """Draws the pairs of some stored states anew, in place, so that M pairs are not all that a state ever shows.
-
-    Args:
-        buffer: holds transitions with pairs.
-        states: how many, at random with replacement.
-        draw: :func:`draw_alias_pairs` with the options that the stored pairs were drawn with.
-    """
-    index = torch.randint(len(buffer), (states,))
-    buffer[index] = draw(buffer[index])
-
-
-def pick_alias_pair(batch: TensorDictBase) -> TensorDictBase:
+def pick_decoded_pair(batch: TensorDictBase) -> TensorDictBase:
     """Replaces the M pairs of each element of ``[*B]`` by one of them at random; a batch without pairs stays."""
     noise = batch.get(NOISE_KEY, None)
     if noise is None:

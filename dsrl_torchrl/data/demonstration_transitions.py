@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
 
-from dsrl_torchrl.data.readers.maniskill import Episode
+from dsrl_torchrl.data.episode import Episode
+from dsrl_torchrl.data.observation_history import stack_history
+from dsrl_torchrl.latent_env.macro_step import CHUNK_KEY, STEPS_KEY, SUCCESS_KEY
 
-Reward = Callable[[torch.Tensor], torch.Tensor]
 
-
-def step_penalty(success_bonus: float) -> Reward:
-    """``-1`` a step and ``success_bonus`` more on success: the reward of our envs, from a success flag ``[T]``."""
-    return lambda success: success_bonus * success.float() - 1.0
+def step_penalty(success: Tensor, success_bonus: float = 1.0) -> Tensor:
+    """``-1`` a step and ``success_bonus`` more on success: the reward of our envs, from success flags ``[*B]``."""
+    return success_bonus * success.float() - 1.0
 
 
 def demonstration_transitions(
-    episodes: Sequence[Episode], *, obs_horizon: int, act_horizon: int, gamma: float, reward: Reward
-) -> TensorDict:
+    episodes: Sequence[Episode],
+    *,
+    obs_horizon: int,
+    act_horizon: int,
+    gamma: float,
+    reward: Callable[[Tensor], Tensor] = step_penalty,
+) -> TensorDictBase:
     """Every step of every demonstration as the start of one macro step.
 
     For ``act_horizon=3`` and an episode that first succeeds on step 4 (``o0 .. o5``, ``a0 .. a4``)::
@@ -37,21 +43,21 @@ def demonstration_transitions(
 
     Args:
         episodes: successful demonstrations.
-        obs_horizon: observations in the history, oldest first.
+        obs_horizon: observations in the history, see :func:`stack_history`.
         act_horizon: executed actions in a chunk.
         gamma: discount per primitive step.
         reward: success flags ``[T]`` to primitive rewards ``[T]``.
 
     Returns:
-        Batch ``[n]`` in the schema of :data:`~dsrl_torchrl.data.macro_transitions.MACRO_TRANSITION_KEYS`, without ``action``:
-        the noise of a demonstration is unknown.
+        Batch ``[n]`` in the schema of :func:`~dsrl_torchrl.data.macro_transitions.macro_transition_keys`, without
+        ``action``: the noise of a demonstration is unknown.
     """
     return torch.cat([_episode_transitions(e, obs_horizon, act_horizon, gamma, reward) for e in episodes])
 
 
 def _episode_transitions(
-    episode: Episode, obs_horizon: int, act_horizon: int, gamma: float, reward: Reward
-) -> TensorDict:
+    episode: Episode, obs_horizon: int, act_horizon: int, gamma: float, reward: Callable[[Tensor], Tensor]
+) -> TensorDictBase:
     success = episode.success.clone()
     if not success.any():
         success[-1] = True
@@ -64,25 +70,18 @@ def _episode_transitions(
     inside = ahead < length
     ahead = ahead.clamp(max=length - 1)
     discounts = gamma ** torch.arange(act_horizon)
-    past = torch.arange(1 - obs_horizon, 1)
-
-    def seen_from(step: torch.Tensor) -> torch.Tensor:
-        return episode.observation[(step.unsqueeze(-1) + past).clamp(min=0)].flatten(1)
-
     terminated = (t + k == length).unsqueeze(-1)
-    return TensorDict(
+    outcome = TensorDict(
         {
-            "observation": seen_from(t),
-            "next": {
-                "observation": seen_from(t + k),
-                "reward": (r[ahead] * inside * discounts).sum(-1, keepdim=True),
-                "macro_steps": k.unsqueeze(-1),
-                "executed_chunk": episode.action[ahead],
-                "terminated": terminated,
-                "truncated": torch.zeros_like(terminated),
-                "done": terminated.clone(),
-                "success": success[t + k - 1].unsqueeze(-1),
-            },
+            "reward": (r[ahead] * inside * discounts).sum(-1, keepdim=True),
+            STEPS_KEY: k.unsqueeze(-1),
+            CHUNK_KEY: episode.action[ahead],
+            "terminated": terminated,
+            "truncated": torch.zeros_like(terminated),
+            "done": terminated.clone(),
+            SUCCESS_KEY: success[t + k - 1].unsqueeze(-1),
         },
-        batch_size=[length],
+        [length],
     )
+    following = stack_history(episode.observations, t + k, obs_horizon).update(outcome)
+    return stack_history(episode.observations, t, obs_horizon).set("next", following)

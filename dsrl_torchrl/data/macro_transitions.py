@@ -2,54 +2,74 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict, TensorDictBase, unravel_key
+from tensordict.utils import NestedKey
 
-from dsrl_torchrl.errors import CheckpointError, NonFiniteError
-from dsrl_torchrl.policies.storage import write_atomically
+from dsrl_torchrl.errors import CheckpointError, NonFiniteError, UserError
+from dsrl_torchrl.files import load_tensors, save_tensors
+from dsrl_torchrl.latent_env.macro_step import CHUNK_KEY, STEPS_KEY, SUCCESS_KEY
 
-#: Entries of a stored macro transition; shapes are those of
+#: What a macro step writes under ``"next"``, beside the observations: shapes are those of
 #: :class:`~dsrl_torchrl.latent_env.macro_step.MacroStep`, for a flat batch ``[n]``.
-MACRO_TRANSITION_KEYS = (
-    "observation",  # s                             [n, obs]
-    "action",  # w                                  [n, latent_dim]; absent in offline data
-    ("next", "observation"),  # s'                  [n, obs]
-    ("next", "reward"),  # R = Σ_{j<k} γ^j r_j      [n, 1]
-    ("next", "macro_steps"),  # k                   [n, 1] int64
-    ("next", "executed_chunk"),  #                  [n, act_horizon, action_dim]
-    ("next", "terminated"),
-    ("next", "truncated"),
-    ("next", "done"),
-    ("next", "success"),
+OUTCOME_KEYS = (
+    "reward",  # R = Σ_{j<k} γ^j r_j      [n, 1]
+    STEPS_KEY,  # k                       [n, 1] int64
+    CHUNK_KEY,  #                         [n, act_horizon, action_dim]
+    "terminated",
+    "truncated",
+    "done",
+    SUCCESS_KEY,
 )
 
 
-def to_macro_transitions(batch: TensorDictBase) -> TensorDictBase:
+def macro_transition_keys(observation_keys: Sequence[NestedKey]) -> list[NestedKey]:
+    """The schema: observations s, noise w (absent in offline data), and under ``"next"`` s' and what came out."""
+    following = [unravel_key(("next", key)) for key in (*observation_keys, *OUTCOME_KEYS)]
+    return [*(unravel_key(key) for key in observation_keys), "action", *following]
+
+
+def to_macro_transitions(batch: TensorDictBase, observation_keys: Sequence[NestedKey]) -> TensorDictBase:
     """Picks the schema out of a collector's batch ``[*B, T]`` and flattens it to ``[n]``.
 
     Entries at the root that hold the *previous* step's chunk and k are left behind.
+
+    Args:
+        batch: what a collector yields.
+        observation_keys: the observations to keep: what policy, actor and critics read.
+
+    Raises:
+        UserError: the batch lacks one of the observations.
     """
-    return batch.select(*MACRO_TRANSITION_KEYS, strict=False).reshape(-1)
+    for key in observation_keys:
+        if batch.get(key, None) is None:
+            there = ", ".join(entry_name(name) for name in batch.exclude("next").keys(True, True))
+            raise UserError(f"expected an entry {entry_name(key)!r}, the env has {there}")
+    return batch.select(*macro_transition_keys(observation_keys), strict=False).reshape(-1)
 
 
 def check_finite(transitions: TensorDictBase, step: int) -> None:
-    """Raises :class:`NonFiniteError` naming the first non-finite entry and the env step it came from."""
+    """Raises :class:`NonFiniteError` naming the first non-finite entry and the env step it came from.
+
+    Looks at every floating-point entry; uint8 images, counts and flags are always finite.
+    """
     # What a step wrote comes first: a NaN is born there, and the next step's root only repeats it.
-    for key in (("next", "observation"), ("next", "reward"), ("next", "executed_chunk"), "action", "observation"):
-        value = transitions.get(key, None)
-        if value is not None and not torch.isfinite(value).all():
-            name = key if isinstance(key, str) else ".".join(key)
-            raise NonFiniteError(name, step)
+    entries = sorted(transitions.items(True, True), key=lambda item: item[0][0] != "next")
+    for key, value in entries:
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise NonFiniteError(entry_name(key), step)
 
 
 def save_transitions(transitions: TensorDictBase, path: Path) -> None:
-    """Writes macro transitions ``[n]`` as safetensors, atomically."""
-    flat = transitions.flatten_keys(".")
-    write_atomically(path, safetensors.torch.save({str(key): value.contiguous() for key, value in flat.items()}))
+    """Writes macro transitions ``[n]`` as safetensors, atomically.
+
+    A tensor's name is its key as a JSON list, such as ``["next", "reward"]``: entry names may hold dots and slashes.
+    """
+    save_tensors({_stored_name(key): value for key, value in transitions.items(True, True)}, path)
 
 
 def load_transitions(path: Path) -> TensorDictBase:
@@ -58,8 +78,20 @@ def load_transitions(path: Path) -> TensorDictBase:
     Raises:
         CheckpointError: the file is missing, truncated or foreign.
     """
+    stored = load_tensors(path)
+    reward = stored.get(_stored_name(("next", "reward")))
+    if reward is None:
+        raise CheckpointError(f"{path} does not hold macro transitions: there is no next.reward in it")
     try:
-        flat = safetensors.torch.load(path.read_bytes())
-        return TensorDict(flat, [len(flat["observation"])]).unflatten_keys(".")
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        return TensorDict({tuple(json.loads(name)): value for name, value in stored.items()}, [len(reward)])
+    except (ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not hold macro transitions: {str(error).splitlines()[0]}") from None
+
+
+def entry_name(key: NestedKey) -> str:
+    """An entry's name as messages have it: ``next.reward``."""
+    return key if isinstance(key, str) else ".".join(unravel_key(key))
+
+
+def _stored_name(key: NestedKey) -> str:
+    return json.dumps([key] if isinstance(key, str) else list(key))

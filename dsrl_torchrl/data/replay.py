@@ -1,55 +1,60 @@
 """Replay of macro transitions: what is collected online, mixed with offline data.
 
 Memory per macro transition in bytes, with float32 entries (numbers: PushCube with 35 observations, chunk 8 x 4, 32
-noise dimensions, M = 16; 4,656 in all, 44 MB for 10,000)::
+noise dimensions, M = 16 decoded pairs)::
 
-    alias pairs       4 M (latent_dim + act_horizon * action_dim)      4,096    none in DSRL-SAC
+    decoded pairs     4 M (latent_dim + act_horizon * action_dim)      4,096    of DSRL-AW-MLE alone
     observations      4 * 2 * obs_dim                                    280    s and s'
     noise and chunk   4 (latent_dim + act_horizon * action_dim)          256
     R, k, four flags, TorchRL's index                                     24
 
-s' is kept beside s although it is the next transition's s: one copy would save 3 % (a quarter in DSRL-SAC). TorchRL's
-way (the collectors' ``compact_obs`` and :class:`~torchrl.envs.transforms.NextStateReconstructor`) finds s' in the
-neighbour *in the sampled batch*: it needs slices of trajectories and gives NaN under uniform sampling. And an episode's
-last s', which a truncation bootstraps from, is in no other transition.
+and ``2 C H W`` for an image entry: 24,576 for 64 x 64 RGB. s' is kept beside s although it is the next transition's
+s: TorchRL's way of sharing it (``compact_obs`` and :class:`~torchrl.envs.transforms.NextStateReconstructor`) needs
+slices of trajectories and gives NaN under uniform sampling, and an episode's last s', which a truncation bootstraps
+from, is in no other transition.
 
-On the CPU a buffer's places cost memory when they are filled, not before: the operating system commits pages on the
-first write (200,000 places with 10,000 transitions in them: 48 MB resident). On a GPU all are allocated at once.
+States are stored where the learner is. Transitions with images are stored on the CPU, as uint8, and moved batch by
+batch; with ``memmap`` on disk. On the CPU a buffer's places cost memory when they are filled, not before: the operating
+system commits pages on the first write. On a GPU all are allocated at once.
 """
 
 from __future__ import annotations
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data import LazyMemmapStorage, LazyTensorStorage, TensorDictReplayBuffer
 
 
-def make_replay_buffer(size: int, device: torch.device | str = "cpu") -> TensorDictReplayBuffer:
-    """Uniform replay of macro transitions, stored and sampled on ``device``, the training device."""
-    return TensorDictReplayBuffer(storage=LazyTensorStorage(size, device=device))
+def has_images(transitions: TensorDictBase) -> bool:
+    """Whether any entry is an image: uint8 with three axes behind the batch's."""
+    return any(
+        value.dtype == torch.uint8 and value.ndim >= transitions.ndim + 3 for value in transitions.values(True, True)
+    )
 
 
-def offline_buffer(transitions: TensorDictBase, device: torch.device | str = "cpu") -> TensorDictReplayBuffer:
-    """Uniform replay of a fixed set of macro transitions ``[n]``."""
-    buffer = make_replay_buffer(len(transitions), device)
-    buffer.extend(transitions)
-    return buffer
+def transition_bytes(transitions: TensorDictBase) -> int:
+    """Size of one of ``[n]`` transitions."""
+    return sum(value[0].numel() * value.element_size() for value in transitions.values(True, True))
 
 
-def sample_batches(buffer: TensorDictReplayBuffer, batches: int, batch_size: int) -> TensorDictBase:
-    """``[batches, batch_size]`` transitions in one draw."""
-    return buffer.sample(batches * batch_size).unflatten(0, (batches, batch_size))
+def make_replay_buffer(
+    size: int, device: torch.device | str = "cpu", *, memmap: bool = False
+) -> TensorDictReplayBuffer:
+    """Uniform replay of ``size`` macro transitions, stored on ``device``, or on disk."""
+    storage = LazyMemmapStorage(size) if memmap else LazyTensorStorage(size, device=device)
+    return TensorDictReplayBuffer(storage=storage)
 
 
-class MixedReplay:
+class Replay:
     """Batches with a fixed fraction of offline transitions (RLPD's symmetric sampling, Ball et al. 2023, at 0.5).
 
     Args:
         size: of the online buffer, in macro transitions.
         batch_size: of the mixed batch.
         offline: macro transitions ``[n]`` that stay; ``None`` for online data alone.
-        offline_fraction: of every batch, in [0, 1); rounded to whole transitions, at least one of them online.
-        device: where both buffers and the batches are: the training device.
+        offline_fraction: of every batch, in [0, 1]; rounded to whole transitions. 1 is offline learning.
+        device: where batches are needed: the learner's.
+        memmap: keep online transitions on disk.
     """
 
     def __init__(
@@ -59,27 +64,54 @@ class MixedReplay:
         offline: TensorDictBase | None = None,
         offline_fraction: float = 0.0,
         device: torch.device | str = "cpu",
+        memmap: bool = False,
     ) -> None:
-        share = min(round(batch_size * offline_fraction), batch_size - 1) if offline is not None else 0
+        share = round(batch_size * offline_fraction) if offline is not None else 0
+        if offline_fraction < 1:
+            share = min(share, batch_size - 1)
         self.online_share, self.offline_share = batch_size - share, share
-        self.online = make_replay_buffer(size, device)
-        self.offline = offline_buffer(offline, device) if offline is not None and share else None
+        self.size, self.device, self.memmap = size, torch.device(device), memmap
+        self._online: TensorDictReplayBuffer | None = None
+        self.offline: TensorDictReplayBuffer | None = None
+        if offline is not None and share:
+            self.offline = make_replay_buffer(len(offline), self._home(offline))
+            self.offline.extend(offline)
+
+    def extend(self, transitions: TensorDictBase) -> None:
+        """Stores online transitions ``[n]``; the oldest make room."""
+        if self._online is None:
+            self._online = make_replay_buffer(self.size, self._home(transitions), memmap=self.memmap)
+        self._online.extend(transitions)
+
+    def __len__(self) -> int:
+        return 0 if self._online is None else len(self._online)
 
     def sample(self, batches: int) -> TensorDictBase:
-        """``[batches, batch_size]``: the entries that both kinds have."""
-        online = sample_batches(self.online, batches, self.online_share)
+        """``[batches, batch_size]`` on the learner's device: the entries that both kinds have."""
+        if self._online is None or not self.online_share:
+            assert self.offline is not None
+            return self._sample(self.offline, batches, self.offline_share)
+        online = self._sample(self._online, batches, self.online_share)
         if self.offline is None:
             return online
-        offline = sample_batches(self.offline, batches, self.offline_share)
+        offline = self._sample(self.offline, batches, self.offline_share)
         return torch.cat([online.select(*offline.keys(True, True)), offline], dim=1)
+
+    def _sample(self, buffer: TensorDictReplayBuffer, batches: int, share: int) -> TensorDictBase:
+        return buffer.sample(batches * share).unflatten(0, (batches, share)).to(self.device)
+
+    def _home(self, transitions: TensorDictBase) -> torch.device:
+        return torch.device("cpu") if has_images(transitions) else self.device
 
     def state_dict(self) -> dict:
         """The online transitions and where the next one goes, as one checkpoint component.
 
         TorchRL's own ``ReplayBuffer.dump`` writes the whole storage, empty places included, into every checkpoint.
         """
-        stored = self.online[:].flatten_keys(".") if len(self.online) else TensorDict()
-        return {"transitions": dict(stored.items()), "writer": self.online.writer.state_dict()}
+        if self._online is None:
+            return {"transitions": {}, "writer": {}}
+        stored = self._online[:].flatten_keys(".")
+        return {"transitions": dict(stored.items()), "writer": self._online.writer.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
         """Restores :meth:`state_dict` into an empty buffer: every transition to the place it had.
@@ -87,10 +119,11 @@ class MixedReplay:
         Raises:
             ValueError: there are more transitions than the buffer has room for.
         """
+        if not state["transitions"]:
+            return
         stored = TensorDict(state["transitions"]).auto_batch_size_(1)
-        count = stored.shape[0] if state["transitions"] else 0
-        if count > self.online.storage.max_size:
-            raise ValueError(f"{count} transitions, but the buffer has room for {self.online.storage.max_size}")
-        if count:
-            self.online.extend(stored.unflatten_keys("."))
-        self.online.writer.load_state_dict(state["writer"])
+        if len(stored) > self.size:
+            raise ValueError(f"{len(stored)} transitions, but the buffer has room for {self.size}")
+        self.extend(stored.unflatten_keys("."))
+        assert self._online is not None
+        self._online.writer.load_state_dict(state["writer"])

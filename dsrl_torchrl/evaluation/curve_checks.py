@@ -1,10 +1,93 @@
-"""What a run's curve says: the running success, and how long it stayed below a reference."""
+"""What a run's curve says: its warning signs, its running success and how long that stayed below a reference."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 SUCCESS = "env/success_running"
+
+Rows = Sequence[dict[str, float]]
+#: ``(rows of metrics.csv, latent_dim)`` -> a warning in one line, or ``None``. An agent lists those that concern it.
+CurveCheck = Callable[[Rows, int], str | None]
+
+
+def curve_warnings(rows: Rows, latent_dim: int, checks: Sequence[CurveCheck]) -> list[str]:
+    """The warnings of all ``checks`` that a run's curves do not pass.
+
+    Args:
+        rows: of ``metrics.csv``.
+        latent_dim: size of the noise, for checks per dimension.
+        checks: e.g. an agent's ``curve_checks``.
+    """
+    warnings = [check(rows, latent_dim) for check in checks]
+    return [warning for warning in warnings if warning is not None]
+
+
+def grew(metric: str, factor: float, hint: str, *, floor: float = 0.0) -> CurveCheck:
+    """Warns if the mean ``|metric|`` of the last quarter is over ``factor`` times that of the first (SPEC §5).
+
+    Fewer than 8 values say nothing.
+
+    Args:
+        metric: name of the column.
+        factor: of growth that is allowed.
+        hint: what to do about it.
+        floor: smaller means of the first quarter count as this.
+    """
+
+    def check(rows: Rows, latent_dim: int) -> str | None:
+        values = [abs(value) for value in _column(rows, metric)]
+        n = len(values) // 4
+        if n < 2:
+            return None
+        first, last = sum(values[:n]) / n, sum(values[-n:]) / n
+        if last <= factor * max(first, floor):
+            return None
+        return f"|{metric}| grew over {factor:g}-fold ({first:.3g} to {last:.3g}): {hint}"
+
+    return check
+
+
+def ran_away(metric: str, factor: float, hint: str) -> CurveCheck:
+    """Warns if the last value is over ``factor`` times the first (SPEC §5), for positive metrics such as α.
+
+    Args:
+        metric: name of the column.
+        factor: of growth that is allowed.
+        hint: what to do about it.
+    """
+
+    def check(rows: Rows, latent_dim: int) -> str | None:
+        values = _column(rows, metric)
+        if not values or values[-1] <= factor * values[0]:
+            return None
+        return f"{metric} ran away ({values[0]:.2g} to {values[-1]:.2g}): {hint}"
+
+    return check
+
+
+def collapsed_early(metric: str, per_dim: float, hint: str) -> CurveCheck:
+    """Warns if the first tenth of a curve falls below ``per_dim`` per noise dimension (SPEC §5), e.g. the entropy.
+
+    Args:
+        metric: name of the column.
+        per_dim: lowest value allowed, per noise dimension.
+        hint: what to do about it.
+    """
+
+    def check(rows: Rows, latent_dim: int) -> str | None:
+        values = _column(rows, metric)
+        early = values[: max(1, len(values) // 10)]
+        if not early or min(early) >= per_dim * latent_dim:
+            return None
+        return f"{metric} collapsed at once (to {min(early):.0f} for {latent_dim} noise dimensions): {hint}"
+
+    return check
+
+
+def success_curve(rows: Rows) -> list[tuple[float, float]]:
+    """``(env_steps, running success)`` from the rows of ``metrics.csv``."""
+    return [(row["env_steps"], row[SUCCESS]) for row in rows if SUCCESS in row]
 
 
 def longest_dip(curve: Sequence[tuple[float, float]], reference: float, margin: float = 0.10) -> float:
@@ -27,39 +110,5 @@ def longest_dip(curve: Sequence[tuple[float, float]], reference: float, margin: 
     return longest
 
 
-def success_curve(rows: Sequence[dict[str, float]]) -> list[tuple[float, float]]:
-    """``(env_steps, running success)`` from the rows of ``metrics.csv``."""
-    return [(row["env_steps"], row[SUCCESS]) for row in rows if SUCCESS in row]
-
-
-def curve_warnings(rows: Sequence[dict[str, float]], latent_dim: int) -> list[str]:
-    """What SPEC §5 asks of the curves of stage 2, in one line for each that is not met.
-
-    Args:
-        rows: of ``metrics.csv``.
-        latent_dim: size of the noise, for the entropy.
-    """
-    warnings = []
-    td_error = _quarters([row["sac/td_error"] for row in rows if "sac/td_error" in row])
-    if td_error and td_error[1] > 2 * td_error[0]:
-        warnings.append(f"the TD error doubled ({td_error[0]:.2g} to {td_error[1]:.2g}): lower the learning rates")
-    q = _quarters([abs(row["sac/q_mean"]) for row in rows if "sac/q_mean" in row])
-    if q and q[1] > 3 * max(q[0], 1.0):
-        warnings.append(f"|Q| tripled ({q[0]:.3g} to {q[1]:.3g}): over-estimation; more critics, or a smaller actor_lr")
-    alphas = [row["sac/alpha"] for row in rows if "sac/alpha" in row]
-    if alphas and alphas[-1] > 10 * alphas[0]:
-        warnings.append(f"the temperature ran away ({alphas[0]:.2g} to {alphas[-1]:.2g}): lower target_entropy_per_dim")
-    entropies = [row["actor/policy_entropy"] for row in rows if "actor/policy_entropy" in row]
-    early = entropies[: max(1, len(entropies) // 10)]
-    if early and min(early) < -2.0 * latent_dim:
-        warnings.append(
-            f"the policy's entropy collapsed at once (to {min(early):.0f} for {latent_dim} noise dimensions): raise "
-            "alpha_init or critic_only_updates"
-        )
-    return warnings
-
-
-def _quarters(values: Sequence[float]) -> tuple[float, float] | None:
-    """Means of the first and the last quarter; ``None`` for fewer than 8 values."""
-    n = len(values) // 4
-    return (sum(values[:n]) / n, sum(values[-n:]) / n) if n > 1 else None
+def _column(rows: Rows, metric: str) -> list[float]:
+    return [row[metric] for row in rows if metric in row]

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 from tensordict.nn import TensorDictModuleBase
-from torchrl.envs import EnvBase, TransformedEnv
+from torch import Tensor
+from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from tqdm import tqdm
 
-from dsrl_torchrl.data.macro_transitions import check_finite
-
-#: Evaluation reset seeds start here; training and demonstrations stay below.
-HELD_OUT_SEED = 1_000_000_000
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A success rate with its Wilson 95 % interval over ``n`` episodes."""
-
-    value: float
-    low: float
-    high: float
-    n: int
+from dsrl_torchrl.collect.episodes import run_episodes
+from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.evaluation.rates import Rate, make_rate
+from dsrl_torchrl.latent_env.macro_step import STEPS_KEY, SUCCESS_KEY, SUCCESS_ONCE_KEY
 
 
 @dataclass(frozen=True)
@@ -41,42 +31,6 @@ class Evaluation:
         return asdict(self)
 
 
-def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a binomial rate (Wilson 1927), 95 % by default."""
-    if n == 0:
-        return 0.0, 1.0
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def make_rate(outcomes: Sequence[bool]) -> Rate:
-    """The rate of ``True`` with its interval."""
-    successes, n = sum(map(bool, outcomes)), len(outcomes)
-    return Rate(successes / max(n, 1), *wilson_interval(successes, n), n)
-
-
-def held_out_seeds(episodes: int) -> list[int]:
-    """The fixed evaluation seeds: always the first ``episodes`` of the same list."""
-    return [HELD_OUT_SEED + i for i in range(episodes)]
-
-
-def reset_to_seeds(env: EnvBase, seeds: Sequence[int]):
-    """Resets every sub-env of ``env`` to its own seed; ``len(seeds)`` equals the number of sub-envs."""
-    base = env
-    while isinstance(base, TransformedEnv):
-        base = base.base_env
-    workers = getattr(base, "num_workers", None)
-    if workers is None:
-        return env.reset(seed=list(seeds))
-    per_worker = len(seeds) // workers
-    return env.reset(
-        list_of_kwargs=[{"seed": list(seeds[i * per_worker : (i + 1) * per_worker])} for i in range(workers)]
-    )
-
-
-@torch.no_grad()
 def evaluate(
     env: EnvBase,
     policy: TensorDictModuleBase,
@@ -95,50 +49,46 @@ def evaluate(
 
     Args:
         env: macro env with ``success`` and ``success_once``, batch ``[*B]``.
-        policy: writes ``action``.
+        policy: writes ``action``; on the env's device.
         seeds: one reset per seed; the sub-envs take them in turn.
         deterministic: use the policy's mode instead of a sample.
         noise_seed: seeds the policy's sampling, so that an evaluation can be repeated.
         progress: label of a progress bar, ``None`` for no bar.
+
+    Raises:
+        UserError: the env does not tell success, or there is no seed.
+        NonFiniteError: NaN or infinity in an episode.
     """
+    if not seeds:
+        raise UserError("an evaluation needs at least one reset seed, got none")
+    if SUCCESS_ONCE_KEY not in env.observation_spec.keys():
+        raise UserError("an evaluation needs an env with a `success` entry: it compares success rates")
     size = env.batch_size.numel()
-    once: list[bool] = []
-    at_end: list[bool] = []
-    returns: list[float] = []
-    lengths: list[float] = []
+    outcomes: list[tuple[Tensor, ...]] = []
     exploration = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
     bar = tqdm(total=len(seeds), unit="episode", desc=progress, mininterval=1.0, disable=progress is None)
     with torch.random.fork_rng(), set_exploration_type(exploration):
         torch.manual_seed(noise_seed)
         for start in range(0, len(seeds), size):
-            group = list(seeds[start : start + size])
-            outcome = _run_episodes(env, policy, group + [group[-1]] * (size - len(group)))
-            columns: tuple[list, ...] = (once, at_end, returns, lengths)
-            for values, result in zip(columns, outcome, strict=True):
-                values.extend(result[: len(group)].tolist())
+            group = seeds[start : start + size]
+            outcomes.append(_outcomes(env, policy, group))
             bar.update(len(group))
     bar.close()
+    once, at_end, returns, lengths = (torch.cat(column) for column in zip(*outcomes, strict=True))
     return Evaluation(
-        make_rate(once), make_rate(at_end), sum(returns) / max(len(returns), 1), sum(lengths) / max(len(lengths), 1)
+        make_rate(once.tolist()), make_rate(at_end.tolist()), returns.mean().item(), lengths.mean().item()
     )
 
 
-def _run_episodes(env: EnvBase, policy: TensorDictModuleBase, seeds: Sequence[int]) -> tuple[torch.Tensor, ...]:
-    """One episode per sub-env; ``(once, at_end, return, length)``, each ``[len(seeds)]``."""
-    td = reset_to_seeds(env, seeds)
-    shape = (len(seeds),)
-    running = torch.ones(shape, dtype=torch.bool)
-    once = torch.zeros(shape, dtype=torch.bool)
-    at_end = torch.zeros(shape, dtype=torch.bool)
-    returns, lengths = torch.zeros(shape), torch.zeros(shape)
-    while running.any():
-        td = env.step(policy(td))
-        following = td["next"]
-        check_finite(td, int(lengths.max()))
-        returns += running * following["reward"].reshape(shape).cpu()
-        lengths += (running & ~once) * following["macro_steps"].reshape(shape).cpu()
-        once |= running & following["success_once"].reshape(shape).cpu()
-        at_end = torch.where(running, following["success"].reshape(shape).cpu(), at_end)
-        running &= ~following["done"].reshape(shape).cpu()
-        td = env.step_mdp(td)
-    return once, at_end, returns, lengths
+def _outcomes(env: EnvBase, policy: TensorDictModuleBase, seeds: Sequence[int]) -> tuple[Tensor, ...]:
+    """``(success_once, success_at_end, return, length)`` of one episode per seed, each ``[len(seeds)]``."""
+    size = env.batch_size.numel()
+    once, at_end = torch.zeros(2, size, dtype=torch.bool)
+    returns, lengths = torch.zeros(2, size, dtype=torch.float64)
+    for td, running in run_episodes(env, policy, seeds):
+        after = td["next"].select("reward", STEPS_KEY, SUCCESS_KEY, SUCCESS_ONCE_KEY).reshape(size).cpu()
+        returns += running * after["reward"].reshape(size)
+        lengths += (running & ~once) * after[STEPS_KEY].reshape(size)
+        once |= running & after[SUCCESS_ONCE_KEY].reshape(size)
+        at_end = torch.where(running, after[SUCCESS_KEY].reshape(size), at_end)
+    return tuple(column[: len(seeds)] for column in (once, at_end, returns, lengths))

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
 from dsrl_torchrl.evaluation.curve_checks import longest_dip, success_curve
-from dsrl_torchrl.evaluation.evaluate import Evaluation, Rate
-from dsrl_torchrl.evaluation.figures import plot_learning_curve
+from dsrl_torchrl.evaluation.evaluate import Evaluation
+from dsrl_torchrl.evaluation.figures import Panel, plot_learning_curve
+from dsrl_torchrl.evaluation.rates import Rate
+from dsrl_torchrl.files import write_json
 from dsrl_torchrl.training.metrics_log import read_metrics
-from dsrl_torchrl.cli.artifacts import write_json
 
 PACKAGES = ("torch", "torchrl", "tensordict", "mani_skill", "gymnasium", "numpy", "dsrl-torchrl")
+
+#: Policies that the learning curve is compared with, by their name in the table; the last one evaluated is where
+#: online training started, and what it must not lose.
+REFERENCES = {"base_prior": "base policy, prior noise", "stage1": "stage 1"}
 
 
 def write_summary(
     folder: Path,
-    results: dict[str, Evaluation],
+    results: Mapping[str, Evaluation],
     *,
+    panels: Sequence[Panel],
     stage1: dict,
     stage2: dict,
     config_hash: str,
@@ -28,19 +34,16 @@ def write_summary(
     """Writes ``summary.json`` and ``learning_curve.png`` into ``folder`` and prints the table.
 
     Args:
-        results: by policy name: ``base_prior``, ``base_zero``, ``stage1`` (sampled), ``stage1_deterministic``,
-            ``stage2_stochastic``, ``stage2_deterministic``.
+        results: by policy name, in the order of the table; ``base_prior`` is among them.
+        panels: the agent's, for the learning curve.
         stage1: what stage 1 recorded about itself, its check included; empty before it has run.
         stage2: ``env_steps``, ``updates`` and ``wall_seconds`` of stage 2; empty before it has run.
         config_hash: hash of the configuration that the policies came from.
         title: of the figure.
         say: prints one line.
     """
-    references = {"base policy, prior noise": results["base_prior"].success_once}
-    if "stage1" in results:
-        references["stage 1"] = results["stage1"].success_once
+    references = {label: results[name].success_once for name, label in REFERENCES.items() if name in results}
     rows = read_metrics(folder / "metrics.csv") if stage2 else []
-    # Online training starts from stage 1 where there is one, and must not lose what that gained.
     start, reference = list(references.items())[-1]
     summary = {
         "evaluations": {name: result.to_dict() for name, result in results.items()},
@@ -54,25 +57,28 @@ def write_summary(
         "config_hash": config_hash,
         "versions": {name: _version(name) for name in PACKAGES},
     }
-    write_json(folder / "summary.json", summary)
+    written = [folder / "summary.json"]
+    write_json(written[0], summary)
     say(format_table(results))
     if rows:
-        plot_learning_curve(rows, references, folder / "learning_curve.png", title)
+        if plot_learning_curve(rows, panels, references, folder / "learning_curve.png", title):
+            written.append(folder / "learning_curve.png")
         say(
             f"{summary['env_steps']} env steps, {summary['updates']} updates, {summary['wall_seconds']:.0f} s; longest "
             f"stretch over 10 points below {start}: {summary['longest_dip_env_steps']:.0f} env steps"
         )
-        say(f"{folder / 'summary.json'}, {folder / 'learning_curve.png'}")
+        say(", ".join(map(str, written)))
     return summary
 
 
-def format_table(results: dict[str, Evaluation]) -> str:
+def format_table(results: Mapping[str, Evaluation]) -> str:
     """One line per policy: both success measures with Wilson 95 % intervals, return and length."""
-    head = f"{'policy':<22}{'success_once':>24}{'success_at_end':>24}{'return':>9}{'length':>8}"
+    width = max(22, *(len(name) for name in results))
+    head = f"{'policy':<{width}}{'success_once':>24}{'success_at_end':>24}{'return':>9}{'length':>8}"
     lines = [head, "-" * len(head)]
     for name, result in results.items():
         lines.append(
-            f"{name:<22}{_format(result.success_once):>24}{_format(result.success_at_end):>24}"
+            f"{name:<{width}}{_format(result.success_once):>24}{_format(result.success_at_end):>24}"
             f"{result.return_mean:>9.1f}{result.length_mean:>8.1f}"
         )
     episodes = next(iter(results.values())).success_once.n

@@ -14,6 +14,8 @@ from torchrl.envs import EnvBase
 from torchrl.envs.transforms import Transform
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from dsrl_torchrl.collect.episodes import run_episodes
+
 FRAMES_PER_SECOND = 20
 
 
@@ -37,7 +39,6 @@ class FrameRecorder(Transform):
         return tensordict_reset
 
 
-@torch.no_grad()
 def record_videos(
     env: EnvBase,
     recorder: FrameRecorder,
@@ -64,7 +65,6 @@ def record_videos(
     with set_exploration_type(exploration):
         for index, seed in enumerate(seeds):
             recorder.frames.clear()
-            td = env.reset(seed=[seed])
-            while not td["done"].all():
-                td = env.step_mdp(env.step(policy(td)))
+            for _ in run_episodes(env, policy, [seed]):
+                pass
             imageio.mimwrite(folder / f"{name}-{index}.mp4", [*recorder.frames], fps=FRAMES_PER_SECOND)

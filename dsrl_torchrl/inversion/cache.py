@@ -1,10 +1,12 @@
-"""Aliased noise on disk: computed once per base policy and data set, resumable shard by shard (SPEC §4.4)."""
+"""Inverted noise on disk: computed once per base policy and data set, resumable shard by shard (SPEC §4.4)."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import warnings
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +16,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from tensordict import TensorDictBase
 from torch import Tensor
-from tqdm import tqdm
 
-from dsrl_torchrl.inversion.search import AliasedNoise, AliasMethod, alias_noise, executed_actions
+from dsrl_torchrl.data.macro_transitions import entry_name
 from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.files import write_atomically
+from dsrl_torchrl.inversion.search import InversionMethod, InvertedNoise, executed_actions, invert_noise
+from dsrl_torchrl.latent_env.macro_step import CHUNK_KEY, STEPS_KEY
 from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
-from dsrl_torchrl.policies.content_hash import policy_hash, tensors_hash
-from dsrl_torchrl.policies.storage import write_atomically
-from dsrl_torchrl.cli.artifacts import config_hash
+from dsrl_torchrl.policies.content_hash import tensors_hash
 
-FORMAT = "dsrl_torchrl.alias_cache"
+FORMAT = "dsrl_torchrl.inversion_cache"
 VERSION = 1  # raise it when the numbers of the same description change
-DESCRIPTION_FILE = "alias.json"
+DESCRIPTION_FILE = "inversion.json"
 #: Elements per file, and the most that an interruption costs.
 SHARD_SIZE = 256
 #: Default of what counts as reconstructed: 2.5 % of the action range.
@@ -33,13 +35,13 @@ TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
-class AliasReport:
+class InversionReport:
     """How well the found noise reconstructs the data, over its ``count`` elements.
 
-    Errors are :func:`~dsrl_torchrl.inversion.search.alias_noise`'s: RMS, in half action ranges.
+    Errors are :func:`~dsrl_torchrl.inversion.search.invert_noise`'s: RMS, in half action ranges.
     """
 
-    method: AliasMethod
+    method: InversionMethod
     count: int
     mean: float
     median: float
@@ -54,24 +56,25 @@ class AliasReport:
         )
 
 
-def alias_transitions(
+def invert_transitions(
     transitions: TensorDictBase,
     decoder: NoiseDecoder,
-    method: AliasMethod,
+    method: InversionMethod,
     folder: str | os.PathLike[str],
     *,
     seed: int = 0,
     batch_size: int = 1024,
     tolerance: float = TOLERANCE,
     progress: bool = False,
-) -> tuple[TensorDictBase, AliasReport]:
+) -> tuple[TensorDictBase, InversionReport]:
     """Fills in the noise of macro transitions that came without: ``action`` such that it decodes to what was executed.
 
     A tool for data whose noise is unknown; DSRL-NA itself needs none (SPEC §3). Elements that the base policy cannot
     reproduce get the nearest noise all the same: read the report before trusting them.
 
     Args:
-        transitions: a flat batch ``[n]`` of the schema in :mod:`~dsrl_torchrl.data.macro_transitions`, without ``action``.
+        transitions: a flat batch ``[n]`` of the schema in :mod:`~dsrl_torchrl.data.macro_transitions`, without
+            ``action``.
         decoder: the frozen base policy with its noise layout and ``action_magnitude``.
         method: how noise is found.
         folder: of the cache; holds one subfolder per base policy, data set, method and decoder settings.
@@ -84,11 +87,12 @@ def alias_transitions(
         A shallow copy with ``action`` ``[n, latent_dim]``, and the report.
 
     Raises:
-        UserError: entries that are missing or do not fit, ``action`` already there, or a folder not to be written.
+        UserError: entries that are missing or do not fit, ``action`` already there, a base policy without a content
+            hash, or a folder not to be written.
         NonFiniteError: NaN or infinity in the data or in every decoded candidate of an element.
     """
-    keys = ("observation", ("next", "executed_chunk"), ("next", "macro_steps"))
-    missing = [str(key) for key in keys if transitions.get(key, None) is None]
+    chunk, steps = (transitions.get(("next", key), None) for key in (CHUNK_KEY, STEPS_KEY))
+    missing = [f"next.{key}" for key, value in ((CHUNK_KEY, chunk), (STEPS_KEY, steps)) if value is None]
     if missing or transitions.ndim != 1 or not len(transitions):
         raise UserError(
             f"expected a flat, non-empty batch of macro transitions; got batch size {list(transitions.batch_size)}"
@@ -96,10 +100,9 @@ def alias_transitions(
         )
     if transitions.get("action", None) is not None:
         raise UserError("these transitions hold their noise already: leave out 'action' to have it found anew")
-    observation, chunk, macro_steps = (transitions.get(key) for key in keys)
-    cache = AliasCache(folder, decoder, method, observation, chunk, macro_steps, seed=seed)
+    cache = InversionCache(folder, decoder, method, transitions, chunk, steps, seed=seed)
     noise, error = cache.load_or_compute(batch_size=batch_size, progress=progress)
-    report = AliasReport(
+    report = InversionReport(
         method,
         count=len(error),
         mean=float(error.mean()),
@@ -108,56 +111,62 @@ def alias_transitions(
         tolerance=tolerance,
         within_tolerance=float((error < tolerance).float().mean()),
     )
-    return transitions.copy().set("action", noise.to(observation.device)), report
+    return transitions.copy().set("action", noise.to(chunk.device)), report
 
 
-class AliasCache:
-    """One data set's aliased noise under ``folder/<key>/``: a description in JSON and shards in safetensors.
+class InversionCache:
+    """One data set's inverted noise under ``folder/<key>/``: a description in JSON and shards in safetensors.
 
     The key is a hash of everything that the result depends on, see :attr:`description`. Devices and the batch size are
     left out: they change the result by rounding only.
 
     Args:
         folder: of all caches.
-        decoder: as for :func:`~dsrl_torchrl.inversion.search.alias_noise`, like ``method`` to ``seed``.
+        decoder: as for :func:`~dsrl_torchrl.inversion.search.invert_noise`, like ``method`` to ``seed``.
 
     Raises:
-        UserError, NonFiniteError: the data does not fit or is not finite.
+        UserError, NonFiniteError: the data does not fit or is not finite, or the base policy has no content hash.
     """
 
     def __init__(
         self,
         folder: str | os.PathLike[str],
         decoder: NoiseDecoder,
-        method: AliasMethod,
-        observation: Tensor,
-        executed_chunk: Tensor,
-        macro_steps: Tensor | None = None,
+        method: InversionMethod,
+        observations: TensorDictBase,
+        action_chunk: Tensor,
+        executed_steps: Tensor | None = None,
         *,
         seed: int = 0,
     ) -> None:
-        chunk, executed = executed_actions(decoder, observation, executed_chunk, macro_steps)
+        policy_hash = decoder.base_policy.content_hash()
+        if policy_hash is None:
+            raise UserError(
+                f"{type(decoder.base_policy).__name__} has no content hash, so its inverted noise cannot be kept: "
+                "let content_hash() name the model's weights"
+            )
+        observations, chunk, executed = executed_actions(decoder, observations, action_chunk, executed_steps)
         self.decoder, self.method, self.seed = decoder, method, seed
-        self.observation, self.chunk, self.macro_steps = observation, chunk, executed.sum(-1, keepdim=True)
+        self.observations, self.chunk, self.steps = observations, chunk, executed.sum(-1, keepdim=True)
+        entries = {entry_name(key): value for key, value in observations.items(True, True)}
         #: What the result depends on, as plain JSON values; what was not executed is no part of the data.
         self.description: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
-            "base_policy": policy_hash(decoder.base_policy),
-            "data": tensors_hash(
-                {"observation": observation, "executed_chunk": chunk, "macro_steps": self.macro_steps}
-            ),
-            "count": len(observation),
+            "base_policy": policy_hash,
+            "observations": tensors_hash(entries),
+            "actions": tensors_hash({CHUNK_KEY: chunk, STEPS_KEY: self.steps}),
+            "count": len(chunk),
             "method": {"name": type(method).__name__, **asdict(method)},
             "noise_layout": asdict(decoder.layout),
             "action_magnitude": decoder.action_magnitude,
             "seed": seed,
             "shard_size": SHARD_SIZE,
         }
-        self.key = config_hash(self.description)
+        self.key = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()[:12]
         self.folder = Path(folder) / self.key
 
-    def load_or_compute(self, *, batch_size: int = 1024, progress: bool = False) -> AliasedNoise:
+    def load_or_compute(self, *, batch_size: int = 1024, progress: bool = False) -> InvertedNoise:
         """Noise ``[n, latent_dim]`` and error ``[n]`` on the CPU; computes and writes only the shards that are missing.
 
         Args:
@@ -167,33 +176,39 @@ class AliasCache:
         Raises:
             UserError: the folder cannot be written.
         """
-        shards = []
-        with tqdm(total=len(self.observation), desc="alias noise", unit="element", disable=not progress) as bar:
-            for index in range(-(-len(self.observation) // SHARD_SIZE)):
-                shard = self._read(index) or self._compute(index, batch_size)
-                shards.append(shard)
-                bar.update(len(shard.error))
-        return AliasedNoise(*map(torch.cat, zip(*shards, strict=True)))
+        indices: Iterable[int] = range(-(-len(self.chunk) // SHARD_SIZE))
+        if progress:
+            from tqdm import tqdm  # no dependency of the core
 
-    def _compute(self, index: int, batch_size: int) -> AliasedNoise:
+            indices = tqdm(indices, desc="invert noise", unit="shard")
+        shards = [self._read(index) or self._compute(index, batch_size) for index in indices]
+        return InvertedNoise(*map(torch.cat, zip(*shards, strict=True)))
+
+    def _compute(self, index: int, batch_size: int) -> InvertedNoise:
         if not (self.folder / DESCRIPTION_FILE).exists():  # also finds out that one cannot write, before long work
             self._write(DESCRIPTION_FILE, (json.dumps(self.description, indent=2) + "\n").encode())
-        part = self._part(index)
-        found = alias_noise(
+        part = slice(index * SHARD_SIZE, (index + 1) * SHARD_SIZE)
+        found = invert_noise(
             self.decoder,
-            self.observation[part],
+            self.observations[part],
             self.chunk[part],
             self.method,
-            self.macro_steps[part],
+            self.steps[part],
             seed=self.seed,
             first_index=part.start,
             batch_size=batch_size,
         )
         tensors = {name: tensor.cpu().contiguous() for name, tensor in found._asdict().items()}
         self._write(_file_name(index), safetensors.torch.save(tensors, metadata=self._metadata(index, tensors)))
-        return AliasedNoise(**tensors)
+        return InvertedNoise(**tensors)
 
-    def _read(self, index: int) -> AliasedNoise | None:
+    def _write(self, name: str, data: bytes) -> None:
+        try:
+            write_atomically(self.folder / name, data)
+        except OSError as error:
+            raise UserError(f"cannot write the inversion cache to {self.folder}: {error.strerror}") from error
+
+    def _read(self, index: int) -> InvertedNoise | None:
         path = self.folder / _file_name(index)
         if not path.exists():
             return None
@@ -206,20 +221,10 @@ class AliasCache:
         if metadata != self._metadata(index, tensors):
             warnings.warn(f"{path} is damaged: computing it again", stacklevel=4)
             return None
-        return AliasedNoise(**tensors)
-
-    def _write(self, name: str, data: bytes) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.folder / name, data)
-        except OSError as error:
-            raise UserError(f"cannot write the alias cache to {self.folder}: {error.strerror}") from error
+        return InvertedNoise(**tensors)
 
     def _metadata(self, index: int, tensors: dict[str, Tensor]) -> dict[str, str]:
         return {"key": self.key, "shard": str(index), "sha256": tensors_hash(tensors)}
-
-    def _part(self, index: int) -> slice:
-        return slice(index * SHARD_SIZE, min((index + 1) * SHARD_SIZE, len(self.observation)))
 
 
 def _file_name(index: int) -> str:

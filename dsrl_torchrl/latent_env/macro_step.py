@@ -1,4 +1,4 @@
-"""The macro step: one action chunk is one step of a semi-Markov decision process (SPEC §1)."""
+"""The macro step: one action chunk is one step of a semi-Markov decision process."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torchrl.envs.transforms import CatFrames, Compose, Transform
 
 from dsrl_torchrl.errors import UserError
 
-MACRO_STEPS_KEY = "macro_steps"
-EXECUTED_CHUNK_KEY = "executed_chunk"
+STEPS_KEY = "steps_to_next_obs"  # TorchRL's own name for the exponent of the bootstrap discount
+CHUNK_KEY = "action_chunk"
 SUCCESS_KEY = "success"
 SUCCESS_ONCE_KEY = "success_once"
 
@@ -36,8 +36,8 @@ class MacroStep(Transform):
 
     Entries written under ``"next"``:
 
-    - ``reward`` ``[*B, 1]``: R; ``macro_steps`` ``[*B, 1]`` int64: k, in primitive env steps;
-    - ``executed_chunk`` ``[*B, act_horizon, action_dim]``: the commanded chunk; its first k actions were executed;
+    - ``reward`` ``[*B, 1]``: R; ``steps_to_next_obs`` ``[*B, 1]`` int64: k, in primitive env steps;
+    - ``action_chunk`` ``[*B, act_horizon, action_dim]``: the commanded chunk; its first k actions were executed;
     - ``success`` (if the env has it): after action k-1; ``success_once``: after any of the k actions.
 
     Args:
@@ -67,12 +67,12 @@ class MacroStep(Transform):
                 f"got {list(chunk.shape)}"
             )
         # The base env takes action 0 now; _step finds the whole chunk again under this key.
-        tensordict.set(EXECUTED_CHUNK_KEY, chunk)
+        tensordict.set(CHUNK_KEY, chunk)
         return tensordict.set(self.action_key, chunk[..., 0, :])
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         parent = self._primitive_env()
-        chunk = tensordict.get(EXECUTED_CHUNK_KEY)
+        chunk = tensordict.get(CHUNK_KEY)
         latched = current = next_tensordict
         reward = current.get("reward")
         alive = ~current.get("done")  # (*B, 1)
@@ -99,8 +99,8 @@ class MacroStep(Transform):
         if latched is not next_tensordict:
             latched = next_tensordict.copy().update(latched)
         latched.set("reward", reward)
-        latched.set(MACRO_STEPS_KEY, steps)
-        latched.set(EXECUTED_CHUNK_KEY, chunk)
+        latched.set(STEPS_KEY, steps)
+        latched.set(CHUNK_KEY, chunk)
         if success_once is not None:
             latched.set(SUCCESS_ONCE_KEY, success_once)
         return latched
@@ -115,8 +115,8 @@ class MacroStep(Transform):
         device = parent.device
         spec = self._action_spec(parent.full_action_spec)
         batch = tensordict_reset.batch_size
-        tensordict_reset.set(MACRO_STEPS_KEY, torch.zeros(*batch, 1, dtype=torch.int64, device=device))
-        tensordict_reset.set(EXECUTED_CHUNK_KEY, torch.zeros(spec.shape, dtype=spec.dtype, device=device))
+        tensordict_reset.set(STEPS_KEY, torch.zeros(*batch, 1, dtype=torch.int64, device=device))
+        tensordict_reset.set(CHUNK_KEY, torch.zeros(spec.shape, dtype=spec.dtype, device=device))
         success = tensordict_reset.get(SUCCESS_KEY, None)
         if success is not None:
             tensordict_reset.set(SUCCESS_ONCE_KEY, success.clone())
@@ -141,31 +141,44 @@ class MacroStep(Transform):
     def transform_observation_spec(self, observation_spec: TensorSpec) -> TensorSpec:
         batch, device = observation_spec.shape, observation_spec.device
         chunk = self._action_spec(self.parent.full_action_spec)
-        observation_spec[MACRO_STEPS_KEY] = Bounded(
-            0, self.act_horizon, shape=(*batch, 1), dtype=torch.int64, device=device
-        )
-        observation_spec[EXECUTED_CHUNK_KEY] = Unbounded(shape=chunk.shape, dtype=chunk.dtype, device=device)
+        observation_spec[STEPS_KEY] = Bounded(0, self.act_horizon, shape=(*batch, 1), dtype=torch.int64, device=device)
+        observation_spec[CHUNK_KEY] = Unbounded(shape=chunk.shape, dtype=chunk.dtype, device=device)
         if SUCCESS_KEY in observation_spec.keys():
             observation_spec[SUCCESS_ONCE_KEY] = Categorical(2, shape=(*batch, 1), dtype=torch.bool, device=device)
         return observation_spec
 
 
 def make_macro_env(
-    env: EnvBase, *, act_horizon: int, gamma: float, obs_horizon: int = 1, below: Sequence[Transform] = ()
+    env: EnvBase,
+    *,
+    act_horizon: int,
+    gamma: float,
+    obs_horizon: int = 1,
+    history_keys: Sequence[NestedKey] = ("observation",),
+    below: Sequence[Transform] = (),
 ) -> TransformedEnv:
     """Wraps an env for macro steps, with a history of ``obs_horizon`` *primitive* observations.
 
     In parallel CPU envs this belongs inside each worker: one message per chunk instead of one per action.
 
     Args:
-        env: batch ``[*B]``, flat ``observation`` ``[*B, obs_dim]``, ``action`` ``[*B, action_dim]``, no auto-reset.
+        env: batch ``[*B]``, ``action`` ``[*B, action_dim]``, no auto-reset.
         act_horizon: actions executed per macro step.
         gamma: discount per primitive step.
-        obs_horizon: observations stacked on the last axis, oldest first (the first one is repeated at a reset).
+        obs_horizon: observations in the history, oldest first (the first one is repeated at a reset).
+        history_keys: the entries that get one, each along its first axis: ``[d]`` becomes ``[obs_horizon * d]``,
+            ``[C, H, W]`` becomes ``[obs_horizon * C, H, W]``.
         below: transforms that see every primitive step, e.g. a recorder.
+
+    Raises:
+        UserError: an entry that the env does not have.
     """
     transforms: list[Transform] = list(below)
-    if obs_horizon > 1:
-        transforms.append(CatFrames(N=obs_horizon, dim=-1, in_keys=["observation"], padding="same"))
+    for key in history_keys if obs_horizon > 1 else ():
+        has = env.observation_spec.keys(True, True)
+        if key not in has:
+            raise UserError(f"no entry {key!r} in the env: it has {', '.join(map(str, has))}")
+        dim = env.batch_dims - env.observation_spec[key].ndim  # of the entry's first axis, counted from the end
+        transforms.append(CatFrames(N=obs_horizon, dim=dim, in_keys=[key], padding="same"))
     transforms.append(MacroStep(act_horizon, gamma))
     return TransformedEnv(env, Compose(*transforms), auto_unwrap=False)

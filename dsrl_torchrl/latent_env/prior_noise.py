@@ -15,19 +15,20 @@ class PriorNoise(TensorDictModuleBase):
     Plain and unbounded, as the base policy's own user would draw it, in the noise layout that training uses.
 
     Args:
-        latent_dim: size of the noise (:attr:`NoiseLayout.dim`).
+        latent_dim: size of the noise (:attr:`NoiseDecoder.latent_dim`).
         scale: 1 for the prior, 0 for zero noise.
+        device: of the noise: the latent env's.
     """
 
-    in_keys: ClassVar = ["observation"]
+    in_keys: ClassVar[list] = []
     out_keys: ClassVar = ["action"]
 
-    def __init__(self, latent_dim: int, scale: float = 1.0) -> None:
+    def __init__(self, latent_dim: int, scale: float = 1.0, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.latent_dim = latent_dim
         self.scale = scale
+        self.device = torch.device(device)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        observation = tensordict.get("observation")
-        noise = torch.randn(*tensordict.batch_size, self.latent_dim, device=observation.device)
+        noise = torch.randn(*tensordict.batch_size, self.latent_dim, device=self.device)
         return tensordict.set("action", self.scale * noise)

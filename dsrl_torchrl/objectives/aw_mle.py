@@ -1,4 +1,4 @@
-"""AW-MLE: the latent policy imitates the prior's better noises (SPEC §4, S1)."""
+"""AW-MLE: the latent policy imitates the prior's better noises (Eq. 14 and 15)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import ProbabilisticTensorDictSequential, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor
-from torchrl.objectives import LossModule
 
 from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.objectives.ensemble import check_backup, reduce_ensemble
-from dsrl_torchrl.objectives.latent_distribution import latent_distribution
+from dsrl_torchrl.networks.critics import reduce_ensemble
+from dsrl_torchrl.objectives.latent_loss import LatentLoss, check_ensemble
 
 
 def truncated_prior(*shape: int, bound: float, like: Tensor) -> Tensor:
@@ -29,7 +28,7 @@ def truncated_prior(*shape: int, bound: float, like: Tensor) -> Tensor:
     return math.sqrt(2) * torch.erfinv(edge * (2 * uniform - 1)).clamp(-4.0, 4.0)
 
 
-class AdvantageWeightedMLELoss(LossModule):
+class AdvantageWeightedMLELoss(LatentLoss):
     """``-Σ_i ω_i log π(w_i | s)`` over M candidates ``w_i`` of the prior, weighted by their advantage under ``Q^W``.
 
     ``ω_i = exp(β (Q(s, w_i) - V(s))) / M`` with the soft baseline ``V(s) = τ log mean_i exp(Q(s, w_i) / τ)`` and
@@ -39,18 +38,17 @@ class AdvantageWeightedMLELoss(LossModule):
 
     The policy stays where the prior has mass, which guards against the critic's over-estimation elsewhere.
 
-    Reads ``observation`` alone. Returns ``loss_aw_mle`` and, detached, ``effective_candidates`` (``[*B]``,
+    Reads what the actor reads. Returns ``loss_aw_mle`` and, detached, ``effective_candidates`` (``[*B]``,
     ``(Σ ω)² / Σ ω²``: M for equal weights, 1 if one candidate takes all) and ``advantage`` (``[*B]``, the weighted
     mean of ``Q`` over the plain one).
 
     Args:
-        actor_network: ``π^W``, trained.
-        noise_values: ``Q^W``, ``(observation [*B, obs], noise [M, *B, latent_dim]) -> [N, M, *B]``; no gradient reaches
-            it.
+        actor: ``π^W``, trained.
+        noise_values: ``Q^W``, ``(observations [*B], noise [M, *B, latent_dim]) -> [N, M, *B]``; no gradient reaches it.
         latent_dim: size of the noise.
         action_magnitude: bound of the noise; candidates are drawn from the prior inside it.
-        m_candidates: M (SPEC: 16 to 64).
-        beta_latent: β, inverse temperature in units of the return (SPEC: 0.3 to 1).
+        m_candidates: M (the seeds have 16 to 64).
+        beta_latent: β, inverse temperature in units of the return.
         tau_baseline: τ, in units of the return.
         backup: ``min`` or ``mean`` over the ensemble.
         reduction: ``none``, ``mean`` or ``sum``.
@@ -61,33 +59,31 @@ class AdvantageWeightedMLELoss(LossModule):
         """Configurable tensordict keys.
 
         Attributes:
-            observation: what the critic reads.
-            action: what ``actor_network`` writes: the noise.
+            action: what the actor writes: the noise.
         """
 
-        observation: NestedKey = "observation"
         action: NestedKey = "action"
 
     tensor_keys: _AcceptedKeys
-    noise_values: Callable[[Tensor, Tensor], Tensor]
+    noise_values: Callable[[TensorDictBase, Tensor], Tensor]
     default_keys = _AcceptedKeys
     out_keys: ClassVar = ["loss_aw_mle", "effective_candidates", "advantage"]  # type: ignore[misc]
 
-    actor_network: ProbabilisticTensorDictSequential
-    actor_network_params: TensorDictParams
-    target_actor_network_params: TensorDictParams
+    actor: ProbabilisticTensorDictSequential
+    actor_params: TensorDictParams
+    target_actor_params: TensorDictParams
 
     def __init__(
         self,
-        actor_network: ProbabilisticTensorDictSequential,
-        noise_values: Callable[[Tensor, Tensor], Tensor],
+        actor: ProbabilisticTensorDictSequential,
+        noise_values: Callable[[TensorDictBase, Tensor], Tensor],
         *,
         latent_dim: int,
         action_magnitude: float,
-        m_candidates: int = 32,
-        beta_latent: float = 1.0,
-        tau_baseline: float = 1.0,
-        backup: str = "min",
+        m_candidates: int,
+        beta_latent: float,
+        tau_baseline: float,
+        backup: str,
         reduction: str = "mean",
     ) -> None:
         if m_candidates < 2:
@@ -95,26 +91,16 @@ class AdvantageWeightedMLELoss(LossModule):
         for name, value in (("beta_latent", beta_latent), ("tau_baseline", tau_baseline)):
             if not value > 0:
                 raise UserError(f"{name} must be positive, got {value}")
+        check_ensemble(1, backup)
         super().__init__()
-        self.convert_to_functional(actor_network, "actor_network")
-        # In __dict__, where TorchRL keeps its networks: a module given here must not become a part of the loss.
-        self.__dict__["noise_values"] = noise_values
-        self.latent_dim = latent_dim
-        self.action_magnitude = action_magnitude
-        self.m_candidates = m_candidates
-        self.beta_latent = beta_latent
-        self.tau_baseline = tau_baseline
-        self.backup = check_backup(backup)
-        self.reduction = reduction
-        self.set_keys()
+        self.convert_to_functional(actor, "actor")
+        self.refer(noise_values=noise_values)
+        self.latent_dim, self.action_magnitude, self.m_candidates = latent_dim, action_magnitude, m_candidates
+        self.beta_latent, self.tau_baseline = beta_latent, tau_baseline
+        self.backup, self.reduction = backup, reduction
 
-    def set_keys(self, **kwargs: NestedKey) -> None:
-        """Renames ``observation`` or ``action``."""
-        super().set_keys(**kwargs)
-        self.in_keys = list(dict.fromkeys([self.tensor_keys.observation, *self.actor_network.in_keys]))
-
-    def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
-        pass
+    def reads(self) -> list[NestedKey]:
+        return list(self.actor.in_keys)
 
     def weights(self, q: Tensor) -> Tensor:
         """``Q(s, w_i)`` ``[M, *B]`` -> ``ω_i`` ``[M, *B]``."""
@@ -125,16 +111,14 @@ class AdvantageWeightedMLELoss(LossModule):
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Draws the candidates from the global generator; batch ``[*B]``."""
-        observation = tensordict.get(self.tensor_keys.observation)  # (*B, obs)
-        batch = observation.shape[:-1]
-        noise = truncated_prior(
-            self.m_candidates, *batch, self.latent_dim, bound=self.action_magnitude, like=observation
-        )
+        like = tensordict.get(self.actor.in_keys[0])
+        shape = (self.m_candidates, *tensordict.batch_size, self.latent_dim)
+        noise = truncated_prior(*shape, bound=self.action_magnitude, like=like)
         with torch.no_grad():
-            q = reduce_ensemble(self.noise_values(observation, noise), self.backup)  # (M, *B)
+            q = reduce_ensemble(self.noise_values(tensordict, noise), self.backup)  # (M, *B)
             omega = self.weights(q)
-        dist = latent_distribution(self.actor_network, self.actor_network_params, tensordict)
-        loss = -(omega * dist.log_prob(noise)).sum(0)
+        with self.actor_params.to_module(self.actor):
+            loss = -(omega * self.actor.get_dist(tensordict).log_prob(noise)).sum(0)
         return TensorDict(
             {
                 "loss_aw_mle": self._reduce_loss(loss, tensordict),

@@ -6,9 +6,8 @@ from dsrl_torchrl.policies.diffusion import DiffusionBCLoss, DiffusionPolicy
 from dsrl_torchrl.policies.flow import FlowBCLoss, FlowPolicy
 from dsrl_torchrl.policies.generative import GenerativePolicy
 from dsrl_torchrl.policies.networks import ChunkMLP, ChunkNetwork, UNet1D, make_network
-from dsrl_torchrl.policies.normalisation import Normalisation
-from dsrl_torchrl.policies.shortcut import ShortcutBCLoss, ShortcutPolicy
 from dsrl_torchrl.policies.probe import Steerability, probe, steerability
+from dsrl_torchrl.policies.shortcut import ShortcutBCLoss, ShortcutPolicy
 from dsrl_torchrl.policies.storage import load_policy, save_policy
 
 __all__ = [
@@ -21,7 +20,6 @@ __all__ = [
     "FlowBCLoss",
     "FlowPolicy",
     "GenerativePolicy",
-    "Normalisation",
     "ShortcutBCLoss",
     "ShortcutPolicy",
     "Steerability",

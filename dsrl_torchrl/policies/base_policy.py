@@ -1,87 +1,128 @@
-"""The contract of a base policy: frozen, ``(observation, noise) -> action chunk``, deterministic in both."""
+"""The contract of a base policy: frozen, ``(entries, noise) -> action chunk``, deterministic in all of them."""
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Sequence
+from typing import ClassVar
 
+import torch
+from tensordict.utils import NestedKey
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.policies.arguments import positive_int
-from dsrl_torchrl.policies.normalisation import Normalisation
+from dsrl_torchrl.policies.content_hash import policy_hash
 
 
 class BasePolicy(nn.Module):
-    """What DSRL steers: a policy that somebody trained, seen as a function of its initial noise (SPEC, top).
+    """What DSRL steers: a policy that somebody trained, seen as a function of its initial noise.
 
-    A subclass implements ``forward`` and keeps four promises:
+    A subclass implements ``forward`` and keeps these promises:
 
     - deterministic: the same observation and noise give the same chunk (:func:`~dsrl_torchrl.policies.probe` checks);
     - batched: any leading dims, on whatever device the module is;
-    - differentiable in ``noise`` when that requires grad: no ``torch.no_grad`` inside;
-    - complete: normalisation happens inside, so observations and actions are in env units.
+    - complete: normalisation happens inside, so observations and actions are in env units, and observations are what
+      the env gave;
+    - differentiable in ``noise`` when that requires grad: no ``torch.no_grad`` inside; or it says
+      ``differentiable = False`` (a server, a JAX model), and what needs a gradient is refused or left out.
 
-    An adapter of a foreign policy that normalises by itself leaves :attr:`normalisation` as it is, or fits it to its
-    action range so that :func:`~dsrl_torchrl.policies.steerability` is measured in that range.
+    Which action runs first, ``first_action = f`` and ``act_horizon = H_a``::
+
+        chunk index     0  ...  f-1   f  ...  f + H_a - 1   ...  pred_horizon - 1
+        executed        no      no    yes     yes           no   no
 
     Args:
-        observation_dim: size of the flat observation, ``obs_horizon`` times the size of one primitive step's.
         action_dim: size of one action.
         pred_horizon: number of actions in a chunk.
-        obs_horizon: number of primitive steps in the observation, oldest first.
+        in_keys: the entries that ``forward`` reads, in order.
+        obs_horizon: number of primitive steps in each entry, oldest first, concatenated along the entry's first axis.
+        noise_horizon: steps of the noise, default ``pred_horizon``.
+        noise_dim: size of one step's noise, default ``action_dim`` (a VLA: 32 for 7 actions).
+        first_action: index of the chunk that is executed first (``obs_horizon - 1`` in Diffusion Policy's convention).
         control_mode: how the robot reads an action, e.g. ManiSkill's ``pd_ee_delta_pos``. Metadata.
 
+    Attributes:
+        action_low, action_high: ``[action_dim]``, the range that decoded actions are measured in, ±1 by default.
+        differentiable: in its noise.
+        picklable: whether it can be sent to another process. Nothing of ours does so: workers step the simulator, the
+            chunks are decoded where the learner is.
+
     Raises:
-        UserError: a size that is not a positive integer, or ``observation_dim`` not a multiple of ``obs_horizon``.
+        UserError: a size that is not a positive integer, or a ``first_action`` outside of the chunk.
     """
+
+    differentiable: ClassVar[bool] = True
+    picklable: ClassVar[bool] = True
+    action_low: Tensor
+    action_high: Tensor
 
     def __init__(
         self,
-        observation_dim: int,
         action_dim: int,
         pred_horizon: int,
+        *,
+        in_keys: Sequence[NestedKey] = ("observation",),
         obs_horizon: int = 1,
+        noise_horizon: int | None = None,
+        noise_dim: int | None = None,
+        first_action: int = 0,
         control_mode: str = "",
     ) -> None:
         super().__init__()
-        self.observation_dim = positive_int("observation_dim", observation_dim)
+        self.in_keys: list[NestedKey] = [tuple(key) if isinstance(key, list) else key for key in in_keys]
         self.action_dim = positive_int("action_dim", action_dim)
         self.pred_horizon = positive_int("pred_horizon", pred_horizon)
         self.obs_horizon = positive_int("obs_horizon", obs_horizon)
-        if observation_dim % obs_horizon:
-            raise UserError(
-                f"observation_dim must be a multiple of obs_horizon (the history is flattened): "
-                f"got {observation_dim} and {obs_horizon}"
-            )
+        self.noise_horizon = pred_horizon if noise_horizon is None else positive_int("noise_horizon", noise_horizon)
+        self.noise_dim = action_dim if noise_dim is None else positive_int("noise_dim", noise_dim)
+        self.first_action = positive_int("first_action", first_action, at_least=0)
+        if first_action >= pred_horizon:
+            raise UserError(f"first_action must be below pred_horizon ({pred_horizon}), got {first_action}")
         self.control_mode = str(control_mode)
-        self.normalisation = Normalisation(observation_dim, action_dim)
+        self.register_buffer("action_low", -torch.ones(action_dim))
+        self.register_buffer("action_high", torch.ones(action_dim))
         self._frozen = False
 
-    def forward(self, observation: Tensor, noise: Tensor) -> Tensor:
+    def forward(self, *entries_and_noise: Tensor) -> Tensor:
         """Decodes noise into an action chunk.
 
         Args:
-            observation: ``[*B, observation_dim]`` in env units. Finite: not checked here, where it would cost a
-                synchronisation per call.
-            noise: ``[*B, pred_horizon, action_dim]``, ``N(0, I)`` for the policy's own behaviour.
+            entries_and_noise: the entries of :attr:`in_keys`, ``[*B, ...]`` each, in env units and finite (not checked
+                here, where it would cost a synchronisation per call); last the noise ``[*B, noise_horizon,
+                noise_dim]``, ``N(0, I)`` for the policy's own behaviour.
 
         Returns:
             Actions ``[*B, pred_horizon, action_dim]`` in env units.
         """
         raise NotImplementedError
 
-    def check_shapes(self, observation: Tensor, chunk: Tensor, name: str = "noise") -> None:
-        """Raises a :class:`UserError` that prints both shapes unless they fit the policy and each other.
+    def observation_statistics(self, key: NestedKey) -> tuple[Tensor, Tensor] | None:
+        """Mean and standard deviation of a state entry, each of its shape, if the policy knows them.
 
-        ``chunk`` is noise or actions; ``name`` says which in the message.
+        They standardise what latent policy and critics see.
         """
-        chunk_shape = (*observation.shape[:-1], self.pred_horizon, self.action_dim)
-        if observation.shape[-1:] != (self.observation_dim,) or chunk.shape != chunk_shape:
-            raise UserError(
-                f"expected observation [*B, {self.observation_dim}] and {name} "
-                f"[*B, {self.pred_horizon}, {self.action_dim}] with the same leading dims; "
-                f"got observation {list(observation.shape)} and {name} {list(chunk.shape)}"
-            )
+        return None
+
+    def content_hash(self) -> str | None:
+        """A hash of what the policy computes: the key under which anything derived from it may be kept.
+
+        ``None`` says that it cannot be hashed (a server): a run is then keyed by how the policy was loaded.
+        """
+        return policy_hash(self)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the policy decodes."""
+        return self.action_low.device
+
+    def normalise_action(self, action: Tensor) -> Tensor:
+        """``[*B, action_dim]`` in env units -> [-1, 1] inside of the range."""
+        return 2 * (action - self.action_low) / (self.action_high - self.action_low) - 1
+
+    def denormalise_action(self, action: Tensor) -> Tensor:
+        """``[*B, action_dim]`` in [-1, 1] -> env units."""
+        return self.action_low + (action + 1) / 2 * (self.action_high - self.action_low)
 
     @property
     def frozen(self) -> bool:
@@ -98,7 +139,10 @@ class BasePolicy(nn.Module):
         """As in ``nn.Module``, but a frozen policy stays in eval mode when a parent calls this."""
         return super().train(mode and not self._frozen)
 
-    def set_normalisation(self, observations: Tensor, actions: Tensor, valid: Tensor | None = None) -> Self:
-        """Takes the scales from data: see :meth:`~dsrl_torchrl.policies.normalisation.Normalisation.fit`."""
-        self.normalisation.fit(observations, actions, valid)
-        return self
+    def __reduce_ex__(self, protocol):
+        if not self.picklable:
+            raise UserError(
+                f"{type(self).__name__} cannot be sent to another process or copied: put make_macro_env inside of the "
+                "workers and LatentActionEnv around the ParallelEnv"
+            )
+        return super().__reduce_ex__(protocol)

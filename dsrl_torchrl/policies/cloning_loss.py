@@ -39,7 +39,7 @@ class BehaviourCloningLoss(LossModule):
         """Configurable tensordict keys.
 
         Attributes:
-            observation: what the policy reads, ``"observation"`` by default.
+            observation: the entry that the policy reads, its ``in_keys[0]``.
             action: the expert chunk, ``"action"`` by default.
             valid: mask of the chunk's real actions, ``"valid"`` by default; may be absent from the data.
         """
@@ -68,7 +68,7 @@ class BehaviourCloningLoss(LossModule):
         self.convert_to_functional(policy, "policy")
         self.reduction = reduction
         self.out_keys = [self.loss_key]
-        self.set_keys()
+        self.set_keys(observation=policy.in_keys[0])
 
     def set_keys(self, **kwargs: NestedKey) -> None:
         """Renames ``observation``, ``action`` or ``valid``."""
@@ -86,10 +86,9 @@ class BehaviourCloningLoss(LossModule):
         action = tensordict.get(self.tensor_keys.action)
         self.policy.check_shapes(observation, action, name="action")
         with self.policy_params.to_module(self.policy):
-            scales = self.policy.normalisation
             error = self.policy.squared_error(
-                scales.normalise_observation(observation).reshape(-1, observation.shape[-1]),
-                scales.normalise_action(action).reshape(-1, *action.shape[-2:]),
+                self.policy.observation_scale(observation).reshape(-1, observation.shape[-1]),
+                self.policy.normalise_action(action).reshape(-1, *action.shape[-2:]),
             )
         error = error.mean(-1).reshape(action.shape[:-1])  # (*B, pred_horizon)
         return TensorDict({self.loss_key: self._reduce_loss(error, tensordict)})

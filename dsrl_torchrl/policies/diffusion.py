@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from tensordict.utils import NestedKey
 from torch import Tensor
 
 from dsrl_torchrl.errors import UserError
@@ -53,8 +54,11 @@ class DiffusionPolicy(GenerativePolicy):
         network: Mapping[str, Any] | None = None,
         control_mode: str = "",
         train_steps: int = 100,
+        in_key: NestedKey = "observation",
     ) -> None:
-        super().__init__(observation_dim, action_dim, pred_horizon, obs_horizon, sampler_steps, network, control_mode)
+        super().__init__(
+            observation_dim, action_dim, pred_horizon, obs_horizon, sampler_steps, network, control_mode, in_key
+        )
         self.train_steps = positive_int("train_steps", train_steps)
         if sampler_steps > train_steps:
             raise UserError(f"sampler_steps must be at most train_steps ({train_steps}), got {sampler_steps}")
@@ -64,6 +68,10 @@ class DiffusionPolicy(GenerativePolicy):
     def config(self) -> dict[str, Any]:
         """Every constructor argument, defaults included, as plain JSON values."""
         return {**super().config, "train_steps": self.train_steps}
+
+    def cloning_loss(self) -> DiffusionBCLoss:
+        """:class:`DiffusionBCLoss` of this policy."""
+        return DiffusionBCLoss(self)
 
     def sample(self, observation: Tensor, noise: Tensor) -> Tensor:
         """DDIM with η = 0: ``x_{t'} = √ᾱ_t' x̂_0 + √(1 - ᾱ_t') ε(s, x_t, t)``, with ``x̂_0`` clipped to [-1, 1].

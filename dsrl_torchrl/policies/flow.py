@@ -25,6 +25,10 @@ class FlowPolicy(GenerativePolicy):
 
     policy_type: ClassVar[str] = "flow"
 
+    def cloning_loss(self) -> FlowBCLoss:
+        """:class:`FlowBCLoss` of this policy."""
+        return FlowBCLoss(self)
+
     def sample(self, observation: Tensor, noise: Tensor) -> Tensor:
         """Euler: ``x_{t + dt} = x_t + dt * v(s, x_t, t)``, then clipped to [-1, 1]."""
         x, dt = noise, 1 / self.sampler_steps

@@ -6,23 +6,30 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from tensordict.utils import NestedKey
 from torch import Tensor
+from typing_extensions import Self
 
+from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.policies.arguments import positive_int
 from dsrl_torchrl.policies.base_policy import BasePolicy
 from dsrl_torchrl.policies.networks import make_network
+from dsrl_torchrl.policies.normalisation import ObservationScale, action_range
 
 
 class GenerativePolicy(BasePolicy):
-    """A policy that turns noise into a chunk by calling one network ``sampler_steps`` times.
+    """A policy over one flat entry that turns noise into a chunk by calling one network ``sampler_steps`` times.
 
     Works in normalised space: the subclass's :meth:`sample` sees observations of unit variance and makes chunks in
     [-1, 1], so a decoded action never leaves the range of the demonstrations.
 
     Args:
+        observation_dim: size of the flat observation, ``obs_horizon`` times the size of one primitive step's.
+        action_dim, pred_horizon, obs_horizon, control_mode: :class:`~dsrl_torchrl.policies.base_policy.BasePolicy`'s.
         sampler_steps: number of network calls per chunk. Fewer are cheaper and narrow the spread over noise.
         network: ``{"kind": "mlp" | "unet", ...}`` and that network's options
             (:mod:`~dsrl_torchrl.policies.networks`); a 3x256 MLP by default.
+        in_key: the entry that it reads.
     """
 
     policy_type: ClassVar[str]
@@ -37,8 +44,16 @@ class GenerativePolicy(BasePolicy):
         sampler_steps: int = 5,
         network: Mapping[str, Any] | None = None,
         control_mode: str = "",
+        in_key: NestedKey = "observation",
     ) -> None:
-        super().__init__(observation_dim, action_dim, pred_horizon, obs_horizon, control_mode)
+        super().__init__(action_dim, pred_horizon, in_keys=[in_key], obs_horizon=obs_horizon, control_mode=control_mode)
+        self.observation_dim = positive_int("observation_dim", observation_dim)
+        if observation_dim % obs_horizon:
+            raise UserError(
+                f"observation_dim must be a multiple of obs_horizon (the history is flattened): "
+                f"got {observation_dim} and {obs_horizon}"
+            )
+        self.observation_scale = ObservationScale(observation_dim)
         self.sampler_steps = positive_int("sampler_steps", sampler_steps)
         self.network = make_network(
             network or {"kind": "mlp"}, observation_dim + self.condition_dim, action_dim, pred_horizon
@@ -55,21 +70,58 @@ class GenerativePolicy(BasePolicy):
             "sampler_steps": self.sampler_steps,
             "network": dict(self.network.options),
             "control_mode": self.control_mode,
+            "in_key": list(self.in_keys[0]) if isinstance(self.in_keys[0], tuple) else self.in_keys[0],
         }
+
+    def fit_scales(self, observations: Tensor, actions: Tensor, valid: Tensor | None = None) -> Self:
+        """Takes the scales of observations and actions from data.
+
+        Args:
+            observations: ``[*N, observation_dim]``.
+            actions: ``[*N, pred_horizon, action_dim]`` in env units.
+            valid: bool ``[*N, pred_horizon]``, False for padded actions, which are then left out.
+        """
+        low, high = action_range(actions, valid)
+        self.observation_scale.fit(observations)
+        self.action_low.copy_(low)
+        self.action_high.copy_(high)
+        return self
+
+    def observation_statistics(self, key: NestedKey) -> tuple[Tensor, Tensor] | None:
+        if key != self.in_keys[0] or not self.observation_scale.fitted:
+            return None
+        return self.observation_scale.mean, self.observation_scale.std
+
+    def cloning_loss(self) -> torch.nn.Module:
+        """The behaviour-cloning loss that trains this policy."""
+        raise NotImplementedError
 
     def sample(self, observation: Tensor, noise: Tensor) -> Tensor:
         """Normalised observation ``[B, obs]``, noise ``[B, H, A]`` -> normalised chunk ``[B, H, A]`` in [-1, 1]."""
         raise NotImplementedError
 
-    def forward(self, observation: Tensor, noise: Tensor) -> Tensor:
+    def forward(self, observation: Tensor, noise: Tensor) -> Tensor:  # type: ignore[override]
         """``[*B, observation_dim]``, ``[*B, pred_horizon, action_dim]`` -> ``[*B, pred_horizon, action_dim]``."""
         self.check_shapes(observation, noise)
-        dtype = self.normalisation.observation_mean.dtype  # simulators often hand out float64
+        dtype = self.action_low.dtype  # simulators often hand out float64
         chunk = self.sample(
-            self.normalisation.normalise_observation(observation.to(dtype)).reshape(-1, self.observation_dim),
+            self.observation_scale(observation.to(dtype)).reshape(-1, self.observation_dim),
             noise.to(dtype).reshape(-1, self.pred_horizon, self.action_dim),
         )
-        return self.normalisation.denormalise_action(chunk).reshape(noise.shape)
+        return self.denormalise_action(chunk).reshape(noise.shape)
+
+    def check_shapes(self, observation: Tensor, chunk: Tensor, name: str = "noise") -> None:
+        """Raises a :class:`UserError` that prints both shapes unless they fit the policy and each other.
+
+        ``chunk`` is noise or actions; ``name`` says which in the message.
+        """
+        chunk_shape = (*observation.shape[:-1], self.pred_horizon, self.action_dim)
+        if observation.shape[-1:] != (self.observation_dim,) or chunk.shape != chunk_shape:
+            raise UserError(
+                f"{type(self).__name__} expected {self.in_keys[0]} [*B, {self.observation_dim}] and {name} "
+                f"[*B, {self.pred_horizon}, {self.action_dim}] with the same leading dims; "
+                f"got {self.in_keys[0]} {list(observation.shape)} and {name} {list(chunk.shape)}"
+            )
 
     def squared_error(self, observation: Tensor, chunk: Tensor) -> Tensor:
         """The training objective before its reduction, at a random time and noise for every element.

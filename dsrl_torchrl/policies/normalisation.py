@@ -17,82 +17,82 @@ MIN_ACTION_HALF_RANGE = 1e-2
 OBSERVATION_CLIP = 10.0
 
 
-class Normalisation(nn.Module):
-    """Observations to zero mean and unit variance, actions from their range in the data to [-1, 1].
-
-    The identity until :meth:`fit`; ``fitted`` tells.
+class ObservationScale(nn.Module):
+    """Flat observations to zero mean and unit variance; the identity until :meth:`fit`.
 
     Args:
-        observation_dim: size of the flat observation, history included.
-        action_dim: size of one action.
+        observation_dim: size of the observation, history included.
     """
 
-    observation_mean: Tensor  # (observation_dim,)
-    observation_std: Tensor  # (observation_dim,)
-    action_low: Tensor  # (action_dim,) in env units
-    action_high: Tensor  # (action_dim,)
+    mean: Tensor  # (observation_dim,)
+    std: Tensor  # (observation_dim,)
     fitted: Tensor  # () bool
 
-    def __init__(self, observation_dim: int, action_dim: int) -> None:
+    def __init__(self, observation_dim: int) -> None:
         super().__init__()
-        self.register_buffer("observation_mean", torch.zeros(observation_dim))
-        self.register_buffer("observation_std", torch.ones(observation_dim))
-        self.register_buffer("action_low", -torch.ones(action_dim))
-        self.register_buffer("action_high", torch.ones(action_dim))
+        self.register_buffer("mean", torch.zeros(observation_dim))
+        self.register_buffer("std", torch.ones(observation_dim))
         self.register_buffer("fitted", torch.tensor(False))
 
     @torch.no_grad()
-    def fit(self, observations: Tensor, actions: Tensor, valid: Tensor | None = None) -> None:
-        """Takes the scales from data, in place.
-
-        Args:
-            observations: ``[*N, observation_dim]``.
-            actions: ``[*N, pred_horizon, action_dim]`` in env units; any leading dims are allowed.
-            valid: bool ``[*N, pred_horizon]``, False for padded actions, which are then left out.
+    def fit(self, observations: Tensor) -> None:
+        """Takes the scales from ``[*N, observation_dim]``, in place.
 
         Raises:
-            UserError: wrong sizes, no data, or NaN/Inf anywhere in the data, padding included (a padded NaN would
-                still enter the network).
+            UserError: wrong size, no data, or NaN/Inf in it.
         """
-        observations = _finite_rows("observation", observations, self.observation_mean.numel())
-        actions = _finite_rows("action", actions, self.action_low.numel())
-        if valid is not None:
-            if valid.numel() != actions.shape[0]:
-                raise UserError(
-                    f"valid must have one flag per action: {actions.shape[0]} actions, valid is {tuple(valid.shape)}"
-                )
-            actions = actions[valid.reshape(-1).bool()]
-        if not len(observations) or not len(actions):
-            raise UserError("cannot take the normalisation from a dataset without valid observations and actions")
-
-        std = observations.std(0, correction=0)
-        self.observation_mean.copy_(observations.mean(0))
-        self.observation_std.copy_(torch.where(std < MIN_OBSERVATION_STD, torch.ones_like(std), std))
-        low, high = actions.amin(0), actions.amax(0)
-        centre, half_range = (low + high) / 2, (high - low) / 2
-        narrow = half_range < MIN_ACTION_HALF_RANGE
-        self.action_low.copy_(torch.where(narrow, centre - MIN_ACTION_HALF_RANGE, low))
-        self.action_high.copy_(torch.where(narrow, centre + MIN_ACTION_HALF_RANGE, high))
+        observations = finite_rows("observation", observations, self.mean.numel())
+        mean, std = observation_statistics(observations)
+        self.mean.copy_(mean)
+        self.std.copy_(std)
         self.fitted.fill_(True)
 
-    def normalise_observation(self, observation: Tensor) -> Tensor:
+    def forward(self, observation: Tensor) -> Tensor:
         """``[*B, observation_dim]`` -> the same shape, in standard deviations, within ±10."""
-        scaled = (observation - self.observation_mean) / self.observation_std
-        return scaled.clamp(-OBSERVATION_CLIP, OBSERVATION_CLIP)
-
-    def normalise_action(self, action: Tensor) -> Tensor:
-        """``[*B, action_dim]`` in env units -> [-1, 1] inside the data's range."""
-        return 2 * (action - self.action_low) / (self.action_high - self.action_low) - 1
-
-    def denormalise_action(self, action: Tensor) -> Tensor:
-        """``[*B, action_dim]`` in [-1, 1] -> env units."""
-        return self.action_low + (action + 1) / 2 * (self.action_high - self.action_low)
+        return ((observation - self.mean) / self.std).clamp(-OBSERVATION_CLIP, OBSERVATION_CLIP)
 
 
-def _finite_rows(name: str, values: Tensor, size: int) -> Tensor:
+def observation_statistics(observations: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over the rows of ``[n, dim]``; 1 where nothing moves."""
+    std = observations.std(0, correction=0)
+    return observations.mean(0), torch.where(std < MIN_OBSERVATION_STD, torch.ones_like(std), std)
+
+
+def action_range(actions: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Lowest and highest action, ``[action_dim]`` each, of ``[*N, pred_horizon, action_dim]`` in env units.
+
+    Args:
+        actions: any leading dims.
+        valid: bool ``[*N, pred_horizon]``, False for padded actions, which are then left out.
+
+    Raises:
+        UserError: wrong sizes, no data, or NaN/Inf anywhere, padding included (it would still enter the network).
+    """
+    rows = finite_rows("action", actions, actions.shape[-1])
+    if valid is not None:
+        if valid.numel() != rows.shape[0]:
+            raise UserError(
+                f"valid must have one flag per action: {rows.shape[0]} actions, valid is {tuple(valid.shape)}"
+            )
+        rows = rows[valid.reshape(-1).bool()]
+    if not len(rows):
+        raise UserError("cannot take the normalisation from a dataset without valid observations and actions")
+    low, high = rows.amin(0), rows.amax(0)
+    centre, half_range = (low + high) / 2, (high - low) / 2
+    narrow = half_range < MIN_ACTION_HALF_RANGE
+    return (
+        torch.where(narrow, centre - MIN_ACTION_HALF_RANGE, low),
+        torch.where(narrow, centre + MIN_ACTION_HALF_RANGE, high),
+    )
+
+
+def finite_rows(name: str, values: Tensor, size: int) -> Tensor:
+    """``[..., size]`` -> ``[n, size]``; raises :class:`UserError` for another size, NaN or infinity."""
     if values.ndim < 2 or values.shape[-1] != size:
         raise UserError(f"{name} data must have the shape [..., {size}], got {tuple(values.shape)}")
     rows = values.reshape(-1, size)
+    if not len(rows):
+        raise UserError("cannot take the normalisation from a dataset without valid observations and actions")
     bad = (~rows.isfinite()).any(-1)
     if bad.any():
         raise UserError(

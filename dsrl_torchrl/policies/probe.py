@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from dsrl_torchrl.errors import UserError
@@ -15,7 +16,7 @@ PROBE_NOISES = 8
 REPEAT_TOLERANCE = 1e-3  # of the half action range: room for non-deterministic GPU kernels and bfloat16
 RESPONSE_TOLERANCE = 1e-6
 
-# On PickCube a spread of 0.03 left DSRL nothing to steer in 16k env steps, 0.15 and 0.27 did not.
+#: A spread below this leaves DSRL next to nothing to choose from.
 LOW_SPREAD = 0.05
 
 
@@ -34,12 +35,12 @@ class Steerability:
 
     @property
     def too_small(self) -> bool:
-        """Whether DSRL has, by experience, next to nothing to choose from (``spread < 0.05``)."""
+        """Whether DSRL has, by experience, next to nothing to choose from (``spread < LOW_SPREAD``)."""
         return self.spread < LOW_SPREAD
 
 
 @torch.no_grad()
-def probe(policy: BasePolicy, observation: Tensor | None = None) -> None:
+def probe(policy: BasePolicy, observations: TensorDictBase) -> None:
     """Checks that the chunk is a function of the noise: the same noise twice, and other noises.
 
     Real policies fail both ways: VLA policies accept ``noise=`` and ignore it, and DDPM samplers draw fresh noise at
@@ -47,23 +48,29 @@ def probe(policy: BasePolicy, observation: Tensor | None = None) -> None:
 
     Args:
         policy: any device.
-        observation: one observation ``[observation_dim]`` in env units; the mean of the training data by default.
+        observations: ``[n]``, the policy's entries; the first 8 are used, fewer are repeated.
 
     Raises:
-        UserError: the policy is not deterministic, ignores its noise, or returns a wrong shape, NaN or infinity.
+        UserError: no observations; or the policy is not deterministic, ignores its noise, or returns a wrong shape,
+            NaN or infinity.
     """
-    scales = policy.normalisation
-    observation = scales.observation_mean if observation is None else observation.to(scales.observation_mean)
-    observations = observation.expand(PROBE_NOISES, -1)
-    noise, other_noise = _prior_noise(policy, 2, PROBE_NOISES)
-    chunk, again, other = policy(observations, noise), policy(observations, noise), policy(observations, other_noise)
-
     name = type(policy).__name__
-    if chunk.shape != noise.shape:
-        raise UserError(f"{name} decodes noise {list(noise.shape)} into {list(chunk.shape)}: shapes must be equal")
+    if not len(observations):
+        raise UserError(f"{name} cannot be probed without observations, got none")
+    observations = observations[torch.arange(PROBE_NOISES, device=observations.device) % len(observations)]
+    observations = observations.to(policy.device)
+    noise, other_noise = _prior_noise(policy, 2, PROBE_NOISES)
+    chunk, again, other = (_decode(policy, observations, w) for w in (noise, noise, other_noise))
+
+    expected = (PROBE_NOISES, policy.pred_horizon, policy.action_dim)
+    if chunk.shape != expected:
+        raise UserError(
+            f"{name} should decode noise {list(noise.shape)} into [batch, pred_horizon, action_dim] = "
+            f"{list(expected)}, got {list(chunk.shape)}"
+        )
     if not chunk.isfinite().all():
         raise UserError(f"{name} decodes finite noise into NaN or infinite actions: are its weights trained?")
-    half_range = (scales.action_high - scales.action_low) / 2
+    half_range = (policy.action_high - policy.action_low) / 2
     repeated = float(((chunk - again) / half_range).abs().max())
     responded = float(((chunk - other) / half_range).abs().max())
     if repeated > REPEAT_TOLERANCE:
@@ -78,26 +85,29 @@ def probe(policy: BasePolicy, observation: Tensor | None = None) -> None:
 
 
 @torch.no_grad()
-def steerability(policy: BasePolicy, observations: Tensor, n_noises: int = 32, seed: int = 0) -> Steerability:
-    """Measures the spread of the decoded action over the prior noise (DESIGN.md, "Steerability decides").
+def steerability(policy: BasePolicy, observations: TensorDictBase, n_noises: int = 32, seed: int = 0) -> Steerability:
+    """Measures the spread of the decoded action over the prior noise.
 
     Args:
         policy: any device.
-        observations: ``[N, observation_dim]`` in env units; a few hundred that the policy meets.
+        observations: ``[N]``, the policy's entries; a few hundred that the policy meets.
         n_noises: noises per observation, at least 2; costs as many forward passes of batch N.
         seed: of the noises, which are the same for every policy and device.
     """
     positive_int("n_noises", n_noises, at_least=2)
-    scales = policy.normalisation
-    observations = observations.to(scales.observation_mean)
-    noises = _prior_noise(policy, n_noises, len(observations), seed=seed)  # (M, N, H, A)
-    chunks = torch.stack([policy(observations, noise) for noise in noises])
-    half_range = (scales.action_high - scales.action_low) / 2
+    observations = observations.to(policy.device)
+    noises = _prior_noise(policy, n_noises, len(observations), seed=seed)
+    chunks = torch.stack([_decode(policy, observations, noise) for noise in noises])  # (M, N, H, A)
+    half_range = (policy.action_high - policy.action_low) / 2
     per_dim = (chunks.std(0) / half_range).mean((0, 1))  # (A,)
     return Steerability(float(per_dim.mean()), tuple(per_dim.tolist()))
 
 
+def _decode(policy: BasePolicy, observations: TensorDictBase, noise: Tensor) -> Tensor:
+    return policy(*(observations[key] for key in policy.in_keys), noise)
+
+
 def _prior_noise(policy: BasePolicy, *batch: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(*batch, policy.pred_horizon, policy.action_dim, generator=generator)
-    return noise.to(policy.normalisation.action_low)
+    noise = torch.randn(*batch, policy.noise_horizon, policy.noise_dim, generator=generator)
+    return noise.to(policy.device)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from tensordict.utils import NestedKey
 from torch import Tensor
 
 from dsrl_torchrl.errors import UserError
@@ -53,6 +54,7 @@ class ShortcutPolicy(GenerativePolicy):
         network: Mapping[str, Any] | None = None,
         control_mode: str = "",
         max_steps: int = 8,
+        in_key: NestedKey = "observation",
     ) -> None:
         if positive_int("max_steps", max_steps, at_least=2).bit_count() != 1:
             raise UserError(f"max_steps must be a power of two, got {max_steps}")
@@ -60,7 +62,9 @@ class ShortcutPolicy(GenerativePolicy):
             raise UserError(
                 f"sampler_steps must be 1, 2, 4 or 8 and at most max_steps ({max_steps}), got {sampler_steps}"
             )
-        super().__init__(observation_dim, action_dim, pred_horizon, obs_horizon, sampler_steps, network, control_mode)
+        super().__init__(
+            observation_dim, action_dim, pred_horizon, obs_horizon, sampler_steps, network, control_mode, in_key
+        )
         self.max_steps = max_steps
         self.step_embedding = TimeEmbedding()
 
@@ -76,6 +80,10 @@ class ShortcutPolicy(GenerativePolicy):
         """
         level = -d.log2() / math.log2(self.max_steps)
         return self.network(torch.cat([observation, self.step_embedding(level)], -1), x, t)
+
+    def cloning_loss(self) -> ShortcutBCLoss:
+        """:class:`ShortcutBCLoss` of this policy."""
+        return ShortcutBCLoss(self)
 
     def sample(self, observation: Tensor, noise: Tensor) -> Tensor:
         """``x_{t + d} = x_t + d * s(x_t, t, d)`` with ``d = 1 / sampler_steps``, then clipped to [-1, 1]."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,14 @@ import torch
 from safetensors import SafetensorError
 
 from dsrl_torchrl.errors import CheckpointError, UserError
+from dsrl_torchrl.files import copy_strictly, write_atomically
 from dsrl_torchrl.policies.diffusion import DiffusionPolicy
 from dsrl_torchrl.policies.flow import FlowPolicy
 from dsrl_torchrl.policies.generative import GenerativePolicy
 from dsrl_torchrl.policies.shortcut import ShortcutPolicy
 
 FORMAT = "dsrl_torchrl.base_policy"
-VERSION = 1
+VERSION = 2
 MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 
@@ -82,37 +82,8 @@ def load_policy(folder: str | os.PathLike[str], device: torch.device | str = "cp
             policy = POLICY_TYPES[config["type"]](**config["arguments"])
     except (TypeError, UserError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE} holds arguments that do not fit: {error}") from error
-    _load_state(policy, state, path)
+    copy_strictly(state, policy.state_dict(), path)
     return policy.freeze().to(device)
-
-
-def read_weights_hash(folder: str | os.PathLike[str]) -> str:
-    """SHA-256 of a saved policy's weights, as :func:`save_policy` recorded it; reads the config alone.
-
-    Raises:
-        CheckpointError: as :func:`load_policy`.
-    """
-    return str(_read_config(Path(folder) / CONFIG_FILE).get("model_sha256"))
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces ``path`` by ``data`` so that a crash leaves the old file or the new one, never a part."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp's 0600 would hide a checkpoint from the rest of the team
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _read(path: Path) -> bytes:
@@ -138,13 +109,3 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config.get("arguments"), dict):
         raise CheckpointError(f"{path} has no 'arguments'")
     return config
-
-
-def _load_state(policy: GenerativePolicy, state: dict[str, torch.Tensor], path: Path) -> None:
-    expected = policy.state_dict()
-    for name in sorted(expected.keys() | state.keys()):
-        want = list(expected[name].shape) if name in expected else "absent"
-        got = list(state[name].shape) if name in state else "absent"
-        if want != got:
-            raise CheckpointError(f"{path}: tensor {name!r} should be {want} by {CONFIG_FILE}, but is {got}")
-    policy.load_state_dict(state)

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from tensordict import TensorDictBase
 
-from dsrl_torchrl.steerability.noise_aliasing import SAME_ACTION
-from dsrl_torchrl.steerability.noise_response import clipped_share, decode_normalised, prior_noises
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
+from dsrl_torchrl.steerability.noise_aliasing import SAME_ACTION
+from dsrl_torchrl.steerability.noise_response import clipped_share, decode_normalised, prior_noises
 
 #: The official runs use 1.0 to 2.5.
 CANDIDATES = (1.0, 1.25, 1.5, 2.0, 2.5)
@@ -22,10 +22,8 @@ DEFAULT_MAGNITUDE = 1.5
 #: The prior's own range of an action: from its 5 % to its 95 % quantile over noises.
 PRIOR_RANGE = (0.05, 0.95)
 
-# Six flow bases (PickCube twice, PullCube, PushCube, StackCube, LiftPegUpright; layouts full and repeat) have 0.26 to
-# 0.36 of the actions outside at corners of 1.5 and 0.50 to 0.68 at corners of 2.0. Driving the env with random corners
-# (20 episodes each), success went from 1.0 under the prior to 1.0, 0.7, 0.15, 0.0 at bounds 1.0, 1.5, 2.0, 2.5 for the
-# PickCube base, from 0.8 to 0.75, 0.7, 0.3, 0.05 for the PushCube base, and 0.55 to 0.35, 0.55, 0.35, 0.4 for PullCube.
+# Between the shares outside at corners of 1.5, where bases driven by random corners kept most of their success, and at
+# corners of 2.0, where they lost it.
 MAX_OUTSIDE = 0.45
 MAX_EXTRA_CLIPPED = 0.1
 MIN_REACH = 0.5
@@ -75,13 +73,12 @@ class MagnitudeChoice:
 
 
 def choose_action_magnitude(
-    decoder: NoiseDecoder, observations: Tensor, *, candidates: Sequence[float] = CANDIDATES, seed: int = 0
+    decoder: NoiseDecoder, observations: TensorDictBase, *, candidates: Sequence[float] = CANDIDATES, seed: int = 0
 ) -> MagnitudeChoice:
     """The widest noise box whose corners still decode to what the base policy itself might do.
 
-    A learner drives the noise into the corners of its box (the actor climbs Q^W, the squashing saturates). What comes
-    out there should be vouched for by the prior, since nothing else says that the base policy knows it. So the choice
-    is the largest candidate m at which
+    A learner drives the noise into the corners of its box (the actor climbs Q^W, the squashing saturates), and only the
+    prior vouches for what comes out there. So the choice is the largest candidate m at which
 
     - at most 0.45 of the actions at random corners lie outside the prior's own range at that observation, and
     - uniform noise in the box has at most 0.1 more of its actions clipped than the prior;
@@ -90,17 +87,13 @@ def choose_action_magnitude(
     (reach below 0.5: a base that reacts to large noise only), the next candidate that does is taken, because a box that
     cannot make the base's own chunks loses its success.
 
-    Decoders that are affine in the noise with an own noise for each action get 1.5 (the corner is outside from 1.645
-    on), those that mix many noises into each action 2.0. The real bases measured so far are close to affine up to 2.5
-    and get 1.5, the official default; one that saturates gets more, one that breaks off gets less. How far uniform
-    noise of the box leads from the prior was measured too and tells little: at 2.0 it is no wider than the prior.
-
-    Costs 184 forward passes of batch 64: on one CPU core 0.5 s for a 3x256 MLP and 6 s for a UNet of 400,000 weights,
-    5 sampler steps each. Deterministic.
+    A decoder that is affine in the noise, with an own noise for each action, gets 1.5 (its corners are outside from
+    1.645 on); one that mixes many noises into each action 2.0; one that saturates more, one that breaks off less.
+    Costs 184 forward passes of batch 64. Deterministic.
 
     Args:
         decoder: base policy and noise layout; its own bound does not matter.
-        observations: ``[N, obs]`` in env units that the policy meets, a few hundred; 64 random ones are used.
+        observations: ``[N]``, the base policy's entries, a few hundred that it meets; 64 random ones are used.
         candidates: bounds to choose from, in standard deviations of the prior.
         seed: of observations, noises and corners.
 
@@ -140,13 +133,13 @@ def pick_bound(table: Sequence[BoundResponse], prior_clipped: float) -> BoundRes
 
 @torch.no_grad()
 def measure_bounds(
-    decoder: NoiseDecoder, observations: Tensor, magnitudes: Sequence[float], *, seed: int = 0
+    decoder: NoiseDecoder, observations: TensorDictBase, magnitudes: Sequence[float], *, seed: int = 0
 ) -> tuple[tuple[BoundResponse, ...], float, bool]:
     """Decodes the prior, and corners and inside of every noise box, at the same observations.
 
     Args:
         decoder: base policy and noise layout.
-        observations: ``[N, obs]`` in env units; 64 random ones are used.
+        observations: ``[N]``, the base policy's entries; 64 random ones are used.
         magnitudes: bounds m, in standard deviations of the prior. The same random numbers for every m.
         seed: of observations, noises and corners.
 

@@ -7,7 +7,7 @@ from math import comb
 
 from torch import Tensor
 
-from dsrl_torchrl.evaluation.evaluate import Rate, make_rate
+from dsrl_torchrl.evaluation.rates import Rate, make_rate
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
 
-#: An ensemble: ``(observation [*B, obs], w [*B, dim] or chunk [*B, act_horizon, action_dim]) -> [n_critics, *B]``.
-EnsembleCritic = Callable[[Tensor, Tensor], Tensor]
+#: An ensemble: ``(observations [*B], w [*B, dim] or chunk [*B, act_horizon, action_dim]) -> [n_critics, *B]``, or
+#: ``None`` from an algorithm that has no such critic.
+EnsembleCritic = Callable[[TensorDictBase, Tensor], "Tensor | None"]
 
 
 @dataclass(frozen=True)
@@ -41,29 +42,35 @@ def critic_gap(
     decoder: NoiseDecoder,
     q_action: EnsembleCritic,
     q_noise: EnsembleCritic,
-    observations: Tensor,
+    observations: TensorDictBase,
     noises: Tensor,
-) -> CriticGap:
+) -> CriticGap | None:
     """Compares the critics where it matters: on prior noise (where Q^W was distilled) and on a latent policy's.
 
     Args:
         decoder: base policy and noise layout.
         q_action: Q^A, an ensemble; reads the executed chunk in env units.
         q_noise: Q^W, an ensemble.
-        observations: ``[N, obs]`` in env units.
+        observations: ``[N]``, what decoder and critics read, on the decoder's device.
         noises: ``[M, N, layout.dim]``, M for each observation.
+
+    Returns:
+        The gap; ``None`` where the algorithm has only one of the critics.
     """
     pairs = []
     for noise in noises:
-        chunk = decoder.decode(observations, noise)
-        pairs.append(torch.stack([q_action(observations, chunk).mean(0), q_noise(observations, noise).mean(0)]))
-    action_value, noise_value = torch.stack(pairs, 1).double()  # (M, N) each
-    gap = noise_value - action_value
+        action_value = q_action(observations, decoder.decode(observations, noise))
+        noise_value = q_noise(observations, noise)
+        if action_value is None or noise_value is None:
+            return None
+        pairs.append(torch.stack([action_value.mean(0), noise_value.mean(0)]))
+    action_values, noise_values = torch.stack(pairs, 1).double()  # (M, N) each
+    gap = noise_values - action_values
     return CriticGap(
         float(gap.mean()),
         float(gap.std()),
-        _correlation(action_value - action_value.mean(0), noise_value - noise_value.mean(0)),
-        float(action_value.std()),
+        _correlation(action_values - action_values.mean(0), noise_values - noise_values.mean(0)),
+        float(action_values.std()),
     )
 
 
@@ -76,9 +83,10 @@ def _correlation(x: Tensor, y: Tensor) -> float | None:
 
 
 @torch.no_grad()
-def sample_latent_policy(policy: TensorDictModuleBase, observations: Tensor, n_noises: int, *, seed: int = 0) -> Tensor:
-    """Draws ``[n_noises, N, layout.dim]`` from a latent policy that reads ``observation`` and writes ``action``."""
+def sample_latent_policy(
+    policy: TensorDictModuleBase, observations: TensorDictBase, n_noises: int, *, seed: int = 0
+) -> Tensor:
+    """Draws ``[n_noises, N, layout.dim]`` from a latent policy that writes ``action``, at observations ``[N]``."""
     with torch.random.fork_rng(), set_exploration_type(ExplorationType.RANDOM):
         torch.manual_seed(seed)
-        batch = TensorDict({"observation": observations}, [len(observations)])
-        return torch.stack([policy(batch.copy())["action"] for _ in range(n_noises)])
+        return torch.stack([policy(observations.copy())["action"] for _ in range(n_noises)])

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
-from torch import Tensor
+from tensordict import TensorDictBase
 
-from dsrl_torchrl.steerability.chunk_jumps import ChunkJumps, chunk_jumps
-from dsrl_torchrl.steerability.noise_response import noise_response
-from dsrl_torchrl.steerability.prior_rollouts import PriorRollouts
-from dsrl_torchrl.evaluation.evaluate import Rate, make_rate
+from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.evaluation.rates import Rate, make_rate
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.latent_env.noise_layout import NOISE_LAYOUTS, NoiseLayout
 from dsrl_torchrl.policies.probe import LOW_SPREAD
+from dsrl_torchrl.steerability.chunk_jumps import ChunkJumps, chunk_jumps
+from dsrl_torchrl.steerability.noise_response import noise_response
+from dsrl_torchrl.steerability.prior_rollouts import PriorRollouts
 
 # The widest noise that we have steered with an own noise for every step has 32 dims; dsrl_pi0 repeats one step's noise
 # where a chunk would have 50 x 32.
@@ -43,22 +45,27 @@ class LayoutTrial:
 def different_layouts(layout: NoiseLayout) -> list[str]:
     """The layouts that differ for these horizons, ``layout`` itself first.
 
-    ``full`` and ``act_horizon`` are the same where the whole chunk is executed.
+    A layout that steers as many dims as ``full`` is ``full``: ``act_horizon`` where every step of the noise is
+    executed, and all of them for a single step of noise.
     """
-    same = {"full", "act_horizon"} if layout.act_horizon == layout.pred_horizon else set()
-    others = [name for name in NOISE_LAYOUTS if name != layout.name and not {name, layout.name} <= same]
-    if layout.name == "repeat" and same:
-        others.remove("act_horizon")
-    return [layout.name, *others]
+    dims = {"full": replace(layout, name="full").dim}
+    for name in NOISE_LAYOUTS:
+        with suppress(UserError):  # act_horizon, where not every executed step has a noise
+            dims[name] = replace(layout, name=name).dim
+    same = [name for name in dims if dims[name] == dims["full"]]
+    kept = layout.name if layout.name in same else "full"
+    return [layout.name, *(name for name in dims if name != layout.name and (name not in same or name == kept))]
 
 
-def layout_trial(env: LatentActionEnv, rollouts: PriorRollouts, observations: Tensor, seed: int = 0) -> LayoutTrial:
+def layout_trial(
+    env: LatentActionEnv, rollouts: PriorRollouts, observations: TensorDictBase, seed: int = 0
+) -> LayoutTrial:
     """Sums up one layout.
 
     Args:
         env: in that layout.
         rollouts: of the prior in that layout; success counts the first episode from each reset.
-        observations: ``[N, obs]`` in env units, the same for every layout.
+        observations: ``[N]``, the base policy's entries, the same for every layout.
         seed: of the noises.
     """
     decoder = env.decoder
@@ -68,7 +75,7 @@ def layout_trial(env: LatentActionEnv, rollouts: PriorRollouts, observations: Te
         decoder.layout.dim,
         make_rate(rollouts.success[0].tolist()),
         response.spread[0],
-        chunk_jumps(rollouts, decoder.base_policy.normalisation),
+        chunk_jumps(rollouts, decoder.base_policy),
     )
 
 
@@ -76,9 +83,9 @@ def recommend_layout(trials: Sequence[LayoutTrial]) -> str:
     """The noise layout to train with.
 
     Kept are the layouts under which the base is not clearly worse (the Wilson interval of its success reaches the best
-    layout's rate) and that leave something to steer (a spread of at least 0.05; all if none does). Of these: the fewest
-    dims that still give every executed step its own noise (``act_horizon`` where the chunk is longer than what is
-    executed, else ``full``), or, when that takes more than 64, the fewest dims of all.
+    layout's rate) and that leave something to steer (a spread of at least ``LOW_SPREAD``; all if none does). Of these:
+    the fewest dims that still give every executed step its own noise (``act_horizon`` where the chunk is longer than
+    what is executed, else ``full``), or, when that takes more than 64, the fewest dims of all.
     """
     best = max(trial.success.value for trial in trials)
     kept = [trial for trial in trials if trial.success.high >= best]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 
-from dsrl_torchrl.steerability.noise_response import decode_normalised, prior_noises
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
+from dsrl_torchrl.steerability.noise_response import decode_normalised, prior_noises
 
 #: Two actions within this distance, in half ranges, are the same action: 1 mm of ManiSkill's 10 cm position deltas.
 SAME_ACTION = 0.01
@@ -23,11 +24,9 @@ class Aliasing:
     """What DSRL's noise-aliasing critic exists for (Wagenmaker et al. 2025, section 4.3), measured.
 
     With the Jacobian ``J = ∂head/∂w`` of the executed head, in half action ranges, at prior noises: a direction ``v``
-    (``|v| = 1``) is *aliased* when one standard deviation along it moves the head by ``|J v| < 0.01``. The Euclidean
-    norm over the head bounds the largest change of any of its actions, so nothing that is executed changes by more
-    than 1 %. (A root mean square would call a direction that moves one action of a long chunk aliased, whatever it
-    does to that action.) The right singular vectors of ``J`` are a basis of directions, so the aliased fraction is
-    that of singular values below 0.01, those missing when the head is smaller than the noise included.
+    (``|v| = 1``) is *aliased* when one standard deviation along it moves the head by ``|J v| < 0.01``: a Euclidean
+    norm, so that no executed action changes by more than 1 %. The aliased fraction is that of singular values below
+    0.01, those missing when the head is smaller than the noise included.
 
     Attributes:
         singular_values: ``[latent_dim]`` of J, largest first, averaged over points: half ranges per standard deviation.
@@ -50,7 +49,7 @@ class Aliasing:
         return len(self.singular_values)
 
 
-def aliasing(decoder: NoiseDecoder, observations: Tensor, *, n_points: int = 64, seed: int = 0) -> Aliasing:
+def aliasing(decoder: NoiseDecoder, observations: TensorDictBase, *, n_points: int = 64, seed: int = 0) -> Aliasing:
     """Measures aliasing at ``n_points`` pairs of observation and prior noise.
 
     Costs ``act_horizon * action_dim`` backward passes in batches of 32 and 16 forward passes; keeps one Jacobian
@@ -58,7 +57,7 @@ def aliasing(decoder: NoiseDecoder, observations: Tensor, *, n_points: int = 64,
 
     Args:
         decoder: base policy and noise layout.
-        observations: ``[N, obs]`` in env units; the first ``n_points`` are used.
+        observations: ``[N]``, the base policy's entries; the first ``n_points`` are used.
         n_points: more than N means N.
         seed: of the noises.
 
@@ -67,8 +66,8 @@ def aliasing(decoder: NoiseDecoder, observations: Tensor, *, n_points: int = 64,
     """
     observations = observations[:n_points]
     noise = prior_noises(decoder, 1, len(observations), seed=seed)[0]
-    rows = zip(observations.split(JACOBIAN_BATCH), noise.split(JACOBIAN_BATCH), strict=True)
-    values = torch.cat([_singular_values(noise_jacobian(decoder, *row)) for row in rows])  # (N, latent_dim)
+    batches = zip(observations.split(JACOBIAN_BATCH), noise.split(JACOBIAN_BATCH), strict=True)
+    values = torch.cat([_singular_values(noise_jacobian(decoder, *batch)) for batch in batches])  # (N, latent_dim)
     return Aliasing(
         tuple(values.mean(0).tolist()),
         float(participation_ratio(values).mean()),
@@ -77,12 +76,12 @@ def aliasing(decoder: NoiseDecoder, observations: Tensor, *, n_points: int = 64,
     )
 
 
-def noise_jacobian(decoder: NoiseDecoder, observations: Tensor, noise: Tensor) -> Tensor:
+def noise_jacobian(decoder: NoiseDecoder, observations: TensorDictBase, noise: Tensor) -> Tensor:
     """``J = ∂head/∂w`` by reverse mode, one backward pass per action of the head.
 
     Args:
         decoder: base policy and noise layout.
-        observations: ``[N, obs]`` in env units.
+        observations: ``[N]``, the base policy's entries.
         noise: ``[N, latent_dim]``.
 
     Returns:
@@ -96,8 +95,8 @@ def noise_jacobian(decoder: NoiseDecoder, observations: Tensor, noise: Tensor) -
         head = decode_normalised(decoder, observations, noise[None])[0].flatten(1)  # (N, H_a * A)
         if not head.requires_grad:
             raise UserError(
-                f"{type(decoder.base_policy).__name__} is not differentiable in its noise: its forward must not run "
-                "under torch.no_grad (aliasing is measured by its Jacobian)"
+                f"{type(decoder.base_policy).__name__} is not differentiable in its noise: run its forward without "
+                "torch.no_grad, or set `differentiable = False` in the class (aliasing is then not measured)"
             )
         # An observation's head depends on its own noise only, so the gradient of the batch's sum is each one's.
         totals = head.sum(0)
@@ -118,7 +117,7 @@ def _singular_values(jacobian: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _same_head_fraction(decoder: NoiseDecoder, observations: Tensor, *, seed: int) -> float:
+def _same_head_fraction(decoder: NoiseDecoder, observations: TensorDictBase, *, seed: int) -> float:
     noises = prior_noises(decoder, PAIR_NOISES, len(observations), seed=seed)
     heads = decode_normalised(decoder, observations, noises).flatten(2)  # (M, N, H_a * A)
     same = [(heads[i + 1 :] - heads[i]).abs().amax(-1) <= SAME_ACTION for i in range(PAIR_NOISES - 1)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
@@ -37,7 +38,7 @@ class NoiseResponse:
 @torch.no_grad()
 def noise_response(
     decoder: NoiseDecoder,
-    observations: Tensor,
+    observations: TensorDictBase,
     *,
     scales: tuple[float, ...] = SCALES,
     n_noises: int = 16,
@@ -47,7 +48,7 @@ def noise_response(
 
     Args:
         decoder: base policy and noise layout.
-        observations: ``[N, obs]`` in env units.
+        observations: ``[N]``, the base policy's entries.
         scales: noise scales, in standard deviations of the prior.
         n_noises: noises per observation; each scale costs as many forward passes of batch N.
         seed: of the noises.
@@ -64,26 +65,24 @@ def noise_response(
 def prior_noises(decoder: NoiseDecoder, n_noises: int, n_observations: int, *, seed: int) -> Tensor:
     """``[n_noises, n_observations, layout.dim]`` from ``N(0, I)``; the same on every device."""
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(n_noises, n_observations, decoder.layout.dim, generator=generator)
-    return noise.to(decoder.base_policy.normalisation.action_low)
+    return torch.randn(n_noises, n_observations, decoder.layout.dim, generator=generator).to(decoder.device)
 
 
-def decode_normalised(decoder: NoiseDecoder, observations: Tensor, noises: Tensor) -> Tensor:
+def decode_normalised(decoder: NoiseDecoder, observations: TensorDictBase, noises: Tensor) -> Tensor:
     """Executed heads scaled to the policy's action range: ±1 are its ends, 1 is half of it.
 
     Args:
         decoder: base policy and noise layout.
-        observations: ``[N, obs]`` in env units.
+        observations: ``[N]``, the base policy's entries.
         noises: ``[M, N, layout.dim]``, M for each observation; decoded one by one, so that memory stays that of a
             batch of N.
 
     Returns:
         ``[M, N, act_horizon, action_dim]`` float32.
     """
-    scales = decoder.base_policy.normalisation
-    observations = observations.to(scales.observation_mean)
+    observations = observations.to(decoder.device)
     heads = (decoder.decode(observations, noise) for noise in noises)
-    return torch.stack([scales.normalise_action(head).float() for head in heads])
+    return torch.stack([decoder.base_policy.normalise_action(head).float() for head in heads])
 
 
 def clipped_share(heads: Tensor) -> float:

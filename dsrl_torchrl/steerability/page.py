@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dsrl_torchrl.steerability.action_magnitude import MAX_OUTSIDE
-from dsrl_torchrl.steerability.noise_aliasing import SAME_ACTION
 from dsrl_torchrl.policies.probe import LOW_SPREAD
+from dsrl_torchrl.steerability.action_magnitude import MAX_OUTSIDE
+from dsrl_torchrl.steerability.noise_aliasing import SAME_ACTION, Aliasing
 from dsrl_torchrl.steerability.report import SteerabilityReport
 
 if TYPE_CHECKING:
@@ -31,12 +31,8 @@ def plot_steerability(report: SteerabilityReport, path: Path, title: str) -> Non
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    panels: list[Callable[[SteerabilityReport, Axes], None]] = [
-        _spread_by_dim, _response, _aliasing, _magnitude, _headroom, _layout_success, _layout_jumps,
-    ]  # fmt: skip
-    panels.append(_gap if report.gap_prior is not None else _numbers)
     figure, axes = plt.subplots(2, 4, figsize=(18, 8.2), constrained_layout=True)
-    for panel, axis in zip(panels, axes.flat, strict=True):
+    for panel, axis in zip(_panels(report), axes.flat, strict=True):
         panel(report, axis)
         axis.title.set_fontsize(11)
         axis.grid(alpha=0.25)
@@ -45,6 +41,17 @@ def plot_steerability(report: SteerabilityReport, path: Path, title: str) -> Non
     figure.suptitle(f"{title}\n{advice}", fontsize=12)
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def _panels(report: SteerabilityReport) -> list[Callable[[SteerabilityReport, Axes], None]]:
+    """Eight of them; the numbers stand where something was not measured."""
+    aliasing = _aliasing if report.aliasing is not None else _numbers
+    last = _gap if report.gap_prior is not None else _numbers if aliasing is not _numbers else _nothing
+    return [_spread_by_dim, _response, aliasing, _magnitude, _headroom, _layout_success, _layout_jumps, last]
+
+
+def _nothing(report: SteerabilityReport, axis: Axes) -> None:
+    axis.set_axis_off()
 
 
 def _spread_by_dim(report: SteerabilityReport, axis: Axes) -> None:
@@ -70,6 +77,7 @@ def _response(report: SteerabilityReport, axis: Axes) -> None:
 
 def _aliasing(report: SteerabilityReport, axis: Axes) -> None:
     measured = report.aliasing
+    assert measured is not None
     floor = SAME_ACTION / 30  # keeps the zeros of exactly aliased directions on the logarithmic axis
     axis.semilogy(
         range(1, measured.latent_dim + 1), [max(value, floor) for value in measured.singular_values], "o-", color=BLUE,
@@ -156,17 +164,24 @@ def _gap(report: SteerabilityReport, axis: Axes) -> None:
 
 
 def _numbers(report: SteerabilityReport, axis: Axes) -> None:
-    aliasing, best = report.aliasing, report.headroom
+    best = report.headroom
     lines = [
         f"spread {report.spread.spread:.3f}",
-        f"effective noise dims {aliasing.effective_dim:.1f} of {aliasing.latent_dim}",
-        f"aliased directions {aliasing.aliased_fraction:.0%}",
-        f"pairs of noises with the same chunk {aliasing.same_head_fraction:.0%}",
+        *(_aliasing_numbers(report.aliasing) if report.aliasing is not None else ()),
         f"success@1 {best.success_at_1:.2f}, success@{best.repeats} {best.success_at_n.value:.2f}",
         f"{report.env_steps} env steps",
+        *(textwrap.fill(line, 45) for line in report.left_out),
     ]
     if report.bound_share is not None:
         lines.append(f"latent policy beyond 0.95 of its bound: {report.bound_share:.0%}")
     axis.set_axis_off()
     axis.set_title("In numbers")
     axis.text(0.0, 0.95, "\n\n".join(lines), va="top", fontsize=11, transform=axis.transAxes)
+
+
+def _aliasing_numbers(aliasing: Aliasing) -> list[str]:
+    return [
+        f"effective noise dims {aliasing.effective_dim:.1f} of {aliasing.latent_dim}",
+        f"aliased directions {aliasing.aliased_fraction:.0%}",
+        f"pairs of noises with the same chunk {aliasing.same_head_fraction:.0%}",
+    ]

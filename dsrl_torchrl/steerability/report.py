@@ -7,6 +7,9 @@ from typing import Any
 
 from tensordict.nn import TensorDictModuleBase
 
+from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
+from dsrl_torchrl.policies.probe import LOW_SPREAD, Steerability, steerability
 from dsrl_torchrl.steerability.action_magnitude import MagnitudeChoice, choose_action_magnitude
 from dsrl_torchrl.steerability.best_of_n import Headroom, best_of_n
 from dsrl_torchrl.steerability.critic_gap import CriticGap, EnsembleCritic, critic_gap, sample_latent_policy
@@ -14,9 +17,6 @@ from dsrl_torchrl.steerability.layout_trials import LayoutTrial, different_layou
 from dsrl_torchrl.steerability.noise_aliasing import Aliasing, aliasing
 from dsrl_torchrl.steerability.noise_response import NoiseResponse, bound_share, noise_response, prior_noises
 from dsrl_torchrl.steerability.prior_rollouts import collect_prior_rollouts, with_layout
-from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
-from dsrl_torchrl.policies.probe import LOW_SPREAD, Steerability, steerability
 
 OBSERVATIONS = 256
 NOISES_PER_OBSERVATION = 8
@@ -36,12 +36,13 @@ class SteerabilityReport:
     Attributes:
         spread: of the whole decoded chunk over ``N(0, I)``, overall and by action dim.
         response: spread and clipping of the executed actions over the noise scale, in the env's layout.
-        aliasing: in the env's layout.
+        aliasing: in the env's layout; ``None`` for a base policy that is not differentiable in its noise.
         magnitude: the recommended noise bound and its table, in the recommended layout.
         layouts: the env's layout first.
         headroom: best of N episodes, in the env's layout.
         action_magnitude: the env's noise bound.
         env_steps: primitive steps that the rollouts took.
+        left_out: what could not be measured and why, one line each.
         bound_share: share of the latent policy's noises beyond 0.95 of the bound; ``None`` without a latent policy.
         gap_prior: Q^W against Q^A on prior noise; ``None`` without critics.
         gap_policy: the same on the latent policy's noise; ``None`` without critics or latent policy.
@@ -49,12 +50,13 @@ class SteerabilityReport:
 
     spread: Steerability
     response: NoiseResponse
-    aliasing: Aliasing
+    aliasing: Aliasing | None
     magnitude: MagnitudeChoice
     layouts: tuple[LayoutTrial, ...]
     headroom: Headroom
     action_magnitude: float
     env_steps: int
+    left_out: tuple[str, ...] = ()
     bound_share: float | None = None
     gap_prior: CriticGap | None = None
     gap_policy: CriticGap | None = None
@@ -147,12 +149,12 @@ def measure_steerability(
     Args:
         env: the latent env that training would use, with a ``success`` entry; the report is about its layout. A
             ``ParallelEnv`` inside is fine.
-        resets: starts, none of them held out (:mod:`~dsrl_torchrl.steerability.prior_rollouts`).
+        resets: starts, the first of :data:`dsrl_torchrl.seeds.DIAGNOSIS`.
         repeats: episodes from each start, the N of best-of-N.
         seed: of all noises.
-        latent_policy: a trained actor, reads ``observation`` and writes ``action``.
-        q_action: Q^A, an ensemble ``(observation [n, obs], chunk [n, act_horizon, action_dim]) -> [n_critics, n]``.
-        q_noise: Q^W, an ensemble ``(observation [n, obs], w [n, dim]) -> [n_critics, n]``.
+        latent_policy: a trained actor, writes ``action``; its entries are those that the critics read, too.
+        q_action: Q^A, an ensemble ``(observations [n], chunk [n, act_horizon, action_dim]) -> [n_critics, n]``.
+        q_noise: Q^W, an ensemble ``(observations [n], w [n, dim]) -> [n_critics, n]``.
         progress: show progress bars.
 
     Raises:
@@ -160,7 +162,8 @@ def measure_steerability(
     """
     if (q_action is None) != (q_noise is None):
         raise UserError("the gap is between two critics: give both q_action and q_noise, or neither")
-    decoder = env.decoder
+    decoder, keys = env.decoder, list(env.observation_keys)
+    keys += [key for key in getattr(latent_policy, "in_keys", ()) if key not in keys]
     names = different_layouts(decoder.layout)
     envs = [env, *(with_layout(env, name) for name in names[1:])]
     rollouts = [
@@ -169,32 +172,35 @@ def measure_steerability(
             resets=resets,
             repeats=repeats if driven is env else 1,
             seed=seed,
+            observation_keys=keys,
             progress=f"prior noise, {name}" if progress else None,
         )
         for driven, name in zip(envs, names, strict=True)
     ]
-    observations = rollouts[0].sample_observations(OBSERVATIONS, seed)
-    observations = observations.to(decoder.base_policy.normalisation.observation_mean)
+    observations = rollouts[0].sample_observations(OBSERVATIONS, seed).to(decoder.device)
 
     noises = {"prior": prior_noises(decoder, NOISES_PER_OBSERVATION, len(observations), seed=seed)}
     if latent_policy is not None:
         noises["policy"] = sample_latent_policy(latent_policy, observations, NOISES_PER_OBSERVATION, seed=seed)
-    gaps: dict[str, CriticGap] = {}
+    gaps: dict[str, CriticGap | None] = {}
     if q_action is not None and q_noise is not None:
         gaps = {name: critic_gap(decoder, q_action, q_noise, observations, noise) for name, noise in noises.items()}
     layouts = tuple(
         layout_trial(driven, rollout, observations, seed) for driven, rollout in zip(envs, rollouts, strict=True)
     )
     recommended = envs[names.index(recommend_layout(layouts))].decoder
+    policy = decoder.base_policy
+    without_gradient = f"aliasing is not measured: {type(policy).__name__} is not differentiable in its noise"
     return SteerabilityReport(
-        spread=steerability(decoder.base_policy, observations, seed=seed),
+        spread=steerability(policy, observations, seed=seed),
         response=noise_response(decoder, observations, seed=seed),
-        aliasing=aliasing(decoder, observations, seed=seed),
+        aliasing=aliasing(decoder, observations, seed=seed) if policy.differentiable else None,
         magnitude=choose_action_magnitude(recommended, observations, seed=seed),
         layouts=layouts,
         headroom=best_of_n(rollouts[0].success),
         action_magnitude=decoder.action_magnitude,
         env_steps=sum(rollout.env_steps for rollout in rollouts),
+        left_out=() if policy.differentiable else (without_gradient,),
         bound_share=bound_share(noises["policy"], decoder.action_magnitude) if "policy" in noises else None,
         gap_prior=gaps.get("prior"),
         gap_policy=gaps.get("policy"),

@@ -9,45 +9,39 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import CudaGraphModule
 
-from dsrl_torchrl.training.update import LatentUpdate
+from dsrl_torchrl.agents.agent import Agent
 
 #: Calls before a capture: compilation and the optimisers' state have to be done by then.
 WARM_UP = 5
 
 
 class AcceleratedUpdate:
-    """``LatentUpdate`` behind the same call, through ``torch.compile`` and CUDA graphs.
+    """``agent.update`` behind the same call, through ``torch.compile`` and CUDA graphs.
 
-    A graph replays one fixed sequence of kernels, so each combination of ``update_actor`` and ``distil`` has its own.
-    The parameters and optimiser states stay those of ``update``: checkpoints and other readers see them as before.
+    A graph replays one fixed sequence of kernels, so each combination of parts has its own. The parameters and
+    optimiser states stay those of ``agent``: checkpoints and other readers see them as before.
 
     Args:
-        update: eager; it decides by its device: compiled and captured on CUDA, eager on a CPU.
-        compile: ``True`` compiles on a CPU, too, which takes a minute at the first calls and gains nothing there (the
-            matrix products dominate); ``False`` compiles nowhere.
+        agent: it decides by its device: compiled and captured on CUDA, eager on a CPU; ``config.compile=True`` compiles
+            on a CPU, too, which takes a minute at the first calls and gains nothing there (the matrix products
+            dominate); ``False`` compiles nowhere.
     """
 
-    def __init__(self, update: LatentUpdate, compile: bool | None = None) -> None:
-        on_cuda = update.sac.log_alpha.device.type == "cuda"
-        self.update = update
-        self.compile = on_cuda if compile is None else compile
+    def __init__(self, agent: Agent) -> None:
+        on_cuda = agent.device.type == "cuda"
+        self.agent = agent
+        self.compile = on_cuda if agent.config.compile is None else agent.config.compile
         self.cuda_graphs = on_cuda
-        self._steps: dict[tuple[bool, bool], Callable[[TensorDictBase], TensorDictBase]] = {}
+        self._steps: dict[frozenset[str], Callable[[TensorDictBase], TensorDictBase]] = {}
 
-    def __call__(self, batch: TensorDictBase, *, update_actor: bool = True, distil: bool = True) -> TensorDictBase:
-        """As :meth:`LatentUpdate.forward`."""
-        if (update_actor, distil) not in self._steps:
-            self._steps[update_actor, distil] = self._make_step(update_actor, distil)
-        return self._steps[update_actor, distil](batch)
+    def __call__(self, batch: TensorDictBase, parts: frozenset[str]) -> TensorDictBase:
+        """As :meth:`Agent.update`."""
+        if parts not in self._steps:
+            self._steps[parts] = self._make_step(parts)
+        return self._steps[parts](batch)
 
-    def prepare(self, batches: TensorDictBase) -> TensorDictBase:
-        """As :meth:`LatentUpdate.prepare`, eager: one large batch has no overhead to save."""
-        return self.update.prepare(batches)
-
-    def _make_step(self, update_actor: bool, distil: bool) -> Callable[[TensorDictBase], TensorDictBase]:
-        step: Callable[[TensorDictBase], TensorDictBase] = partial(
-            self.update, update_actor=update_actor, distil=distil
-        )
+    def _make_step(self, parts: frozenset[str]) -> Callable[[TensorDictBase], TensorDictBase]:
+        step: Callable[[TensorDictBase], TensorDictBase] = partial(self.agent.update, parts=parts)
         if self.compile:
             step = torch.compile(step)
         if self.cuda_graphs:

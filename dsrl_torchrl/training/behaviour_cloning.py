@@ -35,7 +35,7 @@ def train_base_policy(
     """Clones the expert chunks into ``policy`` and returns it frozen, with the EMA of its weights.
 
     AdamW with a short linear warm-up and a cosine learning rate (Diffusion Policy's recipe). A policy without
-    normalisation takes it from the dataset; one that has it keeps it.
+    scales takes them from the dataset; one that has them keeps them.
 
     Args:
         policy: trained in place.
@@ -65,10 +65,10 @@ def train_base_policy(
         raise UserError("loss_module must be made with the policy that is trained: it holds another one")
     keys = loss_module.tensor_keys
     dataset = dataset.select(keys.observation, keys.action, keys.valid, strict=False)
-    if not policy.normalisation.fitted:
-        policy.set_normalisation(dataset.get(keys.observation), dataset.get(keys.action), dataset.get(keys.valid, None))
+    if not policy.observation_scale.fitted:
+        policy.fit_scales(dataset.get(keys.observation), dataset.get(keys.action), dataset.get(keys.valid, None))
 
-    device = policy.normalisation.observation_mean.device
+    device = policy.device
     parameters = list(policy.parameters())
     optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
     ema = AveragedModel(policy)

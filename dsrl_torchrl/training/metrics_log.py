@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 from pathlib import Path
+from typing import Literal
 
 from torchrl.record.loggers import get_logger
 
-from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.files import write_atomically
+from dsrl_torchrl.options import Options, option
 
 STEPS = ("env_steps", "updates")
-LOGGER_TYPES = (None, "tensorboard", "wandb")
-WANDB_MODES = ("online", "offline", "disabled")
+
+
+class LoggerConfig(Options):
+    """Where metrics go besides ``metrics.csv``; none of it can change a result."""
+
+    type: Literal[None, "tensorboard", "wandb"] = option(None, "mirror of metrics.csv")
+    mode: Literal["online", "offline", "disabled"] = option("online", "mode of wandb")
+    project: str = option("dsrl", "project of wandb", min_length=1)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -28,14 +36,6 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     ]
 
 
-def check_logger(type: str | None = None, mode: str = "online", project: str = "dsrl") -> None:
-    """Raises :class:`UserError` for logger options that do not exist."""
-    if type not in LOGGER_TYPES:
-        raise UserError(f"logger.type must be one of null, tensorboard, wandb; got {type!r}")
-    if mode not in WANDB_MODES:
-        raise UserError(f"logger.mode must be one of {', '.join(WANDB_MODES)}; got {mode!r}")
-
-
 class MetricsLog:
     """Writes metrics over env steps or updates.
 
@@ -43,9 +43,7 @@ class MetricsLog:
         path: the CSV file. Columns that appear later are added to the header.
         step: name of the first column: ``env_steps`` or, offline, ``updates``.
         keep_until: rows beyond this step are dropped: those a killed run wrote after its last checkpoint.
-        type: ``None``, ``tensorboard`` or ``wandb``, next to the CSV.
-        mode: of wandb: ``online``, ``offline`` or ``disabled``.
-        project: of wandb.
+        logger: what mirrors the CSV.
     """
 
     def __init__(
@@ -54,21 +52,19 @@ class MetricsLog:
         *,
         step: str = "env_steps",
         keep_until: int = 0,
-        type: str | None = None,
-        mode: str = "online",
-        project: str = "dsrl",
+        logger: LoggerConfig | None = None,
     ) -> None:
-        check_logger(type, mode)
+        logger = LoggerConfig() if logger is None else logger
         self.path = path
         self.step = step
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._rows = [row for row in read_metrics(path) if row[step] <= keep_until]
         self._columns = list(dict.fromkeys([step, *(name for row in self._rows for name in row)]))
         self._rewrite()
         self._logger = None
-        if type is not None:
-            kwargs = {"wandb_kwargs": {"mode": mode, "project": project}} if type == "wandb" else {}
-            self._logger = get_logger(type, str(path.parent), path.parent.name, **kwargs)
+        if logger.type is not None:
+            wandb = {"wandb_kwargs": {"mode": logger.mode, "project": logger.project}}
+            options = wandb if logger.type == "wandb" else {}
+            self._logger = get_logger(logger.type, str(path.parent), path.parent.name, **options)
 
     def __call__(self, step: int, metrics: dict[str, float]) -> None:
         """Appends one row."""
@@ -94,9 +90,8 @@ class MetricsLog:
             finish()
 
     def _rewrite(self) -> None:
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns)
-            writer.writeheader()
-            writer.writerows(self._rows)
-        os.replace(temporary, self.path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns)
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_atomically(self.path, text.getvalue().encode())

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
-import torch
+from functools import partial
 
-from dsrl_torchrl.data.readers.maniskill import Episode
+import torch
+from tensordict import TensorDict
+
 from dsrl_torchrl.data.demonstration_transitions import demonstration_transitions, step_penalty
-from dsrl_torchrl.data.macro_transitions import MACRO_TRANSITION_KEYS, load_transitions, save_transitions
-from dsrl_torchrl.errors import CheckpointError
+from dsrl_torchrl.data.episode import Episode
+from dsrl_torchrl.data.macro_transitions import macro_transition_keys
+from dsrl_torchrl.envs.toy import PointReachEnv
+from dsrl_torchrl.latent_env.macro_step import make_macro_env
 
 GAMMA = 0.5
 
@@ -20,19 +23,19 @@ def episode(length=5, success_at=4):
     observation = torch.arange(length + 1.0).unsqueeze(-1)  # o_t = t
     action = torch.arange(length).float().unsqueeze(-1) * 10  # a_t = 10 t
     none = torch.zeros(length, dtype=torch.bool)
-    return Episode(observation, action, success, none, none)
+    return Episode(TensorDict({"observation": observation}, [length + 1]), action, success, none, none)
 
 
 def test_every_step_starts_a_macro_step():
-    td = demonstration_transitions([episode()], obs_horizon=1, act_horizon=3, gamma=GAMMA, reward=step_penalty(1.0))
+    td = demonstration_transitions([episode()], obs_horizon=1, act_horizon=3, gamma=GAMMA, reward=step_penalty)
     assert td["observation"].flatten().tolist() == [0, 1, 2, 3, 4]
     assert td["next", "observation"].flatten().tolist() == [3, 4, 5, 5, 5]
-    assert td["next", "macro_steps"].flatten().tolist() == [3, 3, 3, 2, 1]
+    assert td["next", "steps_to_next_obs"].flatten().tolist() == [3, 3, 3, 2, 1]
     # Rewards -1 -1 -1 -1 0, discounted by powers of a half.
     assert td["next", "reward"].flatten().tolist() == [-1.75, -1.75, -1.5, -1.0, 0.0]
     assert td["next", "terminated"].flatten().tolist() == [False, False, True, True, True]
     assert td["next", "success"].flatten().tolist() == [False, False, True, True, True]
-    assert td["next", "executed_chunk"].squeeze(-1).tolist() == [
+    assert td["next", "action_chunk"].squeeze(-1).tolist() == [
         [0, 10, 20], [10, 20, 30], [20, 30, 40], [30, 40, 40], [40, 40, 40],
     ]  # fmt: skip
     assert not td["next", "truncated"].any()
@@ -41,7 +44,11 @@ def test_every_step_starts_a_macro_step():
 
 def test_an_episode_ends_at_its_first_success():
     td = demonstration_transitions(
-        [episode(length=8, success_at=2)], obs_horizon=1, act_horizon=2, gamma=GAMMA, reward=step_penalty(0.0)
+        [episode(length=8, success_at=2)],
+        obs_horizon=1,
+        act_horizon=2,
+        gamma=GAMMA,
+        reward=partial(step_penalty, success_bonus=0.0),
     )
     assert td["next", "observation"].flatten().tolist() == [2, 3, 3]
     assert td["next", "terminated"].flatten().tolist() == [False, True, True]
@@ -50,40 +57,50 @@ def test_an_episode_ends_at_its_first_success():
 
 def test_without_flags_the_last_step_is_the_success():
     td = demonstration_transitions(
-        [episode(success_at=None)], obs_horizon=1, act_horizon=3, gamma=GAMMA, reward=step_penalty(1.0)
+        [episode(success_at=None)], obs_horizon=1, act_horizon=3, gamma=GAMMA, reward=step_penalty
     )
     assert td["next", "terminated"].flatten().tolist() == [False, False, True, True, True]
 
 
 def test_the_history_is_primitive_and_repeats_the_first_observation():
-    td = demonstration_transitions([episode()], obs_horizon=3, act_horizon=2, gamma=GAMMA, reward=step_penalty(1.0))
+    td = demonstration_transitions([episode()], obs_horizon=3, act_horizon=2, gamma=GAMMA, reward=step_penalty)
     assert td["observation"].tolist()[:3] == [[0, 0, 0], [0, 0, 1], [0, 1, 2]]
     assert td["next", "observation"].tolist()[0] == [0, 1, 2]
 
 
-def test_the_schema_is_that_of_online_data_without_the_noise(tmp_path):
+def test_the_schema_is_that_of_online_data_without_the_noise():
     td = demonstration_transitions(
-        [episode(), episode()], obs_horizon=1, act_horizon=3, gamma=GAMMA, reward=step_penalty(1.0)
+        [episode(), episode()], obs_horizon=1, act_horizon=3, gamma=GAMMA, reward=step_penalty
     )
     assert len(td) == 10
-    assert set(td.keys(True, True)) == set(MACRO_TRANSITION_KEYS) - {"action"}
-    save_transitions(td, tmp_path / "x.safetensors")
-    again = load_transitions(tmp_path / "x.safetensors")
-    assert again.batch_size == td.batch_size
-    for key, value in td.items(True, True):
-        assert torch.equal(again[key], value)
-        assert again[key].dtype == value.dtype
-    (tmp_path / "x.safetensors").write_bytes(b"no")
-    for name in ("x.safetensors", "y.safetensors"):
-        with pytest.raises(CheckpointError, match="does not hold macro transitions"):
-            load_transitions(tmp_path / name)
+    assert set(td.keys(True, True)) == set(macro_transition_keys(["observation"])) - {"action"}
+
+
+def test_every_entry_has_its_own_history():
+    demo = episode()
+    t = torch.arange(6)
+    observations = TensorDict(
+        {
+            "pixels": t.to(torch.uint8)[:, None, None, None].expand(6, 3, 2, 2),
+            ("robot", "qpos"): t.double().unsqueeze(-1),
+        },
+        [6],
+    )
+    demo = Episode(observations, demo.action, demo.success, demo.terminated, demo.truncated)
+    td = demonstration_transitions([demo], obs_horizon=2, act_horizon=3, gamma=GAMMA, reward=step_penalty)
+    assert td["pixels"].shape == (5, 6, 2, 2) and td["pixels"].dtype == torch.uint8
+    assert td["next", "pixels"][0, :, 0, 0].tolist() == [2, 2, 2, 3, 3, 3]
+    assert td["robot", "qpos"].dtype == torch.float64
+    assert td["next", "robot", "qpos"].tolist() == [[2, 3], [3, 4], [4, 5], [4, 5], [4, 5]]
+
+
+def test_the_step_penalty_counts_steps():
+    success = torch.tensor([False, True])
+    assert step_penalty(success).tolist() == [-1, 0] and step_penalty(success, 3.0).tolist() == [-1, 2]
 
 
 def test_the_same_sums_as_the_env_makes():
     """A demonstration replayed through MacroStep gives the transitions that the offline cut gives at its multiples."""
-    from dsrl_torchrl.latent_env.macro_step import make_macro_env
-    from dsrl_torchrl.envs.toy import PointReachEnv
-
     env = PointReachEnv(num_envs=1, max_episode_steps=40)
     td = env.reset(seed=[3])
     observations, actions, flags = [td["observation"][0]], [], []
@@ -96,13 +113,14 @@ def test_the_same_sums_as_the_env_makes():
         if td["done"].all():
             break
     none = torch.zeros(len(actions), dtype=torch.bool)
-    demo = Episode(torch.stack(observations), torch.stack(actions), torch.stack(flags), none, none)
-    offline = demonstration_transitions([demo], obs_horizon=1, act_horizon=3, gamma=0.9, reward=step_penalty(1.0))
+    observations = TensorDict({"observation": torch.stack(observations)}, [len(observations)])
+    demo = Episode(observations, torch.stack(actions), torch.stack(flags), none, none)
+    offline = demonstration_transitions([demo], obs_horizon=1, act_horizon=3, gamma=0.9, reward=step_penalty)
     macro = make_macro_env(PointReachEnv(num_envs=1, max_episode_steps=40), act_horizon=3, gamma=0.9)
     td = macro.reset(seed=[3])
     for start in range(0, len(actions), 3):
-        td = macro.step(td.set("action", offline["next", "executed_chunk"][start][None]))
-        for key in ("observation", "reward", "macro_steps", "terminated", "success"):
+        td = macro.step(td.set("action", offline["next", "action_chunk"][start][None]))
+        for key in ("observation", "reward", "steps_to_next_obs", "terminated", "success"):
             torch.testing.assert_close(
                 td["next", key][0], offline["next", key][start], msg=lambda m, k=key: f"{k}: {m}"
             )

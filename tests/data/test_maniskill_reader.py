@@ -4,12 +4,9 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from tensordict import TensorDict
-from torchrl.envs.transforms import CatFrames, TransformedEnv
 
-from dsrl_torchrl.data.readers.maniskill import Episode, cut_chunks, read_demonstrations
+from dsrl_torchrl.data.readers.maniskill import read_demonstrations
 from dsrl_torchrl.errors import NonFiniteError, UserError
-from dsrl_torchrl.envs.toy import PointReachEnv
 
 MODE = "pd_ee_delta_pos"
 
@@ -34,9 +31,11 @@ def write(path, lengths=(3, 2), success=(True, True), *, edit=None, episodes=Non
 
 
 def test_reads_every_array(tmp_path):
-    first, second = read_demonstrations(write(tmp_path / "d.h5"), control_mode=MODE, action_dim=2, observation_dim=5)
+    first, second = read_demonstrations(write(tmp_path / "d.h5"), control_mode=MODE, action_dim=2)
     assert (len(first), len(second)) == (3, 2)
-    assert first.observation.shape == (4, 5) and first.observation.dtype == torch.float32
+    assert first.observations.batch_size == (4,)
+    assert first.observations["observation"].shape == (4, 5)
+    assert first.observations["observation"].dtype == torch.float32
     assert first.action.shape == (3, 2) and second.action[0, 0] == 1.0
     assert first.success.tolist() == [False, False, True] == first.terminated.tolist()
     assert not first.truncated.any()
@@ -64,6 +63,48 @@ def test_flags_are_optional(tmp_path):
 def test_max_episodes(tmp_path):
     path = write(tmp_path / "d.h5", lengths=(3, 2, 4), success=(False, True, True))
     assert [len(episode) for episode in read_demonstrations(path, max_episodes=1)] == [2]
+
+
+def add_camera(file):
+    for group in file.values():
+        steps = len(group["actions"]) + 1
+        observation = group["obs"][:]
+        del group["obs"]
+        group["obs/agent/qpos"] = observation.astype(np.float64)
+        image = np.arange(steps * 6 * 4 * 3, dtype=np.uint8).reshape(steps, 6, 4, 3)
+        group["obs/sensor_data/base_camera/rgb"] = image
+
+
+CAMERA = {("robot", "qpos"): "obs/agent/qpos", "pixels": "obs/sensor_data/base_camera/rgb"}
+
+
+def test_entries_name_datasets(tmp_path):
+    path = write(tmp_path / "d.h5", edit=add_camera)
+    first = read_demonstrations(path, entries=CAMERA, shapes={("robot", "qpos"): [5], "pixels": [3, 6, 4]})[0]
+    assert set(first.observations.keys(True, True)) == {("robot", "qpos"), "pixels"}
+    assert first.observations["robot", "qpos"].dtype == torch.float32
+    pixels = first.observations["pixels"]
+    assert pixels.dtype == torch.uint8 and pixels.shape == (4, 3, 6, 4)
+    with h5py.File(path) as file:
+        stored = file["traj_0/obs/sensor_data/base_camera/rgb"][:]
+    assert torch.equal(pixels[2, 1], torch.from_numpy(stored[2, :, :, 1]))
+
+
+def test_images_are_uint8(tmp_path):
+    def add_depth(file):
+        file["traj_0"]["depth"] = np.zeros((4, 6, 4, 1), dtype=np.int16)
+
+    path = write(tmp_path / "d.h5", edit=add_depth)
+    with pytest.raises(UserError, match=r"no vectors \[T \+ 1, d\] or uint8 images \[T \+ 1, H, W, C\] in 'depth'"):
+        read_demonstrations(path, entries={"depth": "depth"})
+
+
+def test_a_missing_dataset_is_named_with_those_that_are_there(tmp_path):
+    path = write(tmp_path / "d.h5", edit=add_camera)
+    with pytest.raises(UserError, match=r"in 'obs/wrist'; its datasets are .*obs/sensor_data/base_camera/rgb"):
+        read_demonstrations(path, entries={"pixels": "obs/wrist"})
+    with pytest.raises(UserError, match="no flat state observations"):
+        read_demonstrations(path)
 
 
 def set_to(key, value):
@@ -101,7 +142,7 @@ def test_malformed_files_are_one_line(tmp_path, edit, message):
     [
         ({"control_mode": "pd_joint_pos"}, f"holds {MODE} actions, the task wants pd_joint_pos"),
         ({"action_dim": 7}, "has 2-d actions, the task has 7-d"),
-        ({"observation_dim": 42}, "has 5-d observations, the task has 42-d"),
+        ({"shapes": {"observation": [42]}}, r"has observation of shape \[5\], the task has \[42\]"),
     ],
 )
 def test_mismatches_say_both_sides(tmp_path, wanted, message):
@@ -142,44 +183,3 @@ def test_truncated_files(tmp_path):
 def test_no_success(tmp_path):
     with pytest.raises(UserError, match="no successful episode among 2"):
         read_demonstrations(write(tmp_path / "d.h5", success=(False, False)))
-
-
-def episode_of(length):
-    flags = torch.zeros(length, dtype=torch.bool)
-    observation = torch.arange(length + 1.0).unsqueeze(-1)
-    return Episode(observation, 10 + torch.arange(float(length)).unsqueeze(-1), flags, flags, flags)
-
-
-def test_chunks_follow_the_timeline():
-    chunks = cut_chunks([episode_of(6)], obs_horizon=2, pred_horizon=4)
-    assert chunks.batch_size == (6,)
-    assert chunks["observation"][[0, 1, 4]].tolist() == [[0, 0], [0, 1], [3, 4]]
-    assert chunks["action"][[0, 1, 4], :, 0].tolist() == [[10, 11, 12, 13], [11, 12, 13, 14], [14, 15, 15, 15]]
-    assert chunks["valid"][[0, 4]].tolist() == [[True] * 4, [True, True, False, False]]
-
-
-def test_chunks_never_cross_episodes():
-    chunks = cut_chunks([episode_of(3), episode_of(2)], obs_horizon=3, pred_horizon=2)
-    assert len(chunks) == 5
-    assert chunks["observation"][3].tolist() == [0, 0, 0]
-    assert chunks["valid"].tolist() == [[True, True], [True, True], [True, False], [True, True], [True, False]]
-
-
-def test_an_episode_shorter_than_a_chunk():
-    chunks = cut_chunks([episode_of(2)], obs_horizon=1, pred_horizon=5)
-    assert chunks["valid"].sum(-1).tolist() == [2, 1]
-
-
-def test_history_is_laid_out_as_catframes():
-    env = TransformedEnv(PointReachEnv(seed=0), CatFrames(N=3, dim=-1, in_keys=["observation"], padding="same"))
-    rollout = env.rollout(4)[0]
-    newest = torch.cat([rollout["observation"][:, -2:], rollout["next", "observation"][-1:, -2:]])
-    flags = torch.zeros(4, dtype=torch.bool)
-    chunks = cut_chunks([Episode(newest, rollout["action"], flags, flags, flags)], obs_horizon=3, pred_horizon=1)
-    assert torch.equal(chunks["observation"], rollout["observation"])
-    assert isinstance(chunks, TensorDict)
-
-
-def test_horizons_are_positive():
-    with pytest.raises(UserError, match="at least 1, got 0 and 4"):
-        cut_chunks([episode_of(2)], obs_horizon=0, pred_horizon=4)

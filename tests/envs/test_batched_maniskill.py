@@ -4,9 +4,9 @@ import pytest
 import torch
 from torchrl.envs.utils import check_env_specs
 
-from dsrl_torchrl.errors import NonFiniteError, UserError
-from dsrl_torchrl.evaluation.evaluate import HELD_OUT_SEED
 from dsrl_torchrl.envs.maniskill import ManiSkillEnv
+from dsrl_torchrl.errors import NonFiniteError, UserError
+from dsrl_torchrl.seeds import TRAINING
 from tests.envs.fake_maniskill import FakeManiSkill
 
 
@@ -20,6 +20,18 @@ def step(env, tensordict, actions):
 
 def test_specs():
     check_env_specs(make_env())
+
+
+@pytest.mark.parametrize("key", ["state", ("robot", "state")])
+def test_the_observation_has_the_name_that_it_is_given(key):
+    env = make_env(observation_key=key)
+    check_env_specs(env)
+    rollout = env.rollout(3, break_when_any_done=False)
+    assert rollout["next"][key].shape == (4, 3, 2)
+    assert "observation" not in rollout.keys()
+    env._env.x[2] = float("nan")
+    with pytest.raises(NonFiniteError, match="state is NaN or infinite"):
+        env.rand_step(rollout["next"][:, -1])
 
 
 def test_every_entry_is_batched():
@@ -99,7 +111,7 @@ def test_the_stream_of_starts_is_the_envs_own():
     second = [env.reset()["observation"] for _ in range(3)]
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert not torch.equal(first[0], first[1])
-    assert all(seed < HELD_OUT_SEED for seeds, _ in env._env.resets for seed in seeds)
+    assert all(seed in TRAINING for seeds, _ in env._env.resets for seed in seeds)
 
 
 def test_an_int_seed_counts_up_over_the_envs():

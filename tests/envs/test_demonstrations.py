@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from dsrl_torchrl.data.readers.maniskill import read_demonstrations
-from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.envs.demonstrations import make_demonstrations
 from dsrl_torchrl.envs.maniskill import ManiSkillEnv
+from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.seeds import demonstration_seeds
 
 pytest.importorskip("mani_skill")
 
@@ -25,7 +26,7 @@ def noisy(tmp_path_factory):
 
 
 def test_exactly_count_successful_episodes(noisy):
-    episodes = read_demonstrations(noisy, control_mode=TASK[1], action_dim=4, observation_dim=42)
+    episodes = read_demonstrations(noisy, control_mode=TASK[1], action_dim=4, shapes={"observation": [42]})
     assert len(episodes) == 2
     for episode in episodes:
         assert episode.success[-1] and len(episode) <= 100
@@ -33,6 +34,7 @@ def test_exactly_count_successful_episodes(noisy):
     described = json.loads(noisy.with_suffix(".json").read_text())
     assert described["env_info"]["env_id"] == TASK[0]
     assert described["dsrl_torchrl"]["action_noise"] == 0.25
+    assert all(episode["episode_seed"] in demonstration_seeds(3) for episode in described["episodes"])
     assert sorted(p.name for p in noisy.parent.iterdir()) == ["noisy.h5", "noisy.json"]
 
 
@@ -45,14 +47,14 @@ def test_recorded_actions_are_the_executed_ones(noisy):
     for action in episode.action:
         now = env.step(now.set("action", action.unsqueeze(0)))["next"]
         observations.append(now["observation"])
-    assert torch.equal(torch.cat(observations), episode.observation)
+    assert torch.equal(torch.cat(observations), episode.observations["observation"])
     env.close()
 
 
 def test_same_arguments_same_file(noisy, tmp_path):
     again = read_demonstrations(record(tmp_path / "again.h5", seed=3, action_noise=0.25))
     for a, b in zip(read_demonstrations(noisy), again, strict=True):
-        assert torch.equal(a.observation, b.observation) and torch.equal(a.action, b.action)
+        assert (a.observations == b.observations).all() and torch.equal(a.action, b.action)
 
 
 def test_noise_is_on_the_arm_only(noisy, tmp_path):

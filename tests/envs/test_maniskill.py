@@ -10,9 +10,9 @@ from torchrl.collectors import Collector
 from torchrl.envs import ParallelEnv, SerialEnv
 from torchrl.envs.utils import check_env_specs
 
-from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.envs.headless import rendering_available
 from dsrl_torchrl.envs.maniskill import ManiSkillEnv
+from dsrl_torchrl.errors import UserError
 
 pytest.importorskip("mani_skill")
 

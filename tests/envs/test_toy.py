@@ -1,11 +1,14 @@
+import json
+
 import pytest
 import torch
 from tensordict.nn import TensorDictModule
 from torchrl.envs.utils import check_env_specs
 
 from dsrl_torchrl.data.readers.maniskill import read_demonstrations
-from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.envs.toy import RADIUS, STEP_SIZE, PointReachEnv, make_toy_demonstrations, optimal_steps
+from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.seeds import demonstration_seeds
 
 
 def greedy(env):
@@ -87,8 +90,17 @@ def test_demonstrations_are_successful_and_repeatable(tmp_path):
     assert len(first) == 6
     for a, b in zip(first, second, strict=True):
         assert a.success[-1] and not a.success[:-1].any() and a.terminated[-1]
-        assert torch.equal(a.observation, b.observation) and torch.equal(a.action, b.action)
+        assert (a.observations == b.observations).all() and torch.equal(a.action, b.action)
     assert len({len(episode) for episode in first}) > 1
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_demonstrations_start_from_the_runs_own_seeds(tmp_path, seed):
+    path = make_toy_demonstrations(tmp_path / "a.h5", 3, seed=seed, progress=False)
+    used = [episode["episode_seed"] for episode in json.loads(path.with_suffix(".json").read_text())["episodes"]]
+    assert set(used) <= set(demonstration_seeds(seed)[:40]) and len(set(used)) == 3
+    first = read_demonstrations(path)[0].observations["observation"][0]
+    assert torch.equal(first, PointReachEnv().reset(seed=used[0])["observation"][0])
 
 
 def test_failed_demonstrations_leave_nothing_behind(tmp_path):

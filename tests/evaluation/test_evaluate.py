@@ -2,59 +2,21 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tensordict.nn import TensorDictModule
-from torchrl.envs import SerialEnv
 
 from dsrl_torchrl import LatentActionEnv
-from dsrl_torchrl.evaluation.evaluate import HELD_OUT_SEED, evaluate, held_out_seeds, make_rate, wilson_interval
+from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.evaluation.evaluate import evaluate
 from dsrl_torchrl.latent_env.macro_step import make_macro_env
 from dsrl_torchrl.latent_env.prior_noise import PriorNoise
-from tests.latent_env.test_latent_action_env import TanhPolicy
-from tests.scripted_env import ScriptedEnv
-
-
-def test_wilson_interval_against_published_values():
-    # Newcombe 1998, table I: 81/263 and 0/20.
-    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
-    assert wilson_interval(29, 29) == pytest.approx((0.8830, 1.0), abs=1e-4)
-
-
-def test_rate():
-    rate = make_rate([True, False, True, True])
-    assert (rate.value, rate.n) == (0.75, 4)
-    assert rate.low < 0.75 < rate.high
-
-
-def test_held_out_seeds_are_fixed_and_nested():
-    assert held_out_seeds(3) == held_out_seeds(10)[:3]
-    assert min(held_out_seeds(5)) >= HELD_OUT_SEED
-
-
-class SeededEnv(ScriptedEnv):
-    """The episode's length is its reset seed; success at step 2, lost again at step 3."""
-
-    def _reset(self, tensordict, seed=None, **kwargs):
-        if seed is not None:
-            self.lengths = torch.tensor(seed).reshape(-1, 1)
-        return super()._reset(tensordict, **kwargs)
-
-
-def zero_actions(dim):
-    return TensorDictModule(lambda o: torch.zeros(*o.shape[:-1], *dim), in_keys=["observation"], out_keys=["action"])
+from tests.collect.test_episodes import SeededEnv, make_seeded, zero_actions
+from tests.collect.test_rollouts import CameraPolicy
+from tests.scripted_env import ScriptedCameraEnv
 
 
 @pytest.mark.parametrize("batched", [True, False])
 def test_both_success_measures_returns_and_lengths(batched):
     """Lengths 1, 2, 5, 7 with chunks of 3: success is seen at step 2 and only the second episode ends on it."""
-    seeds = [1, 2, 5, 7]
-    if batched:
-        env = make_macro_env(SeededEnv([9, 9], [False, False]), act_horizon=3, gamma=1.0)
-        policy = zero_actions((3, 1))
-    else:
-        env = SerialEnv(2, lambda: make_macro_env(SeededEnv([9], [False]), act_horizon=3, gamma=1.0))
-        policy = zero_actions((3, 1))
-    result = evaluate(env, policy, seeds)
+    result = evaluate(make_seeded(batched), zero_actions((3, 1)), [1, 2, 5, 7])
     assert result.success_once.value == 0.75
     assert result.success_at_end.value == 0.25
     assert result.return_mean == pytest.approx((1 + 3 + 15 + 28) / 4)
@@ -62,14 +24,45 @@ def test_both_success_measures_returns_and_lengths(batched):
     assert result.length_mean == pytest.approx((1 + 2 + 3 + 3) / 4)
 
 
+def test_nested_entries_and_images():
+    env = make_macro_env(ScriptedCameraEnv([2, 7], [False, False]), act_horizon=3, gamma=1.0)
+    result = evaluate(env, zero_actions((3, 1), ("agent", "state")), [0, 1])
+    assert (result.success_once.value, result.success_at_end.value) == (1.0, 0.5)
+    assert result.return_mean == pytest.approx((3 + 28) / 2)
+
+
 def test_seeds_that_do_not_fill_the_batch():
-    env = make_macro_env(SeededEnv([9, 9], [False, False]), act_horizon=3, gamma=1.0)
-    assert evaluate(env, zero_actions((3, 1)), [2, 2, 5]).success_once.n == 3
+    assert evaluate(make_seeded(True), zero_actions((3, 1)), [2, 2, 5]).success_once.n == 3
+
+
+def test_what_cannot_be_evaluated_is_refused():
+    env = make_seeded(True)
+    with pytest.raises(UserError, match="at least one reset seed"):
+        evaluate(env, zero_actions((3, 1)), [])
+    env = SeededEnv([9, 9], [False, False])
+    del env.observation_spec["success"]
+    with pytest.raises(UserError, match="needs an env with a `success` entry"):
+        evaluate(env, zero_actions((3, 1)), [1])
+
+
+class RecordedNoise(PriorNoise):
+    def __init__(self):
+        super().__init__(4)
+        self.drawn = []
+
+    def forward(self, tensordict):
+        tensordict = super().forward(tensordict)
+        self.drawn.append(tensordict["action"])
+        return tensordict
 
 
 def test_evaluation_leaves_the_callers_randomness_alone_and_repeats():
-    env = LatentActionEnv(SeededEnv([9, 9], [False, False]), TanhPolicy(), act_horizon=3)
+    env = LatentActionEnv(ScriptedCameraEnv([5, 7], [False, False]), CameraPolicy(), act_horizon=3)
     state = torch.get_rng_state()
-    first = evaluate(env, PriorNoise(4), [5, 7])
+    policies = [RecordedNoise() for _ in range(3)]
+    first, again, _ = (evaluate(env, policy, [0, 1], noise_seed=i // 2) for i, policy in enumerate(policies))
     assert torch.equal(torch.get_rng_state(), state)
-    assert evaluate(env, PriorNoise(4), [5, 7]) == first
+    assert first == again
+    drawn, drawn_again, other = (torch.stack(policy.drawn) for policy in policies)
+    assert torch.equal(drawn, drawn_again)
+    assert not torch.equal(drawn, other)

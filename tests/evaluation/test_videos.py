@@ -5,8 +5,8 @@ import torch
 
 from dsrl_torchrl import make_macro_env
 from dsrl_torchrl.evaluation.videos import FrameRecorder, record_videos
+from tests.collect.test_episodes import zero_actions
 from tests.scripted_env import ScriptedEnv
-from tests.evaluation.test_evaluate import zero_actions
 
 
 class RenderedEnv(ScriptedEnv):

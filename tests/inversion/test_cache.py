@@ -1,4 +1,4 @@
-"""The cache of aliased noise: resumable, keyed by everything that matters, and distrustful of its files."""
+"""The cache of inverted noise: resumable, keyed by everything that matters, and distrustful of its files."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from dsrl_torchrl.inversion import cache as alias_cache
-from dsrl_torchrl.inversion.cache import AliasCache, alias_transitions
-from dsrl_torchrl.inversion.search import NoiseOptimisation, NoiseRetrieval, alias_noise
 from dsrl_torchrl.errors import NonFiniteError, UserError
+from dsrl_torchrl.inversion import cache as inversion_cache
+from dsrl_torchrl.inversion.cache import InversionCache, invert_transitions
+from dsrl_torchrl.inversion.search import NoiseOptimisation, NoiseRetrieval, invert_noise
 from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
-from dsrl_torchrl.policies import BasePolicy
-from dsrl_torchrl.policies.content_hash import policy_hash
 from tests.policies.conftest import make_policy, random_inputs
 
 ACT_HORIZON, N, SHARD = 3, 20, 8  # two full shards and a part of one
@@ -26,16 +24,16 @@ class CountingDecoder(NoiseDecoder):
 
     calls, limit = 0, 10**9
 
-    def decode(self, observation, latent_action, *, full=False):
+    def decode(self, observations, latent_action, *, full=False):
         if self.calls == self.limit:
             raise KeyboardInterrupt
         self.calls += 1
-        return super().decode(observation, latent_action, full=full)
+        return super().decode(observations, latent_action, full=full)
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(alias_cache, "SHARD_SIZE", SHARD)
+    monkeypatch.setattr(inversion_cache, "SHARD_SIZE", SHARD)
 
 
 def make_decoder(policy_type: str = "flow", **kwargs) -> CountingDecoder:
@@ -47,17 +45,17 @@ def make_transitions(n: int = N) -> TensorDict:
     torch.manual_seed(1)
     observation, noise = random_inputs(policy, n)
     following = {
-        "executed_chunk": policy(observation, noise)[:, :ACT_HORIZON],
-        "macro_steps": torch.randint(1, ACT_HORIZON + 1, (n, 1)),
+        "action_chunk": policy(observation, noise)[:, :ACT_HORIZON],
+        "steps_to_next_obs": torch.randint(1, ACT_HORIZON + 1, (n, 1)),
     }
     return TensorDict({"observation": observation, "next": TensorDict(following, [n])}, [n])
 
 
-def make_cache(folder, decoder=None, method=METHOD, transitions=None, **kwargs) -> AliasCache:
+def make_cache(folder, decoder=None, method=METHOD, transitions=None, **kwargs) -> InversionCache:
     data = make_transitions() if transitions is None else transitions
     following = data["next"]
-    args = data["observation"], following["executed_chunk"], following["macro_steps"]
-    return AliasCache(folder, decoder or make_decoder(), method, *args, **kwargs)
+    args = data, following["action_chunk"], following["steps_to_next_obs"]
+    return InversionCache(folder, decoder or make_decoder(), method, *args, **kwargs)
 
 
 def shards(folder):
@@ -72,7 +70,7 @@ def test_shards_hold_what_the_inversion_finds(tmp_path):
     data, decoder = make_transitions(), make_decoder()
     found = make_cache(tmp_path, decoder).load_or_compute()
     following = data["next"]
-    whole = alias_noise(decoder, data["observation"], following["executed_chunk"], METHOD, following["macro_steps"])
+    whole = invert_noise(decoder, data, following["action_chunk"], METHOD, following["steps_to_next_obs"])
     torch.testing.assert_close(tuple(found), tuple(whole), atol=1e-4, rtol=1e-4)
     assert len(shards(tmp_path)) == 3
 
@@ -137,7 +135,7 @@ def change_one(key, n=N):
 
 def test_everything_that_matters_is_in_the_key(tmp_path):
     renormalised, retrained = make_decoder(), make_decoder()
-    renormalised.base_policy.normalisation.action_high.mul_(2)
+    renormalised.base_policy.action_high.mul_(2)
     next(retrained.base_policy.parameters()).data.add_(1e-3)
     keys = [
         make_cache(tmp_path, **changed).key
@@ -153,7 +151,7 @@ def test_everything_that_matters_is_in_the_key(tmp_path):
             {"method": NoiseRetrieval()},
             {"seed": 1},
             {"transitions": change_one("observation")},
-            {"transitions": change_one(("next", "executed_chunk"))},
+            {"transitions": change_one(("next", "action_chunk"))},
             {"transitions": make_transitions()[:-1]},
         )
     ]
@@ -162,43 +160,39 @@ def test_everything_that_matters_is_in_the_key(tmp_path):
 
 def test_what_does_not_matter_is_not(tmp_path):
     data = make_transitions()
-    data["next", "macro_steps"].fill_(2)
+    data["next", "steps_to_next_obs"].fill_(2)
     key = make_cache(tmp_path, transitions=data).key
-    data["next", "executed_chunk"][:, 2] = torch.nan  # never executed
+    data["next", "action_chunk"][:, 2] = torch.nan  # never executed
     assert make_cache(tmp_path, transitions=data).key == key
-    data["next", "macro_steps"][0] = 1
+    data["next", "steps_to_next_obs"][0] = 1
     assert make_cache(tmp_path, transitions=data).key != key
 
 
-def test_the_hash_is_of_values(tmp_path):
-    policy = make_policy("flow")
-    expected = policy_hash(policy)
-    assert expected == policy_hash(make_policy("flow").freeze())
-    for parameter in policy.parameters():
-        if parameter.ndim == 2:
-            parameter.data = parameter.data.mT.contiguous().mT  # other strides, same values
-    assert policy_hash(policy) == expected
-    assert policy_hash(policy.bfloat16()) != expected
-    assert policy_hash(BasePolicy(4, 2, 3)) != policy_hash(BasePolicy(4, 2, 4))
+def test_a_policy_without_a_hash_is_refused(tmp_path):
+    decoder = make_decoder()
+    decoder.base_policy.content_hash = lambda: None
+    with pytest.raises(UserError, match="FlowPolicy has no content hash") as error:
+        invert_transitions(make_transitions(), decoder, METHOD, tmp_path)
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
 def test_the_description_says_what_it_is_of(tmp_path):
     decoder = make_decoder()
     cache = make_cache(tmp_path, decoder)
     cache.load_or_compute()
-    described = json.loads((tmp_path / cache.key / "alias.json").read_text())
+    described = json.loads((tmp_path / cache.key / "inversion.json").read_text())
     assert described == cache.description
-    assert described["base_policy"] == policy_hash(decoder.base_policy)
+    assert described["base_policy"] == decoder.base_policy.content_hash()
     assert described["method"] == {"name": "NoiseOptimisation", "steps": 4, "lr": 0.1, "starts": 2}
 
 
 def test_transitions_get_their_action(tmp_path, capsys):
     data, decoder = make_transitions(), make_decoder()
-    filled, report = alias_transitions(data, decoder, METHOD, tmp_path, tolerance=0.5, progress=True)
-    assert "alias noise" in capsys.readouterr().err
+    filled, report = invert_transitions(data, decoder, METHOD, tmp_path, tolerance=0.5, progress=True)
+    assert "invert noise" in capsys.readouterr().err
     assert "action" not in data.keys()
     assert filled["action"].shape == (N, decoder.layout.dim)
-    assert filled["next", "executed_chunk"] is data["next", "executed_chunk"]
+    assert filled["next", "action_chunk"] is data["next", "action_chunk"]
     error = make_cache(tmp_path).load_or_compute().error
     assert report.count == N
     assert report.mean == pytest.approx(float(error.mean()))
@@ -211,7 +205,7 @@ def test_transitions_get_their_action(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda data: data.exclude(("next", "macro_steps")), r"without \('next', 'macro_steps'\)"),
+        (lambda data: data.exclude(("next", "steps_to_next_obs")), r"without next\.steps_to_next_obs"),
         (lambda data: data.reshape(4, 5), r"flat, non-empty batch of macro transitions; got batch size \[4, 5\]"),
         (lambda data: data[:0], r"got batch size \[0\]"),
         (lambda data: data.set("action", torch.zeros(N, 15)), "hold their noise already"),
@@ -219,7 +213,7 @@ def test_transitions_get_their_action(tmp_path, capsys):
 )
 def test_bad_transitions_are_one_line(tmp_path, change, match):
     with pytest.raises(UserError, match=match) as error:
-        alias_transitions(change(make_transitions()), make_decoder(), METHOD, tmp_path)
+        invert_transitions(change(make_transitions()), make_decoder(), METHOD, tmp_path)
     assert "\n" not in str(error.value)
 
 
@@ -227,13 +221,13 @@ def test_nothing_is_written_for_data_that_cannot_be_used(tmp_path):
     data = make_transitions()
     data["observation"][3] = torch.inf
     with pytest.raises(NonFiniteError, match="observation is NaN or infinite at element 3"):
-        alias_transitions(data, make_decoder(), METHOD, tmp_path)
+        invert_transitions(data, make_decoder(), METHOD, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written_is_known_before_any_decode(tmp_path):
     (tmp_path / "cache").write_text("a file")
     decoder = make_decoder()
-    with pytest.raises(UserError, match=r"cannot write the alias cache to .*: Not a directory"):
-        alias_transitions(make_transitions(), decoder, METHOD, tmp_path / "cache")
+    with pytest.raises(UserError, match=r"cannot write the inversion cache to .*: Not a directory"):
+        invert_transitions(make_transitions(), decoder, METHOD, tmp_path / "cache")
     assert decoder.calls == 0

@@ -10,7 +10,7 @@ from torch import nn
 from dsrl_torchrl.networks import critic_mlp
 from dsrl_torchrl.networks.action_critic import make_action_critic
 from dsrl_torchrl.networks.latent_critic import make_latent_critic
-from dsrl_torchrl.networks.encoders.state import ObservationFeatures
+from dsrl_torchrl.networks.encoders import ObservationFeatures
 from dsrl_torchrl.objectives.q_action import ActionValueLoss
 from dsrl_torchrl.objectives.ensemble import ensemble_values
 

@@ -7,7 +7,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from dsrl_torchrl.networks.latent_actor import make_latent_actor
 from dsrl_torchrl.networks.latent_critic import make_latent_critic
-from dsrl_torchrl.networks.encoders.state import ObservationFeatures
+from dsrl_torchrl.networks.encoders import ObservationFeatures
 from dsrl_torchrl.latent_env.prior_noise import PriorNoise
 
 SIZES = {"latent_dim": 3, "action_magnitude": 1.2, "num_cells": (16, 16)}

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from dsrl_torchrl.networks.encoders.state import ObservationFeatures
+from dsrl_torchrl.networks.encoders import ObservationFeatures
 
 
 def test_standardised_entries_and_waves():

@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from dsrl_torchrl.networks.action_critic import make_action_critic
 from dsrl_torchrl.networks.latent_actor import make_latent_actor
 from dsrl_torchrl.networks.latent_critic import make_latent_critic
-from dsrl_torchrl.networks.encoders.state import ObservationFeatures
+from dsrl_torchrl.networks.encoders import ObservationFeatures
 
 OBS, H_A, ACTION, N, B = 5, 2, 3, 4, 7
 DIM = H_A * ACTION

@@ -11,7 +11,7 @@ from torchrl.objectives import SoftUpdate
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.networks.latent_actor import make_latent_actor
 from dsrl_torchrl.networks.latent_critic import make_latent_critic
-from dsrl_torchrl.networks.encoders.state import ObservationFeatures
+from dsrl_torchrl.networks.encoders import ObservationFeatures
 from dsrl_torchrl.objectives.sac import make_sac_loss
 
 from . import macro_batch

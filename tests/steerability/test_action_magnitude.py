@@ -5,11 +5,11 @@ from statistics import NormalDist
 import pytest
 import torch
 
-from dsrl_torchrl.steerability.action_magnitude import CANDIDATES, BoundResponse, choose_action_magnitude, pick_bound
 from dsrl_torchrl.errors import UserError
-from tests.steerability.bases import Decoding, affine, decoder_of, diagonal
+from dsrl_torchrl.steerability.action_magnitude import CANDIDATES, BoundResponse, choose_action_magnitude, pick_bound
+from tests.steerability.bases import Decoding, affine, decoder_of, diagonal, observations
 
-OBSERVATIONS = torch.zeros(100, 2)
+OBSERVATIONS = observations(100)
 DIM = 32
 
 
@@ -108,4 +108,4 @@ def test_mistakes_are_one_clear_line(candidates):
     with pytest.raises(UserError, match="must be positive numbers"):
         choose(diagonal(*[0.1] * DIM, pred_horizon=16), candidates=candidates)
     with pytest.raises(UserError, match="needs observations"):
-        choose_action_magnitude(decoder_of(diagonal(*[0.1] * 8)), torch.zeros(0, 2))
+        choose_action_magnitude(decoder_of(diagonal(*[0.1] * 8)), observations(0))

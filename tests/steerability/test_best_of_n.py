@@ -5,9 +5,9 @@ from itertools import combinations
 import pytest
 import torch
 
+from dsrl_torchrl.evaluation.rates import wilson_interval
 from dsrl_torchrl.steerability.best_of_n import best_of_n
 from dsrl_torchrl.steerability.prior_rollouts import collect_prior_rollouts
-from dsrl_torchrl.evaluation.evaluate import wilson_interval
 from tests.steerability.bases import coin_env
 
 

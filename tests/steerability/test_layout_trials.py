@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
+from dsrl_torchrl.evaluation.rates import make_rate
+from dsrl_torchrl.latent_env.noise_layout import NoiseLayout
 from dsrl_torchrl.steerability.chunk_jumps import ChunkJumps
 from dsrl_torchrl.steerability.layout_trials import LayoutTrial, different_layouts, layout_trial, recommend_layout
 from dsrl_torchrl.steerability.prior_rollouts import collect_prior_rollouts
-from dsrl_torchrl.evaluation.evaluate import make_rate
-from dsrl_torchrl.latent_env.noise_layout import NoiseLayout
 from tests.steerability.bases import coin_env
 
 
@@ -23,10 +23,24 @@ def trial(name, dim, successes, spread=0.2, episodes=20):
         ("repeat", 4, ["repeat", "full"]),
         ("full", 2, ["full", "act_horizon", "repeat"]),
         ("repeat", 2, ["repeat", "full", "act_horizon"]),
+        ("full", 1, ["full", "act_horizon", "repeat"]),
     ],
 )
 def test_layouts_that_are_the_same_are_tried_once(name, act_horizon, names):
-    assert different_layouts(NoiseLayout(name, 4, act_horizon, 2)) == names
+    assert different_layouts(NoiseLayout(name, 4, 2, act_horizon)) == names
+
+
+@pytest.mark.parametrize(
+    ("layout", "names"),
+    [
+        (NoiseLayout("full", 1, 2, 1), ["full"]),  # a single step of noise: all layouts are the same
+        (NoiseLayout("repeat", 1, 2, 1), ["repeat"]),
+        (NoiseLayout("full", 3, 2, 4), ["full", "repeat"]),  # not every executed step has a noise
+        (NoiseLayout("full", 4, 2, 3, first_action=1), ["full", "act_horizon", "repeat"]),
+    ],
+)
+def test_layouts_of_a_noise_whose_steps_are_not_the_chunks(layout, names):
+    assert different_layouts(layout) == names
 
 
 @pytest.mark.parametrize(

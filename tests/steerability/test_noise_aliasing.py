@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dsrl_torchrl.steerability.noise_aliasing import aliasing, noise_jacobian, participation_ratio
 from dsrl_torchrl.errors import UserError
-from tests.steerability.bases import Decoding, affine, decoder_of, diagonal
+from dsrl_torchrl.steerability.noise_aliasing import aliasing, noise_jacobian, participation_ratio
+from tests.steerability.bases import Decoding, affine, decoder_of, diagonal, observations
 
-OBSERVATIONS = torch.zeros(40, 2)
+OBSERVATIONS = observations(40)
 
 
 def test_the_jacobian_of_an_affine_policy_is_its_matrix():

@@ -21,6 +21,8 @@ GAP = CriticGap(mean=0.1, std=0.2, correlation=0.9, q_action_std=1.0)
         replace(FINE, bound_share=0.3),
         replace(FINE, gap_prior=GAP),
         replace(FINE, bound_share=0.3, gap_prior=GAP, gap_policy=replace(GAP, mean=3.0, correlation=None)),
+        replace(FINE, aliasing=None, left_out=("aliasing is not measured: Server is not differentiable in its noise",)),
+        replace(FINE, aliasing=None, gap_prior=GAP),
         replace(FINE, headroom=best_of_n(torch.zeros(1, 20, dtype=torch.bool))),
     ],
 )

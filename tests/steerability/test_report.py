@@ -5,9 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from dsrl_torchrl.envs.toy import PointReachEnv
 from tensordict.nn import TensorDictModule
 
 from dsrl_torchrl import LatentActionEnv
+from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.evaluation.rates import make_rate
+from dsrl_torchrl.policies.probe import Steerability
 from dsrl_torchrl.steerability.action_magnitude import BoundResponse, MagnitudeChoice
 from dsrl_torchrl.steerability.best_of_n import Headroom, best_of_n
 from dsrl_torchrl.steerability.chunk_jumps import ChunkJumps
@@ -15,12 +19,8 @@ from dsrl_torchrl.steerability.critic_gap import CriticGap
 from dsrl_torchrl.steerability.layout_trials import LayoutTrial
 from dsrl_torchrl.steerability.noise_aliasing import Aliasing
 from dsrl_torchrl.steerability.noise_response import NoiseResponse
-from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.evaluation.evaluate import make_rate
-from dsrl_torchrl.policies.probe import Steerability
 from dsrl_torchrl.steerability.report import SteerabilityReport, measure_steerability
-from dsrl_torchrl.envs.toy import PointReachEnv
-from tests.steerability.bases import coin_env, diagonal
+from tests.steerability.bases import CoinEnv, Decoding, Server, camera_env, coin_env, diagonal
 
 
 def headroom(*successes, repeats=5):
@@ -101,11 +101,11 @@ def test_with_a_latent_policy_and_exact_critics():
     env = coin_env(num_envs=4, gain=0.2)
     at_the_bound = TensorDictModule(lambda o: torch.full((*o.shape[:-1], 2), 1.49), ["observation"], ["action"])
 
-    def q_action(observation, chunk):
+    def q_action(observations, chunk):
         return chunk.sum((-1, -2)).expand(2, -1)
 
-    def q_noise(observation, noise):
-        return q_action(observation, env.decoder.decode(observation, noise)) + noise.mean(-1).relu()
+    def q_noise(observations, noise):
+        return q_action(observations, env.decoder.decode(observations, noise)) + noise.mean(-1).relu()
 
     report = measure_steerability(
         env, resets=4, repeats=2, latent_policy=at_the_bound, q_action=q_action, q_noise=q_noise
@@ -126,6 +126,75 @@ def test_on_the_toy_env_it_repeats_and_leaves_the_env_usable():
     assert first == measure_steerability(env, resets=5, repeats=2, seed=3)
     assert first.layouts[0].name == "repeat" and len(first.layouts) == 3
     assert env.rollout(2)["action"].shape == (5, 2, 2)
+
+
+def test_a_policy_of_two_entries_with_more_noise_than_actions():
+    """Of 5 x 3 noises the first of steps 1 and 2 act; a camera and a nested state go all the way through."""
+    env = camera_env(num_envs=4)
+    actor = TensorDictModule(lambda s: torch.full((*s.shape[:-1], 15), 1.49), [("agent", "state")], ["action"])
+
+    def q_action(observations, chunk):
+        assert observations["pixels"].dtype == torch.uint8
+        return (chunk.sum((-1, -2)) + observations["agent", "state"].sum(-1)).expand(2, -1)
+
+    report = measure_steerability(
+        env,
+        resets=8,
+        repeats=3,
+        latent_policy=actor,
+        q_action=q_action,
+        q_noise=lambda s, w: q_action(s, env.decoder.decode(s, w)),
+    )
+    assert report.spread.spread == pytest.approx(0.2, rel=0.1) and len(report.spread.per_action_dim) == 1
+    assert report.response.spread[2] == pytest.approx(0.2, rel=0.1)
+    assert [(trial.name, trial.dim) for trial in report.layouts] == [("full", 15), ("act_horizon", 6), ("repeat", 3)]
+    assert report.aliasing.singular_values == pytest.approx([0.2] * 2 + [0] * 13)
+    assert report.bound_share == 1.0
+    assert report.gap_prior.mean == pytest.approx(0, abs=1e-6) and report.gap_policy.mean == pytest.approx(0, abs=1e-6)
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_entries_that_only_the_latent_policy_reads_are_kept():
+    env = camera_env(num_envs=2)
+    env.decoder.base_policy.in_keys = ["pixels"]
+    env.decoder.base_policy.forward = lambda pixels, noise: 0.2 * noise[..., :4, :1]
+    actor = TensorDictModule(lambda s: torch.zeros(*s.shape[:-1], 15), [("agent", "state")], ["action"])
+    assert measure_steerability(env, resets=2, repeats=1, latent_policy=actor).bound_share == 0.0
+
+
+def test_a_policy_that_is_not_differentiable_leaves_aliasing_out():
+    env = LatentActionEnv(CoinEnv(4), Server(lambda noise: 0.2 * noise, pred_horizon=2, action_dim=1))
+    report = measure_steerability(env, resets=8, repeats=4)
+    assert report.aliasing is None
+    assert report.left_out == ("aliasing is not measured: Server is not differentiable in its noise",)
+    assert report.can_help and report.recommended_magnitude == 1.5
+    assert json.loads(json.dumps(report.to_dict()))["aliasing"] is None
+
+
+def test_an_algorithm_without_an_action_critic_has_no_gap():
+    env = coin_env(num_envs=4)
+    report = measure_steerability(
+        env, resets=4, repeats=1, q_action=lambda s, a: None, q_noise=lambda s, w: w.sum(-1)[None]
+    )
+    assert report.gap_prior is report.gap_policy is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_policy_on_the_gpu_and_its_simulator_on_the_cpu():
+    policy = Decoding(lambda noise: 0.3 * noise).to("cuda")
+    env = LatentActionEnv(PointReachEnv(num_envs=5, max_episode_steps=12), policy, act_horizon=2)
+    actor = TensorDictModule(lambda o: o.sum(-1, keepdim=True).expand(-1, 8), ["observation"], ["action"])
+    report = measure_steerability(
+        env,
+        resets=5,
+        repeats=2,
+        latent_policy=actor,
+        q_action=lambda s, a: a.sum((-1, -2))[None],
+        q_noise=lambda s, w: env.decoder.decode(s, w).sum((-1, -2))[None],
+    )
+    assert report.spread.spread == pytest.approx(0.3, rel=0.05) and report.aliasing.aliased_fraction == 0.5
+    assert report.gap_prior.mean == pytest.approx(0, abs=1e-5)
 
 
 def test_to_dict_is_json_with_the_conclusions():

@@ -1,78 +1,112 @@
-"""``dsrl base``: the frozen base policy."""
+"""``dsrl base``: the frozen base policy, cloned here or loaded."""
 
 from __future__ import annotations
 
 import torch
-from hydra.utils import instantiate
 
-from dsrl_torchrl.data.readers.maniskill import cut_chunks
+from dsrl_torchrl.cli.config import BasePolicyOptions, TaskOptions
+from dsrl_torchrl.cli.targets import Target, make
+from dsrl_torchrl.data.chunks import cut_chunks
+from dsrl_torchrl.data.episode import Episode
 from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.policies import BasePolicy, load_policy, probe, save_policy, steerability
-from dsrl_torchrl.cli.run import Run
-from dsrl_torchrl.cli.steps.demos import demos, read_task_demonstrations
+from dsrl_torchrl.policies import BasePolicy, GenerativePolicy, Steerability, probe, steerability
 from dsrl_torchrl.training.behaviour_cloning import train_base_policy
 
+#: Chunks of the demonstrations that steerability is measured on.
+OBSERVATIONS = 512
 
-def base(run: Run) -> BasePolicy:
-    """Trains the base policy on the demonstrations, or loads the user's; prints its steerability."""
-    if run.cfg.base_policy.checkpoint is not None:
-        policy = _checked(run, load_policy(run.cfg.base_policy.checkpoint))
-        run.say(f"base policy: {run.cfg.base_policy.checkpoint}")
-        return policy
-    folder = run.base_artifact.folder
-    if run.base_artifact.exists:
-        spread = run.base_artifact.facts["steerability"]
-        run.say(f"base policy: {folder} (exists), steerability {spread:.3f}")
-        return _checked(run, load_policy(folder))
-    task, spec = run.cfg.task, run.cfg.base_policy
-    episodes = read_task_demonstrations(run, demos(run))
-    run.base_artifact.begin()
-    data = cut_chunks(episodes, obs_horizon=task.obs_horizon, pred_horizon=task.pred_horizon)
-    torch.manual_seed(run.cfg.seed)
-    policy = instantiate(spec.policy, _convert_="all")(
-        observation_dim=data["observation"].shape[-1],
-        action_dim=data["action"].shape[-1],
-        pred_horizon=task.pred_horizon,
-        obs_horizon=task.obs_horizon,
-        control_mode=task.env.get("control_mode", ""),
-    )
+
+def clone_policy(
+    options: BasePolicyOptions,
+    task: TaskOptions,
+    episodes: list[Episode],
+    *,
+    seed: int,
+    device: str,
+    progress: bool,
+) -> tuple[GenerativePolicy, Steerability, int]:
+    """Behaviour cloning; returns the frozen policy, its steerability and the number of chunks it learned from."""
+    data = cut_chunks(episodes, obs_horizon=task.obs_horizon, pred_horizon=task.pred_horizon).to(device)
+    assert options.policy is not None
+    policy = make_cloned(options.policy, task, data[_in_key(options.policy)].shape[-1], data["action"].shape[-1], seed)
+    policy = policy.to(device)
+    training = options.training
     policy = train_base_policy(
         policy,
-        instantiate(spec.loss)(policy),
+        policy.cloning_loss(),
         data,
-        seed=run.cfg.seed,
-        progress=run.cfg.progress,
-        **spec.training,
+        steps=training.steps,
+        batch_size=training.batch_size,
+        lr=training.lr,
+        ema_decay=training.ema_decay,
+        seed=seed,
+        progress=progress,
     )
-    spread = steerability(policy, data["observation"][:512])
-    save_policy(policy, folder)
-    run.base_artifact.finish(steerability=spread.spread)
-    run.say(f"base policy: trained on {len(data)} chunks, in {folder}")
-    _say_steerability(run, spread.spread)
-    return _checked(run, load_policy(folder))
+    observations = data.select(*policy.in_keys)[:OBSERVATIONS]
+    probe(policy, observations)
+    return policy, steerability(policy, observations), len(data)
 
 
-def _checked(run: Run, policy: BasePolicy) -> BasePolicy:
-    task = run.cfg.task
-    control_mode = task.env.get("control_mode", "")
-    if policy.control_mode and control_mode and policy.control_mode != control_mode:
-        raise UserError(
-            f"the base policy was trained for control mode {policy.control_mode}, the task uses {control_mode}"
+def make_cloned(spec: Target, task: TaskOptions, observation_dim: int, action_dim: int, seed: int) -> GenerativePolicy:
+    """The policy that is to be cloned, with random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        policy = make(
+            spec,
+            observation_dim=observation_dim,
+            action_dim=action_dim,
+            pred_horizon=task.pred_horizon,
+            obs_horizon=task.obs_horizon,
+            control_mode=task.control_mode,
         )
-    if policy.obs_horizon != task.obs_horizon or policy.pred_horizon < task.act_horizon:
+    if not isinstance(policy, GenerativePolicy):
         raise UserError(
-            f"the base policy has obs_horizon {policy.obs_horizon} and pred_horizon {policy.pred_horizon}, "
-            f"the task asks for obs_horizon {task.obs_horizon} and act_horizon {task.act_horizon}"
+            f"base_policy.policy makes a {type(policy).__name__}, but only a GenerativePolicy is cloned here; "
+            "base_policy=load loads yours"
         )
-    probe(policy)
     return policy
 
 
-def _say_steerability(run: Run, spread: float) -> None:
-    limit = run.cfg.base_policy.min_steerability
-    run.say(f"steerability: the decoded action spreads {spread:.3f} over noise (range [-1, 1])")
-    if spread < limit:
-        run.say(
-            f"warning: a spread below {limit} leaves little to steer; train on demonstrations with action_noise, "
-            "or with more than one way of doing the task"
+def load_base(spec: Target, device: str) -> BasePolicy:
+    """The policy that ``base_policy.load`` makes, frozen, on ``device``.
+
+    Raises:
+        UserError: it is no :class:`~dsrl_torchrl.policies.BasePolicy`, or what its loader raises.
+    """
+    policy = make(spec)
+    if not isinstance(policy, BasePolicy):
+        raise UserError(
+            f"base_policy.load: {spec['_target_']} should return a BasePolicy, it returned a {type(policy).__name__}"
         )
+    return policy.to(device).freeze()
+
+
+def check_fits(policy: BasePolicy, task: TaskOptions) -> None:
+    """Raises :class:`UserError` for another control mode, or horizons that the task does not have."""
+    if policy.control_mode and task.control_mode and policy.control_mode != task.control_mode:
+        raise UserError(
+            f"the base policy was trained for control mode {policy.control_mode}, the task uses {task.control_mode}"
+        )
+    actions = policy.pred_horizon - policy.first_action
+    if policy.obs_horizon != task.obs_horizon or actions < task.act_horizon:
+        raise UserError(
+            f"the base policy has obs_horizon {policy.obs_horizon} and pred_horizon {policy.pred_horizon} (from action "
+            f"{policy.first_action} on), the task asks for obs_horizon {task.obs_horizon} and act_horizon "
+            f"{task.act_horizon}"
+        )
+
+
+def steerability_lines(measured: Steerability) -> list[str]:
+    """What the user is told of a fresh base policy."""
+    lines = [f"steerability: the decoded action spreads {measured.spread:.3f} over noise (range [-1, 1])"]
+    if measured.too_small:
+        lines.append(
+            "warning: that leaves little to steer; train on demonstrations with action_noise, or with more than one "
+            "way of doing the task"
+        )
+    return lines
+
+
+def _in_key(spec: Target) -> str | tuple[str, ...]:
+    key = spec.get("in_key", "observation")
+    return key if isinstance(key, str) else tuple(key)

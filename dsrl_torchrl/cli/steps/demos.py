@@ -4,37 +4,34 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hydra.utils import instantiate
+from dsrl_torchrl import seeds
+from dsrl_torchrl.cli.config import TaskOptions
+from dsrl_torchrl.cli.targets import make
+from dsrl_torchrl.data.episode import Episode
+from dsrl_torchrl.data.readers.maniskill import read_demonstrations
 
-from dsrl_torchrl.data.readers.maniskill import Episode, read_demonstrations
-from dsrl_torchrl.cli.run import Run
+FILE = "trajectory.h5"
 
 
-def demos(run: Run) -> Path:
-    """Makes the demonstrations, or finds the user's; returns the h5 file."""
-    demonstrations = run.cfg.task.demonstrations
-    if demonstrations.path is not None:
-        path = Path(demonstrations.path)
-        read_task_demonstrations(run, path)
-        return path
-    path = run.demos_artifact.folder / "trajectory.h5"
-    if run.demos_artifact.exists:
-        run.say(f"demonstrations: {path} (exists)")
-        return path
-    run.demos_artifact.begin()
-    instantiate(demonstrations.generator)(
-        path=path,
+def record_demonstrations(task: TaskOptions, path: Path, *, seed: int, progress: bool) -> None:
+    """Records ``task.demonstrations.count`` episodes with the task's generator."""
+    demonstrations = task.demonstrations
+    make(
+        task.generator_spec,
+        path=str(path),
         count=demonstrations.count,
         action_noise=demonstrations.action_noise,
-        seed=run.cfg.seed,
-        progress=run.cfg.progress,
+        seed=seeds.demonstration_seeds(seed).start,
+        progress=progress,
     )
-    episodes = read_task_demonstrations(run, path)
-    run.demos_artifact.finish(episodes=len(episodes))
-    run.say(f"demonstrations: {len(episodes)} episodes in {path}")
-    return path
 
 
-def read_task_demonstrations(run: Run, path: Path) -> list[Episode]:
+def read_task_demonstrations(task: TaskOptions, path: Path) -> list[Episode]:
     """The successful episodes of ``path``, in the task's control mode."""
-    return read_demonstrations(path, control_mode=run.cfg.task.env.get("control_mode"))
+    entries = {_key(name): dataset for name, dataset in task.demonstrations.entries.items()}
+    return read_demonstrations(path, entries=entries, control_mode=task.control_mode or None)
+
+
+def _key(name: str) -> str | tuple[str, ...]:
+    """``agent.state`` is the nested entry ``("agent", "state")``."""
+    return tuple(name.split(".")) if "." in name else name

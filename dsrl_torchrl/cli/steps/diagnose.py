@@ -2,57 +2,37 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from dsrl_torchrl.cli.configured import make_latent_env
+from dsrl_torchrl.agents.agent import Agent
+from dsrl_torchrl.cli.config import RunConfig
+from dsrl_torchrl.files import write_json
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
-from dsrl_torchrl.cli.run import Run
-from dsrl_torchrl.cli.artifacts import write_json
 from dsrl_torchrl.steerability.page import plot_steerability
 from dsrl_torchrl.steerability.report import SteerabilityReport, measure_steerability
-from dsrl_torchrl.cli.steps.action_magnitude import settle_action_magnitude
-from dsrl_torchrl.cli.steps.base import base
-from dsrl_torchrl.training.latent_networks import load_actor
-from dsrl_torchrl.training.learner import load_learned_critics, make_update
-from dsrl_torchrl.training.update import NAUpdate
 
 
-def diagnose(run: Run) -> SteerabilityReport:
-    """Measures the base policy, and stage 1's actor and critics where they exist; prints the advice."""
-    policy = base(run)
-    settle_action_magnitude(run, policy)
-    env = make_latent_env(run.cfg, policy, gamma=1.0)
-    try:
-        report = measure_steerability(
-            env,
-            resets=run.cfg.diagnosis.resets,
-            repeats=run.cfg.diagnosis.repeats,
-            seed=run.cfg.seed,
-            progress=run.cfg.progress,
-            **_learned(run, env),
-        )
-    finally:
-        env.close()
-    folder = run.folder / "diagnosis"
-    write_json(folder / "steerability.json", report.to_dict())
-    plot_steerability(report, folder / "steerability.png", f"{run.cfg.task.name}, seed {run.cfg.seed}")
-    run.say(report.magnitude.reason)
-    run.say(report.advice())
-    run.say(f"{folder / 'steerability.json'}, {folder / 'steerability.png'}")
-    return report
-
-
-def _learned(run: Run, env: LatentActionEnv) -> dict[str, Any]:
-    """Actor and critics of stage 1; empty before it, or where it learned Q^W without Q^A."""
-    if not (run.stage1.use_na and run.stage1_artifact.exists):
-        return {}
-    folder = run.stage1_artifact.folder
-    actor = load_actor(env, run.networks, folder)
-    update = make_update(env, actor, run.stage1, run.networks, noise_aliasing=True)
-    assert isinstance(update, NAUpdate)
-    load_learned_critics(update, folder)
-    return {
-        "latent_policy": actor,
-        "q_action": update.action_value.action_values,
-        "q_noise": update.sac.noise_values,
-    }
+def diagnose_base(
+    env: LatentActionEnv, learned: Agent | None, config: RunConfig, folder: Path
+) -> tuple[SteerabilityReport, list[Path]]:
+    """Measures the base policy, and the actor and critics of ``learned``; writes the numbers and the page."""
+    known: dict[str, Any] = {}
+    if learned is not None:
+        known = {
+            "latent_policy": learned.kept_policy,
+            "q_action": learned.chunk_values,
+            "q_noise": learned.noise_values,
+        }
+    report = measure_steerability(
+        env,
+        resets=config.diagnosis.resets,
+        repeats=config.diagnosis.repeats,
+        seed=config.seed,
+        progress=config.progress,
+        **known,
+    )
+    numbers, page = folder / "steerability.json", folder / "steerability.png"
+    write_json(numbers, report.to_dict())
+    plot_steerability(report, page, config.title)
+    return report, [numbers, page]

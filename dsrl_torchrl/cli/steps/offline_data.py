@@ -2,88 +2,98 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
 import torch
 from tensordict import TensorDictBase
+from tensordict.utils import NestedKey
 
-from dsrl_torchrl.inversion.cache import alias_transitions
-from dsrl_torchrl.inversion.search import AliasMethod, NoiseOptimisation, NoiseRetrieval
-from dsrl_torchrl.data.demonstration_transitions import demonstration_transitions, step_penalty
-from dsrl_torchrl.data.macro_transitions import load_transitions, save_transitions
-from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
-from dsrl_torchrl.latent_env.prior_noise import PriorNoise
-from dsrl_torchrl.cli.run import Run
-from dsrl_torchrl.cli.steps.demos import demos, read_task_demonstrations
+from dsrl_torchrl import seeds
+from dsrl_torchrl.cli.config import TaskOptions
+from dsrl_torchrl.cli.targets import find_target, parameters
 from dsrl_torchrl.collect.rollouts import collect_rollouts
+from dsrl_torchrl.data.demonstration_transitions import demonstration_transitions, step_penalty
+from dsrl_torchrl.data.episode import Episode
+from dsrl_torchrl.data.macro_transitions import entry_name
+from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.evaluation.rates import make_rate
+from dsrl_torchrl.inversion.cache import invert_transitions
+from dsrl_torchrl.inversion.search import NoiseOptimisation, NoiseRetrieval
+from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
+from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
+from dsrl_torchrl.latent_env.prior_noise import PriorNoise
 
-#: Added to the run's seed for the base policy's rollouts, so that no training run repeats their resets.
-ROLLOUT_SEED = 800_000_000
-
-INVERSION_METHODS: dict[str, AliasMethod] = {"optimisation": NoiseOptimisation(), "retrieval": NoiseRetrieval()}
-
-
-def offline_data(run: Run, env: LatentActionEnv, *, with_noise: bool) -> TensorDictBase:
-    """All offline macro transitions ``[n]``; collects the rollouts where they are missing.
-
-    Args:
-        run: the run.
-        env: the latent env, which rollouts are collected in.
-        with_noise: only what has a noise, for TD in noise space: rollouts, and demonstrations whose noise
-            ``stage1.inversion`` finds. Otherwise everything, without noise: noise aliasing needs none.
-    """
-    rollouts = _base_rollouts(run, env)
-    demonstrations = _demonstrations(run)
-    if not with_noise:
-        rollouts = rollouts.exclude("action")
-        return rollouts if demonstrations is None else torch.cat([rollouts, demonstrations])
-    if demonstrations is None or run.stage1.inversion is None:
-        return rollouts
-    labelled, report = alias_transitions(
-        demonstrations,
-        env.decoder,
-        INVERSION_METHODS[run.stage1.inversion],
-        run.folder.parent / "alias_cache",  # found again by the other runs of the same base policy
-        progress=run.cfg.progress,
-    )
-    run.say(f"inversion: {report}")
-    return torch.cat([rollouts, labelled])
+INVERSIONS = {"optimisation": NoiseOptimisation, "retrieval": NoiseRetrieval}
 
 
-def _base_rollouts(run: Run, env: LatentActionEnv) -> TensorDictBase:
-    path = run.stage1_artifact.folder / "rollouts.safetensors"
-    if path.exists():
-        return load_transitions(path)
-    rollouts, success = collect_rollouts(
+def base_rollouts(
+    env: LatentActionEnv, keys: Sequence[NestedKey], env_steps: int, *, seed: int, progress: bool
+) -> tuple[TensorDictBase, str]:
+    """Rollouts of the base policy under its prior, ``[n]``, and how they went in a line."""
+    rollouts, successes = collect_rollouts(
         env,
-        PriorNoise(env.noise_layout.dim),
-        run.stage1.rollout_env_steps,
-        seed=ROLLOUT_SEED + run.cfg.seed,
-        progress=run.cfg.progress,
+        PriorNoise(env.latent_dim, device=env.decoder.device),
+        env_steps,
+        seed=seeds.ROLLOUT_STREAM + seed,
+        observation_keys=keys,
+        progress=progress,
     )
-    save_transitions(rollouts, path)
-    run.say(
-        f"base rollouts: {len(rollouts)} macro transitions, success {success.value:.2f} "
-        f"[{success.low:.2f}, {success.high:.2f}] of {success.n} episodes"
-    )
-    return rollouts
+    rate = make_rate(successes)
+    went = f"success {rate.value:.2f} [{rate.low:.2f}, {rate.high:.2f}] of {rate.n} episodes"
+    return rollouts, f"base rollouts: {len(rollouts)} macro transitions, {went}"
 
 
-def _demonstrations(run: Run) -> TensorDictBase | None:
-    task = run.cfg.task
-    if not run.stage1.use_demonstrations:
-        return None
-    if run.cfg.base_policy.checkpoint is not None and task.demonstrations.path is None:
-        run.say("offline data: base rollouts alone; task.demonstrations.path adds the demonstrations of your policy")
-        return None
-    if task.env.get("reward", "step_penalty") != "step_penalty":
+def demonstrated_transitions(
+    task: TaskOptions, episodes: Sequence[Episode], keys: Sequence[NestedKey], gamma: float
+) -> TensorDictBase:
+    """The demonstrations as macro transitions ``[n]`` with the task's reward, without noise.
+
+    Raises:
+        UserError: a reward that demonstrations do not carry, or entries that they lack.
+    """
+    reward = _argument(task, "reward", "step_penalty")
+    if reward != "step_penalty":
         raise UserError(
-            f"demonstrations carry no {task.env.reward} reward: set task.env.reward=step_penalty or "
+            f"demonstrations carry no {reward} reward: set task.env.reward=step_penalty or "
             "stage1.use_demonstrations=false"
         )
+    entries = episodes[0].observations
+    lacking = [entry_name(key) for key in keys if entries.get(key, None) is None]
+    if lacking:
+        raise UserError(
+            f"the demonstrations lack the entry {lacking[0]}: say where it is, "
+            f"task.demonstrations.entries.{lacking[0]}=<h5 data set>, or set stage1.use_demonstrations=false"
+        )
     return demonstration_transitions(
-        read_task_demonstrations(run, demos(run)),
+        episodes,
         obs_horizon=task.obs_horizon,
         act_horizon=task.act_horizon,
-        gamma=run.stage1.gamma,
-        reward=step_penalty(task.env.success_bonus),
+        gamma=gamma,
+        reward=partial(step_penalty, success_bonus=_argument(task, "success_bonus", 1.0)),
     )
+
+
+def with_noise(
+    demonstrations: TensorDictBase, decoder: NoiseDecoder, inversion: str, folder: Path, *, progress: bool
+) -> tuple[TensorDictBase, str]:
+    """The demonstrations with a noise that decodes to what they did, and how well it does in a line."""
+    labelled, report = invert_transitions(demonstrations, decoder, INVERSIONS[inversion](), folder, progress=progress)
+    return labelled, f"inversion: {report}"
+
+
+def joined(rollouts: TensorDictBase, demonstrations: TensorDictBase | None, *, noise: bool) -> TensorDictBase:
+    """One data set ``[n]``: with the noise of its transitions, or without, where that is not read."""
+    rollouts = rollouts if noise else rollouts.exclude("action")
+    if demonstrations is None:
+        return rollouts
+    return torch.cat([rollouts, demonstrations.select(*rollouts.keys(True, True))])
+
+
+def _argument(task: TaskOptions, name: str, otherwise: Any) -> Any:
+    """The env's argument: as configured, or its own default."""
+    parameter = parameters(find_target(task.env, "task.env")).get(name)
+    default = otherwise if parameter is None or parameter.default is parameter.empty else parameter.default
+    return task.env.get(name, default)

@@ -1,10 +1,9 @@
-"""Reading ManiSkill demonstrations (h5 + json, recorded or downloaded) and cutting them into action chunks."""
+"""Reading ManiSkill demonstrations (h5 + json, recorded or downloaded)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +11,27 @@ import h5py
 import numpy as np
 import torch
 from tensordict import TensorDict
+from tensordict.utils import NestedKey
 
+from dsrl_torchrl.data.episode import Episode
+from dsrl_torchrl.data.macro_transitions import entry_name
 from dsrl_torchrl.errors import NonFiniteError, UserError
 
-
-@dataclass(frozen=True)
-class Episode:
-    """One demonstration of ``T`` steps.
-
-    ``observation[t]`` is what is seen before ``action[t]``; the flags tell how step ``t`` ended.
-    """
-
-    observation: torch.Tensor  # (T + 1, obs_dim) float32
-    action: torch.Tensor  # (T, action_dim) float32
-    success: torch.Tensor  # (T,) bool
-    terminated: torch.Tensor  # (T,) bool
-    truncated: torch.Tensor  # (T,) bool
-
-    def __len__(self) -> int:
-        return self.action.shape[0]
+#: Where ManiSkill's ``state`` mode has its one flat observation.
+STATE_DATASET = "obs"
+FLAT_STATE: Mapping[NestedKey, str] = {"observation": STATE_DATASET}
 
 
 def read_demonstrations(
     path: str | Path,
     *,
+    entries: Mapping[NestedKey, str] = FLAT_STATE,
     control_mode: str | None = None,
     action_dim: int | None = None,
-    observation_dim: int | None = None,
+    shapes: Mapping[NestedKey, Sequence[int]] | None = None,
     max_episodes: int | None = None,
 ) -> list[Episode]:
-    """Reads the successful episodes of a ManiSkill trajectory file with flat ``state`` observations.
+    """Reads the successful episodes of a ManiSkill trajectory file.
 
     The format is that of ManiSkill's ``RecordEpisode``: ``traj_<i>/{obs,actions,success,terminated,truncated}`` in the
     h5, and a json of the same name with each episode's controller and outcome. An episode is successful if the json
@@ -49,13 +39,16 @@ def read_demonstrations(
 
     Args:
         path: the ``.h5``.
+        entries: entry name -> dataset inside ``traj_<i>``, such as
+            ``{"observation": "obs/agent/qpos", "pixels": "obs/sensor_data/base_camera/rgb"}``. Vectors ``[T + 1, d]``
+            become float32; images ``[T + 1, H, W, C]`` stay uint8 and become ``[T + 1, C, H, W]``.
         control_mode: the controller that the actions must be of; ``None`` takes any.
         action_dim: the action size that must match; ``None`` takes any.
-        observation_dim: the observation size that must match; ``None`` takes any.
+        shapes: entry name -> the shape of one observation that must match; those left out may have any.
         max_episodes: read the first so many successful ones; ``None`` reads all.
 
     Raises:
-        UserError: a file is missing, truncated, of another controller or size, without state observations or success.
+        UserError: a file is missing, truncated, of another controller or size, without the observations or success.
         NonFiniteError: NaN or infinity, with the quantity, the episode and the step.
     """
     path = Path(path)
@@ -76,60 +69,14 @@ def read_demonstrations(
                 if control_mode is not None and mode is not None and mode != control_mode:
                     hint = _replay_hint(path, control_mode)
                     raise UserError(f"{path} holds {mode} actions, the task wants {control_mode}: {hint}")
-                episodes.append(_read_episode(file[name], f"{name} of {path}", path, control_mode or mode))
-                _check_size("action", episodes[-1].action, action_dim, path)
-                _check_size("observation", episodes[-1].observation, observation_dim, path)
+                hint = _replay_hint(path, control_mode or mode)
+                episodes.append(_read_episode(file[name], f"{name} of {path}", entries, hint))
+                _check_sizes(episodes[-1], action_dim, shapes or {}, path)
     except (OSError, KeyError) as error:
         raise UserError(f"{path} is truncated or not a ManiSkill trajectory file ({error})") from error
     if not episodes:
         raise UserError(f"{path} has no successful episode among {len(described['episodes'])}")
     return episodes
-
-
-def cut_chunks(episodes: Sequence[Episode], obs_horizon: int, pred_horizon: int) -> TensorDict:
-    """Cuts every step of every episode into one (observation history, action chunk) pair for behaviour cloning.
-
-    For ``obs_horizon=2, pred_horizon=4`` and an episode of ``T=6`` steps (``o0 .. o6``, ``a0 .. a5``)::
-
-        t = 0   observation  o0 o0      (the first observation is repeated)
-                action          a0 a1 a2 a3         valid  1 1 1 1
-        t = 1   observation  o0 o1
-                action          a1 a2 a3 a4         valid  1 1 1 1
-        ...
-        t = 4   observation  o3 o4
-                action          a4 a5 a5 a5         valid  1 1 0 0   (the last action is repeated, and masked)
-
-    So action ``j`` of the chunk is the one for step ``t + j``, and index 0 is executed from the newest observation. The
-    history is laid out like TorchRL's ``CatFrames(N=obs_horizon, dim=-1, padding="same")``: oldest first, in primitive
-    steps.
-
-    Args:
-        episodes: demonstrations of the same sizes.
-        obs_horizon: number of observations in the history.
-        pred_horizon: number of actions in a chunk.
-
-    Returns:
-        Batch ``[N]``, ``N`` the total number of steps: ``observation`` ``[N, obs_horizon * obs_dim]``,
-        ``action`` ``[N, pred_horizon, action_dim]``, ``valid`` ``[N, pred_horizon]`` bool, False past the end.
-    """
-    if obs_horizon < 1 or pred_horizon < 1:
-        raise UserError(f"obs_horizon and pred_horizon must be at least 1, got {obs_horizon} and {pred_horizon}")
-    chunks = []
-    for episode in episodes:
-        t = torch.arange(len(episode)).unsqueeze(-1)  # (T, 1)
-        seen = (t + torch.arange(1 - obs_horizon, 1)).clamp(min=0)  # (T, obs_horizon)
-        ahead = t + torch.arange(pred_horizon)  # (T, pred_horizon)
-        chunks.append(
-            TensorDict(
-                {
-                    "observation": episode.observation[seen].flatten(1),
-                    "action": episode.action[ahead.clamp(max=len(episode) - 1)],
-                    "valid": ahead < len(episode),
-                },
-                batch_size=[len(episode)],
-            )
-        )
-    return torch.cat(chunks)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -154,36 +101,59 @@ def _is_success(entry: dict[str, Any], group: h5py.Group) -> bool:
     return "success" in group and len(group["success"]) > 0 and bool(group["success"][-1])
 
 
-def _read_episode(group: h5py.Group, where: str, path: Path, control_mode: str | None) -> Episode:
-    observation = group.get("obs")
-    if not isinstance(observation, h5py.Dataset) or observation.ndim != 2:
-        raise UserError(f"{where} has no flat state observations: {_replay_hint(path, control_mode)}")
+def _read_episode(group: h5py.Group, where: str, entries: Mapping[NestedKey, str], hint: str) -> Episode:
     if not isinstance(group["actions"], h5py.Dataset) or group["actions"].ndim != 2:
         raise UserError(f"{where} has no flat actions [T, action_dim]; only single-robot tasks can be read")
-    action = np.asarray(group["actions"], dtype=np.float32)
+    action = torch.from_numpy(np.asarray(group["actions"], dtype=np.float32))
     length = action.shape[0]
-    if length == 0 or observation.shape[0] != length + 1:
-        raise UserError(
-            f"{where} has {observation.shape[0]} observations for {length} actions, expected one more than actions"
-        )
+    observations = TensorDict({}, [length + 1])
+    for key, dataset in entries.items():
+        value = _read_entry(group, dataset, where, hint)
+        if length == 0 or value.shape[0] != length + 1:
+            raise UserError(
+                f"{where} has {value.shape[0]} observations for {length} actions, expected one more than actions"
+            )
+        observations.set(key, value)
     flags = {}
-    for key in ("success", "terminated", "truncated"):
-        flags[key] = torch.zeros(length, dtype=torch.bool)
-        if key in group:
-            flags[key] = torch.from_numpy(np.asarray(group[key], dtype=bool))
-            if flags[key].shape != (length,):
-                raise UserError(f"{where} has {key} of shape {list(flags[key].shape)}, expected [{length}]")
-    episode = Episode(torch.from_numpy(np.asarray(observation, dtype=np.float32)), torch.from_numpy(action), **flags)
-    for quantity, value in (("observation", episode.observation), ("action", episode.action)):
-        bad = (~torch.isfinite(value)).any(-1)  # (T or T + 1,)
+    for name in ("success", "terminated", "truncated"):
+        flags[name] = torch.zeros(length, dtype=torch.bool)
+        if name in group:
+            flags[name] = torch.from_numpy(np.asarray(group[name], dtype=bool))
+            if flags[name].shape != (length,):
+                raise UserError(f"{where} has {name} of shape {list(flags[name].shape)}, expected [{length}]")
+    for key, value in [*observations.items(True, True), ("action", action)]:
+        bad = ~torch.isfinite(value).flatten(1).all(1)  # (T or T + 1,)
         if bad.any():
-            raise NonFiniteError(f"{quantity} in {where}", int(bad.int().argmax()), unit="step")
-    return episode
+            raise NonFiniteError(f"{entry_name(key)} in {where}", int(bad.int().argmax()), unit="step")
+    return Episode(observations, action, **flags)
 
 
-def _check_size(quantity: str, value: torch.Tensor, expected: int | None, path: Path) -> None:
-    if expected is not None and value.shape[-1] != expected:
-        raise UserError(f"{path} has {value.shape[-1]}-d {quantity}s, the task has {expected}-d ones")
+def _read_entry(group: h5py.Group, dataset: str, where: str, hint: str) -> torch.Tensor:
+    """Vectors ``[T + 1, d]`` float32 or images ``[T + 1, C, H, W]`` uint8."""
+    values = group.get(dataset)
+    if isinstance(values, h5py.Dataset) and values.ndim == 2:
+        return torch.from_numpy(np.asarray(values, dtype=np.float32))
+    if isinstance(values, h5py.Dataset) and values.ndim == 4 and values.dtype == np.uint8:
+        return torch.from_numpy(np.asarray(values)).permute(0, 3, 1, 2).contiguous()
+    if dataset == STATE_DATASET:
+        raise UserError(f"{where} has no flat state observations: {hint}")
+    present: list[str] = []
+    group.visititems(lambda name, item: present.append(name) if isinstance(item, h5py.Dataset) else None)
+    raise UserError(
+        f"{where} has no vectors [T + 1, d] or uint8 images [T + 1, H, W, C] in {dataset!r}; "
+        f"its datasets are {', '.join(present)}"
+    )
+
+
+def _check_sizes(
+    episode: Episode, action_dim: int | None, shapes: Mapping[NestedKey, Sequence[int]], path: Path
+) -> None:
+    if action_dim is not None and episode.action.shape[-1] != action_dim:
+        raise UserError(f"{path} has {episode.action.shape[-1]}-d actions, the task has {action_dim}-d ones")
+    for key, shape in shapes.items():
+        recorded = list(episode.observations.get(key).shape[1:])
+        if recorded != list(shape):
+            raise UserError(f"{path} has {entry_name(key)} of shape {recorded}, the task has {list(shape)}")
 
 
 def _replay_hint(path: Path, control_mode: str | None) -> str:

@@ -1,0 +1,258 @@
+"""What the loops ask of an algorithm, and what every algorithm here does alike."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict.nn import TensorDictModuleBase
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.evaluation.curve_checks import CurveCheck
+from dsrl_torchrl.files import copy_strictly, load_tensors, save_tensors
+from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
+from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
+from dsrl_torchrl.networks.config import NetworkConfig, make_encoder, observation_keys
+from dsrl_torchrl.networks.encoders import FEATURES_KEY
+from dsrl_torchrl.options import Options, option
+
+#: Metrics drawn in one panel, each with its label, and the panel's title.
+Panel = tuple[dict[str, str], str]
+
+CRITIC, ACTOR = "critic", "actor"
+
+
+class AgentConfig(Options):
+    """Hyper-parameters that every algorithm has."""
+
+    batch_size: int = option(256, "macro transitions per update", ge=1)
+    gamma: float = option(0.98, "discount per primitive step; the bootstrap uses gamma^k", gt=0, le=1)
+    tau: float = option(0.01, "Polyak rate of the target networks", gt=0, le=1)
+    critic_lr: float = option(5e-4, "Adam's learning rate of the critics", gt=0)
+    compile: bool | None = option(None, "updates by torch.compile; null: on CUDA (with CUDA graphs), not on a CPU")
+
+
+class Agent(nn.Module):
+    """One algorithm: its losses, its update, the policy that acts, what is saved.
+
+    A subclass is one file. It declares :attr:`Config`, builds its losses and implements :meth:`update`,
+    :meth:`noise_values` and :meth:`tensors`.
+
+    Args:
+        env: the latent env, for its decoder, entries and device.
+        config: hyper-parameters; the defaults of :attr:`Config`.
+        networks: sizes.
+        data: offline transitions ``[n]``, for the statistics of entries that the base policy has none of.
+
+    Attributes:
+        policy: acts and collects: observation entries to ``action``.
+        kept_policy: what a run keeps and evaluates.
+        in_keys: entries that rollouts and replay must keep.
+        reads_noise: its TD reads the noise of the data: offline data without ``action`` is of no use.
+        panels, curve_checks: what figures show and what is checked of the curves.
+    """
+
+    Config: ClassVar[type[AgentConfig]] = AgentConfig
+    reads_noise: ClassVar[bool] = False
+    panels: ClassVar[Sequence[Panel]] = ()
+    curve_checks: ClassVar[Sequence[CurveCheck]] = ()
+
+    config: Any  # of the subclass's Config
+    policy: TensorDictModuleBase
+    kept_policy: TensorDictModuleBase
+    decoder: NoiseDecoder
+
+    def __init__(
+        self,
+        env: LatentActionEnv,
+        config: Any = None,
+        networks: NetworkConfig | None = None,
+        data: TensorDictBase | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = self.Config() if config is None else config
+        if not isinstance(self.config, self.Config):
+            raise UserError(f"{type(self).__name__} takes its own Config, got {type(self.config).__name__}")
+        self.networks = NetworkConfig() if networks is None else networks
+        self.__dict__["decoder"] = env.decoder  # the frozen policy is no part of what is trained and saved
+        self.in_keys: list[NestedKey] = observation_keys(env.decoder.base_policy, self.networks)
+        self.encoder = make_encoder(env, self.networks, data)
+        # Features of s' come from a slowly moving copy, as the target critics do; a fixed encoder is its own.
+        self.target_encoder = deepcopy(self.encoder).requires_grad_(False) if self.encoder.trainable else self.encoder
+        self.optimisers: dict[str, torch.optim.Optimizer] = {}
+        self._trained: dict[str, list[Tensor]] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the learner is: the latent env's device."""
+        return self.decoder.device
+
+    # What the loops call.
+
+    def store(self, transitions: TensorDictBase, *, online: bool) -> TensorDictBase:
+        """Adds to macro transitions ``[n]`` what is computed once, when they are stored."""
+        return transitions
+
+    def prepare(self, batches: TensorDictBase) -> TensorDictBase:
+        """Does at once what ``[k, n]`` transitions of k coming updates can share."""
+        return batches
+
+    def parts(self, update: int) -> frozenset[str]:
+        """What the ``update``-th update trains; :meth:`update` gets it, and is compiled once for each combination."""
+        return frozenset({CRITIC})
+
+    @abstractmethod
+    def update(self, batch: TensorDictBase, parts: frozenset[str]) -> TensorDict:
+        """One gradient update on macro transitions ``[n]``.
+
+        Returns:
+            Scalars by the names that a run logs, still on the device: nothing here waits for it.
+        """
+
+    @abstractmethod
+    def noise_values(self, observations: TensorDictBase, noise: Tensor) -> Tensor:
+        """What the algorithm thinks of a noise: ``[*B]``, ``[*B, latent_dim]`` -> ``[N, *B]``."""
+
+    def chunk_values(self, observations: TensorDictBase, chunk: Tensor) -> Tensor | None:
+        """``Q^A``: ``[*B]``, ``[*B, act_horizon, action_dim]`` -> ``[N, *B]``; ``None`` without one."""
+        return None
+
+    # What the algorithms share.
+
+    def encode(self, batch: TensorDictBase) -> TensorDictBase:
+        """Adds the features of s, with gradient where the encoder is trained, and of s', without."""
+        batch = self.encoder(batch.copy())
+        following = batch.get("next")
+        if self.encoder.trainable or following.get(FEATURES_KEY, None) is None:
+            with torch.no_grad():
+                self.target_encoder(following)
+        return batch
+
+    def detached(self, batch: TensorDictBase) -> TensorDictBase:
+        """``batch`` with features that train no encoder."""
+        return batch.copy().set(FEATURES_KEY, batch.get(FEATURES_KEY).detach()) if self.encoder.trainable else batch
+
+    def optimise(self, name: str, parameters: Iterable[Tensor], lr: float) -> None:
+        """Gives ``parameters`` an optimiser of that name."""
+        self._trained[name] = [p for p in parameters if p.requires_grad]
+        self.optimisers[name] = torch.optim.Adam(self._trained[name], lr=lr, fused=self.device.type in ("cpu", "cuda"))
+
+    def descend(self, name: str, loss: Tensor) -> Tensor:
+        """One step of the optimiser ``name`` on ``loss``; returns the norm of its gradient."""
+        optimiser = self.optimisers[name]
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.get_total_norm([p.grad for p in self._trained[name] if p.grad is not None])
+        optimiser.step()
+        return norm
+
+    def move_target_encoder(self) -> None:
+        """Polyak averaging (Eq. 11)."""
+        if self.encoder.trainable:
+            torch._foreach_lerp_(
+                list(self.target_encoder.parameters()), [p.data for p in self.encoder.parameters()], self.config.tau
+            )
+
+    # What is saved.
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Mapping[str, Tensor]]:
+        """All that is learned, by file: ``actor``, ``kept_actor`` and critics, whose names begin with ``q_``."""
+
+    def save(self, folder: Path) -> None:
+        """Writes a safetensors file for each of :meth:`tensors`, and the encoder's."""
+        for name, tensors in self._files().items():
+            save_tensors(tensors, folder / f"{name}.safetensors")
+
+    def load(self, folder: Path, components: Sequence[str] = ("actor", "critics")) -> None:
+        """Reads what :meth:`save` wrote, in place.
+
+        Args:
+            folder: of the run's step.
+            components: ``actor``, ``critics`` or both.
+
+        Raises:
+            CheckpointError: a file is missing, damaged or of another size.
+        """
+        for name, tensors in self._files().items():
+            kind = "critics" if name.startswith("q_") else "actor"
+            if kind in components or (name == "encoder" and components):
+                path = folder / f"{name}.safetensors"
+                copy_strictly(load_tensors(path), tensors, path)
+
+    def optimiser_state(self) -> OptimiserState:
+        """The optimisers as one checkpoint component."""
+        return OptimiserState(self.optimisers)
+
+    def _files(self) -> dict[str, Mapping[str, Tensor]]:
+        encoder = dict(self.encoder.state_dict())
+        if self.encoder.trainable:
+            encoder |= {f"target.{name}": value for name, value in self.target_encoder.state_dict().items()}
+        return {"encoder": encoder, **self.tensors()}
+
+
+class ActorConfig(AgentConfig):
+    """Hyper-parameters of algorithms with a learned latent policy."""
+
+    critic_only_updates: int = option(300, "first updates, which leave the actor alone", ge=0)
+    actor_interval: int = option(1, "critic updates per actor update", ge=1)
+    actor_lr: float = option(2e-4, "Adam's learning rate of the latent policy", gt=0)
+    actor_average: float = option(0.99, "decay of the averaged actor that a run keeps; 0: the last actor", ge=0, lt=1)
+
+
+class ActorAgent(Agent):
+    """An algorithm with a learned latent policy, which is trained at its own pace and averaged."""
+
+    Config: ClassVar[type[ActorConfig]] = ActorConfig
+
+    def parts(self, update: int) -> frozenset[str]:
+        due = update >= self.config.critic_only_updates and update % self.config.actor_interval == 0
+        return super().parts(update) | {ACTOR} if due else super().parts(update)
+
+    def keep_average(self, actor: nn.Module) -> nn.Module:
+        """The average of the actor's parameters over its updates (Eq. 16), or the actor itself where none is asked for.
+
+        Late in a run the critics' errors outweigh what is left to gain and the actor wanders; its average does not.
+        """
+        decay = self.config.actor_average
+        self.average = AveragedModel(actor, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+        return actor if self.average is None else self.average.module
+
+    def move_average(self, actor: nn.Module) -> None:
+        """Called after every update of the actor."""
+        if self.average is not None:
+            self.average.update_parameters(actor)
+
+
+def flat(params: TensorDictParams) -> dict[str, Tensor]:
+    """An ensemble's parameters by dotted name."""
+    return {str(key): value for key, value in params.data.flatten_keys(".").items()}
+
+
+def scalars(group: str, **metrics: Tensor) -> dict[str, Tensor]:
+    """Detached means by the names that a run logs, ``group/name``."""
+    return {f"{group}/{name}": value.detach().mean() for name, value in metrics.items()}
+
+
+class OptimiserState:
+    """Several optimisers behind one ``state_dict`` / ``load_state_dict``."""
+
+    def __init__(self, optimisers: dict[str, torch.optim.Optimizer]) -> None:
+        self.optimisers = optimisers
+
+    def state_dict(self) -> dict:
+        """By the optimisers' names."""
+        return {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restores :meth:`state_dict`."""
+        for name, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(state[name])

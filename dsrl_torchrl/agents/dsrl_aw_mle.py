@@ -1,0 +1,110 @@
+"""DSRL-AW-MLE, our default: DSRL-NA's critics, and an actor that imitates the prior's better noises."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from dsrl_torchrl.agents.agent import ACTOR, ActorConfig, scalars
+from dsrl_torchrl.agents.dsrl_na import DSRLNA
+from dsrl_torchrl.data.decoded_pairs import draw_decoded_pairs, pick_decoded_pair
+from dsrl_torchrl.networks.critics import Critic
+from dsrl_torchrl.objectives.aw_mle import AdvantageWeightedMLELoss
+from dsrl_torchrl.options import option, with_defaults
+
+DISTIL = "distil"
+
+
+class DSRLAWMLE(DSRLNA):
+    """The actor never climbs ``Q^W``: it fits the prior's candidates that ``Q^W`` ranks highest (Eq. 14 and 15).
+
+    It keeps what stage 1 gained and cannot get lost in noises whose value nobody has seen, but is no better than the
+    best of ``m_candidates``. It has no temperature. What makes it cheap: pairs of noise and chunk that are decoded
+    once, when a transition is stored, and one decode for the TD targets of several updates.
+    """
+
+    class Config(with_defaults(ActorConfig, actor_interval=4)):  # type: ignore[misc]
+        """Hyper-parameters of DSRL-AW-MLE."""
+
+        backup: Literal["min", "mean"] = option("mean", "over the ensemble: min follows whichever errs")
+        distillation_interval: int = option(2, "updates of Q^A per distillation into Q^W", ge=1)
+        decoded_pairs: int = option(16, "noises decoded once per stored state, to distil at; 0: one per update", ge=0)
+        executed_share: float = option(0.5, "of the online states' pairs: what was executed", ge=0, le=1)
+        m_candidates: int = option(32, "noises of the prior per state, M", ge=2)
+        beta_latent: float = option(10.0, "inverse temperature of the candidates' weights", gt=0)
+        tau_baseline: float = option(0.1, "of the soft baseline; 1 / beta_latent makes the weights a softmax", gt=0)
+        actor_batch_size: int = option(64, "states of the batch that an actor step reads", ge=1)
+
+    panels: ClassVar = [
+        *DSRLNA.panels[:3],
+        ({"actor/loss": ""}, "imitation loss"),
+        ({"actor/effective_candidates": ""}, "effective candidates"),
+        ({"actor/advantage": ""}, "advantage over the prior"),
+    ]
+    curve_checks: ClassVar = DSRLNA.curve_checks[:2]
+
+    def make_actor_losses(self, q_noise: Critic) -> None:
+        """The imitation loss; ``Q^W`` is the distillation's."""
+        config = self.config
+        self.actor_loss = AdvantageWeightedMLELoss(
+            self.actor,
+            self.candidate_values,
+            latent_dim=self.decoder.latent_dim,
+            action_magnitude=self.decoder.action_magnitude,
+            m_candidates=config.m_candidates,
+            beta_latent=config.beta_latent,
+            tau_baseline=config.tau_baseline,
+            backup=config.backup,
+        )
+
+    def candidate_values(self, observations: TensorDictBase, noise: Tensor) -> Tensor:
+        """``Q^W`` of ``[M, *B, latent_dim]`` noises -> ``[N, M, *B]``."""
+        return self.aliasing_loss.candidate_values(observations, noise)
+
+    def temperature(self) -> float:
+        """A policy that maximises no entropy has none in its value."""
+        return 0.0
+
+    def store(self, transitions: TensorDictBase, *, online: bool) -> TensorDictBase:
+        """Decodes the pairs that the distillation will read."""
+        share = self.config.executed_share if online else 0.0
+        decoder, pairs = self.decoder, self.config.decoded_pairs
+        return draw_decoded_pairs(transitions, decoder.decode, decoder.latent_dim, pairs, share)
+
+    def prepare(self, batches: TensorDictBase) -> TensorDictBase:
+        """Picks a pair for every transition, and decodes the TD targets' chunks of all ``[k, n]`` at once."""
+        batches = pick_decoded_pair(batches)
+        with torch.no_grad():
+            self.target_encoder(batches.get("next"))
+        return self.q_action_loss.draw_next_chunks(batches)
+
+    def parts(self, update: int) -> frozenset[str]:
+        due = update % self.config.distillation_interval == 0
+        return super().parts(update) | {DISTIL} if due else super().parts(update)
+
+    def update(self, batch: TensorDictBase, parts: frozenset[str]) -> TensorDict:
+        """``Q^A`` by TD; ``Q^W`` by distillation and the actor where they are due."""
+        batch = self.encode(batch)
+        metrics = self.learn_q_action(batch)
+        batch = self.detached(batch)
+        if DISTIL in parts:
+            metrics |= self.distil(batch)
+        if ACTOR in parts:
+            metrics |= self.learn_actor(batch)
+        self.move_targets()
+        return TensorDict(metrics)
+
+    def learn_actor(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """Eq. 14 and 15 on some states of the batch, online and offline ones in its proportion."""
+        count, wanted = len(batch), self.config.actor_batch_size
+        if wanted < count:
+            batch = batch[torch.arange(wanted, device=self.device) * count // wanted]
+        out = self.actor_loss(batch)
+        loss = out["loss_aw_mle"]
+        norm = self.descend("actor", loss)
+        self.move_average(self.actor)
+        candidates, advantage = out["effective_candidates"], out["advantage"]
+        return scalars("actor", loss=loss, grad_norm=norm, effective_candidates=candidates, advantage=advantage)

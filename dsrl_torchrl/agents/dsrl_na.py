@@ -1,0 +1,168 @@
+"""DSRL-NA as published: ``Q^A`` in action space from any data, distilled into ``Q^W``, which SAC's actor climbs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from torch import Tensor
+from torchrl.objectives import SoftUpdate, ValueEstimators
+
+from dsrl_torchrl.agents.agent import ACTOR, ActorAgent, ActorConfig, flat, scalars
+from dsrl_torchrl.evaluation.curve_checks import collapsed_early, grew, ran_away
+from dsrl_torchrl.networks.config import make_actor, make_critics
+from dsrl_torchrl.networks.critics import Critic
+from dsrl_torchrl.networks.latent_actor import LatentActor, LatentPolicy
+from dsrl_torchrl.objectives.noise_aliasing import NoiseAliasingLoss
+from dsrl_torchrl.objectives.q_action import QActionLoss
+from dsrl_torchrl.objectives.sac import LatentSACLoss, SACOptions, make_sac_loss
+from dsrl_torchrl.options import with_defaults
+
+
+class SACActorAgent(ActorAgent):
+    """An agent whose actor and temperature are SAC's."""
+
+    actor: LatentActor
+    sac: LatentSACLoss
+
+    def learn_actor(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """The actor on ``Q^W`` (Eq. 9), and the temperature (Eq. 10)."""
+        loss, out = self.sac.actor_loss(batch)
+        norm = self.descend("actor", loss)
+        metrics = scalars("actor", loss=loss, grad_norm=norm, entropy=-out["log_prob"], q_mean=out["q"])
+        if "alpha" in self.optimisers:
+            loss_alpha = self.sac.alpha_loss(out["log_prob"]).mean()
+            self.descend("alpha", loss_alpha)
+            metrics |= scalars("actor", alpha_loss=loss_alpha)
+        self.move_average(self.actor)
+        return metrics | scalars("actor", alpha=self.sac._alpha)
+
+
+class DSRLNA(SACActorAgent):
+    """Noise aliasing (Wagenmaker et al. 2025): TD on executed chunks, distillation and SAC's actor in every update."""
+
+    class Config(with_defaults(ActorConfig, actor_average=0.0), SACOptions):  # type: ignore[misc]
+        """Hyper-parameters of DSRL-NA."""
+
+    panels: ClassVar = [
+        ({"q_action/td_error": ""}, "TD error of $Q^A$"),
+        (
+            {"q_action/q_mean": "$Q^A$, data", "q_noise/q_mean": "$Q^W$, prior", "actor/q_mean": "$Q^W$, policy"},
+            "mean Q",
+        ),
+        ({"q_noise/loss": ""}, "distillation loss"),
+        ({"actor/loss": ""}, "actor loss"),
+        ({"actor/alpha": ""}, "temperature α"),
+        ({"actor/entropy": ""}, "policy entropy"),
+    ]
+    curve_checks: ClassVar = [
+        grew("q_action/td_error", 2.0, "lower critic_lr"),
+        grew("q_action/q_mean", 3.0, "over-estimation: more critics, or a smaller actor_lr", floor=1.0),
+        ran_away("actor/alpha", 10.0, "lower target_entropy_per_dim"),
+        collapsed_early("actor/entropy", -2.0, "raise alpha_init or critic_only_updates"),
+    ]
+
+    def __init__(self, env, config=None, networks=None, data=None) -> None:
+        super().__init__(env, config, networks, data)
+        config, decoder, num_critics = self.config, self.decoder, self.networks.num_critics
+        self.actor = make_actor(env, self.networks, self.encoder.out_features)
+        critics = make_critics(env, self.networks, self.encoder.out_features)
+        q_noise_params = self.make_actor_losses(critics["q_noise"])
+        self.q_action_loss = QActionLoss(
+            critics["q_action"],
+            self.draw_noise,
+            decoder.decode,
+            num_critics=num_critics,
+            backup=config.backup,
+            temperature=self.temperature,
+            next_keys=self.in_keys,
+        ).make_value_estimator(ValueEstimators.TD0, gamma=config.gamma)
+        self.aliasing_loss = NoiseAliasingLoss(
+            critics["q_noise"],
+            self.q_action_loss.values,
+            decoder.decode,
+            latent_dim=decoder.latent_dim,
+            num_critics=num_critics,
+            q_noise_params=q_noise_params,
+            decode_keys=self.in_keys,
+        )
+        self.target_updater = SoftUpdate(self.q_action_loss, tau=config.tau)
+        learned = [*self.q_action_loss.q_action_params.values(True, True), *self.encoder.parameters()]
+        self.optimise("q_action", learned, config.critic_lr)
+        self.optimise("q_noise", self.aliasing_loss.q_noise_params.values(True, True), config.critic_lr)
+        self.optimise("actor", self.actor.parameters(), config.actor_lr)
+        self.policy = LatentPolicy(self.encoder, self.actor)
+        self.kept_policy = LatentPolicy(self.encoder, self.keep_average(self.actor))
+
+    def make_actor_losses(self, q_noise: Critic) -> TensorDictParams | None:
+        """SAC's actor and temperature losses; returns the parameters of ``Q^W`` where they hold it."""
+        self.sac = make_sac_loss(
+            self.actor,
+            q_noise,
+            self.config,
+            latent_dim=self.decoder.latent_dim,
+            action_magnitude=self.decoder.action_magnitude,
+            gamma=self.config.gamma,
+            num_critics=self.networks.num_critics,
+            delay_qvalue=False,
+        )
+        if not self.config.fixed_alpha:
+            self.optimise("alpha", [self.sac.log_alpha], self.config.alpha_lr)
+        return self.sac.qvalue_network_params
+
+    def update(self, batch: TensorDictBase, parts: frozenset[str]) -> TensorDict:
+        """``Q^A`` by TD, ``Q^W`` by distillation, then the actor."""
+        batch = self.encode(batch)
+        metrics = self.learn_q_action(batch)
+        batch = self.detached(batch)
+        metrics |= self.distil(batch)
+        if ACTOR in parts:
+            metrics |= self.learn_actor(batch)
+        self.move_targets()
+        return TensorDict(metrics)
+
+    def draw_noise(self, observations: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """``w ~ π^W(· | s)`` and ``log π(w | s)`` of the very Gaussian value that was drawn.
+
+        Inverting the tanh of a saturated noise is not exact.
+        """
+        return self.actor.get_dist(observations).rsample_and_log_prob()
+
+    def temperature(self) -> Tensor | float:
+        """α."""
+        return self.sac._alpha
+
+    def learn_q_action(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """``Q^A`` by TD (Eq. 12)."""
+        out = self.q_action_loss(batch)
+        loss, q = out["loss_q_action"], out["q_action"]
+        norm = self.descend("q_action", loss)
+        td_error = out["td_error"]
+        return scalars("q_action", loss=loss, grad_norm=norm, td_error=td_error, q_mean=q, q_std=q.std())
+
+    def distil(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """``Q^A`` into ``Q^W`` (Eq. 13)."""
+        out = self.aliasing_loss(batch)
+        loss = out["loss_noise_aliasing"]
+        return scalars("q_noise", loss=loss, grad_norm=self.descend("q_noise", loss), q_mean=out["q_noise"])
+
+    def move_targets(self) -> None:
+        """Polyak averaging (Eq. 11)."""
+        self.target_updater.step()
+        self.move_target_encoder()
+
+    def noise_values(self, observations: TensorDictBase, noise: Tensor) -> Tensor:
+        return self.aliasing_loss.values(self.encoder(observations.copy()), noise)
+
+    def chunk_values(self, observations: TensorDictBase, chunk: Tensor) -> Tensor:
+        return self.q_action_loss.values(self.encoder(observations.copy()), chunk)
+
+    def tensors(self) -> dict[str, Mapping[str, Tensor]]:
+        return {
+            "actor": self.actor.state_dict(),
+            "kept_actor": self.kept_policy.actor.state_dict(),
+            "q_noise": flat(self.aliasing_loss.q_noise_params),
+            "q_action": flat(self.q_action_loss.q_action_params),
+            "q_action_target": flat(self.q_action_loss.target_q_action_params),
+        }

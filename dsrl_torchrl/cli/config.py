@@ -1,0 +1,245 @@
+"""The schema of the whole configuration: every option of ``dsrl`` with its default, its meaning and its range.
+
+Options of a policy, env or encoder that is named by ``_target_`` are the arguments of what it names
+(:mod:`dsrl_torchrl.cli.targets`); an algorithm's are its agent's ``Config``.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, PlainValidator, model_validator
+
+from dsrl_torchrl.agents.agent import Agent, AgentConfig
+from dsrl_torchrl.cli.schema import from_yaml, plain
+from dsrl_torchrl.cli.targets import Target, find_target, parameters
+from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.networks.config import NetworkConfig
+from dsrl_torchrl.options import Options, option
+from dsrl_torchrl.seeds import RUN_SEEDS
+from dsrl_torchrl.training.metrics_log import LoggerConfig
+from dsrl_torchrl.training.offline import OfflineConfig
+from dsrl_torchrl.training.online import OnlineConfig
+
+AUTO = "auto"
+#: OpenMP crashes when it is asked for very many.
+MAX_THREADS = 256
+#: What a demonstration must have in common with the env that it is of.
+SHARED_WITH_ENV = ("env_id", "control_mode", "max_episode_steps")
+
+
+def _count(*others: Any) -> PlainValidator:
+    def check(value: Any) -> Any:
+        if value in others and not isinstance(value, bool):
+            return value
+        if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_THREADS:
+            return value
+        names = " or ".join("null" if other is None else other for other in others)
+        raise ValueError(f"should be from 1 to {MAX_THREADS}, or {names}; got {value!r}")
+
+    return PlainValidator(check)
+
+
+def _magnitude(value: Any) -> Any:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value != AUTO and not (number and 0 < value < float("inf")):
+        raise ValueError(f"should be positive or auto, got {value!r}")
+    return value
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise ValueError(f"should be auto, cpu, cuda or cuda:<index>, got {value!r}")
+    return value
+
+
+def _text(value: Any) -> Any:
+    """``name=5`` is a number to Hydra."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class DemonstrationOptions(Options):
+    """The task's demonstrations: recorded by a generator, or the user's."""
+
+    path: str | None = option(None, "your own ManiSkill .h5; null records `count` episodes with the generator")
+    count: int = option(100, "episodes to record", ge=1)
+    action_noise: float = option(
+        0.0, "executed and recorded: without it the base policy ignores its noise and cannot be steered", ge=0
+    )
+    entries: dict[str, str] = option({"observation": "obs"}, "observation entries and their h5 data sets")
+    generator: Target | None = option(None, "records demonstrations; gets path, count, action_noise, seed, progress")
+
+
+class TaskOptions(Options):
+    """The task: an env, its demonstrations, and the horizons of the base policy."""
+
+    name: str = option(..., "in names of run folders and titles of figures", min_length=1)
+    env: Target = option(..., "the simulator, a TorchRL env")
+    demonstrations: DemonstrationOptions = option(DemonstrationOptions(), "of the task")
+    obs_horizon: int = option(1, "observations that the base policy reads, in primitive steps", ge=1)
+    pred_horizon: int = option(8, "actions in a chunk", ge=1)
+    act_horizon: int = option(8, "actions of it that are executed", ge=1)
+    render: dict[str, Any] | None = option(None, "env arguments that make videos possible; null: no renderer")
+
+    @property
+    def control_mode(self) -> str:
+        """The env's, where it has one."""
+        return str(self.env.get("control_mode") or "")
+
+    @property
+    def generator_spec(self) -> Target:
+        """The generator with the arguments that it shares with the env."""
+        spec = self.demonstrations.generator
+        if spec is None:
+            raise UserError("task.demonstrations.path is needed: this task has no generator of demonstrations")
+        takes = parameters(find_target(spec, "task.demonstrations.generator"))
+        return {name: self.env[name] for name in SHARED_WITH_ENV if name in self.env and name in takes} | spec
+
+    @model_validator(mode="after")
+    def _fits(self) -> TaskOptions:
+        if self.act_horizon > self.pred_horizon:
+            raise ValueError(
+                f"act_horizon must lie between 1 and pred_horizon ({self.pred_horizon}); got {self.act_horizon}"
+            )
+        return self
+
+
+class CloningOptions(Options):
+    """Behaviour cloning of the base policy."""
+
+    steps: int = option(5_000, "gradient steps", ge=1)
+    batch_size: int = option(256, "chunks per step", ge=1)
+    lr: float = option(1e-3, "peak learning rate", gt=0)
+    ema_decay: float = option(0.999, "of the moving average of the weights, which decodes", ge=0, lt=1)
+
+
+class BasePolicyOptions(Options):
+    """The policy that is steered: cloned from the demonstrations, or loaded."""
+
+    policy: Target | None = option(None, "the policy to clone; gets the sizes that the task determines")
+    load: Target | None = option(None, "makes a policy that exists already: no demonstrations, no training")
+    training: CloningOptions = option(CloningOptions(), "of the cloned policy")
+
+    @model_validator(mode="after")
+    def _one(self) -> BasePolicyOptions:
+        if self.policy is None and self.load is None:
+            raise ValueError("policy or load should be given: base_policy=flow, or base_policy=checkpoint")
+        return self
+
+
+class LatentOptions(Options):
+    """The noise that is steered."""
+
+    noise_layout: Literal["full", "act_horizon", "repeat"] = option("full", "how one noise fills that of a chunk")
+    action_magnitude: Annotated[Any, PlainValidator(_magnitude)] = option(
+        1.5, "bound of the noise, in standard deviations of the prior; auto: measured on the base policy"
+    )
+
+
+class Stage1Options(OfflineConfig):
+    """Stage 1: offline data and the offline warm start."""
+
+    rollout_env_steps: int = option(30_000, "of the base policy with prior noise, failures included", ge=1)
+    use_demonstrations: bool = option(True, "as offline data, beside the rollouts")
+    inversion: Literal["optimisation", "retrieval"] | None = option(
+        None, "finds a noise for every demonstrated chunk, for algorithms that learn from the data's noise"
+    )
+    check_episodes: int = option(40, "of the result in the env, on resets of their own", ge=0)
+    algorithm: dict[str, Any] = option({}, "options of the algorithm that are different offline")
+
+
+class Stage2Options(OnlineConfig):
+    """Stage 2: online steering."""
+
+    from_stage1: tuple[Literal["actor", "critics"], ...] = option(("actor", "critics"), "what stage 2 starts with")
+
+
+class CollectorOptions(Options):
+    """Processes and threads."""
+
+    num_workers: Annotated[Any, _count(AUTO)] = option(
+        AUTO, "env processes; 1 steps the env in this one; auto: one per core, at most 8"
+    )
+    threads: Annotated[Any, _count(AUTO, None)] = option(
+        AUTO, "of torch on the CPU; auto: the cores without a worker, 1 to 4; null: torch's own choice"
+    )
+
+
+class DiagnosisOptions(Options):
+    """``dsrl diagnose``: best of ``repeats`` episodes from each of ``resets`` starts, none of them held out."""
+
+    resets: int = option(20, "starts", ge=1)
+    repeats: int = option(5, "episodes from each start", ge=1)
+
+
+class EvaluationOptions(Options):
+    """``dsrl eval``."""
+
+    episodes: int = option(100, "held-out resets, the same for every policy", ge=1)
+    videos: int = option(2, "per policy, where rendering works", ge=0)
+
+
+class RunConfig(Options):
+    """Everything that a run depends on, resolved."""
+
+    name: Annotated[str | None, BeforeValidator(_text)] = option(None, "of the run folder; null: <task>-seed<seed>")
+    output: str = option("runs", "run folders go to <output>/<name>", min_length=1)
+    seed: int = option(
+        0, "of everything but the held-out resets, which never change", ge=RUN_SEEDS.start, lt=RUN_SEEDS.stop
+    )
+    resume: bool = option(False, "continue an interrupted stage from its last checkpoint")
+    progress: bool = option(True, "show progress bars")
+    device: Annotated[str, AfterValidator(_device)] = option(
+        AUTO, "of learner and decoder, the simulator's apart: auto, cpu, cuda, cuda:<index>"
+    )
+    task: TaskOptions = option(..., "what is to be done")
+    base_policy: BasePolicyOptions = option(..., "what is steered")
+    latent: LatentOptions = option(LatentOptions(), "its noise")
+    networks: NetworkConfig = option(NetworkConfig(), "latent policy and critics, the same in both stages")
+    algorithm: AgentConfig = option(..., "the agent's Config")
+    stage1: Stage1Options = option(Stage1Options(), "offline")
+    stage2: Stage2Options = option(Stage2Options(), "online")
+    collector: CollectorOptions = option(CollectorOptions(), "processes and threads")
+    logger: LoggerConfig = option(LoggerConfig(), "beside metrics.csv")
+    diagnosis: DiagnosisOptions = option(DiagnosisOptions(), "dsrl diagnose")
+    evaluation: EvaluationOptions = option(EvaluationOptions(), "dsrl eval")
+    agent: type[Agent] = option(..., "what algorithm._target_ names", exclude=True)
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run folder."""
+        return f"{self.task.name}-seed{self.seed}" if self.name is None else self.name
+
+    @property
+    def title(self) -> str:
+        """Of figures."""
+        return f"{self.task.name}, seed {self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.output).expanduser() / self.run_name
+
+    @property
+    def offline_algorithm(self) -> Any:
+        """The agent's ``Config`` for stage 1."""
+        return self.algorithm.replace(**from_yaml(self.stage1.algorithm))
+
+    @property
+    def needs_offline_data(self) -> bool:
+        """Whether stage 2 samples offline transitions."""
+        return self.stage2.offline_fraction > 0
+
+    @model_validator(mode="after")
+    def _checked(self) -> RunConfig:
+        path = Path(self.run_name)
+        if not path.parts or path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"name should be that of a folder inside of output, got {self.run_name!r}")
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as in ``config.yaml``."""
+        values = plain(self)
+        return values | {"algorithm": plain(self.agent) | values["algorithm"]}

@@ -1,0 +1,160 @@
+"""The folder of one run: where each step's result lies, and which options it depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dsrl_torchrl.cli.artifacts import Artifact, config_hash, differing
+from dsrl_torchrl.cli.config import RunConfig
+from dsrl_torchrl.cli.schema import defaults, plain
+from dsrl_torchrl.errors import CheckpointError, UserError
+from dsrl_torchrl.files import write_atomically
+from dsrl_torchrl.training.metrics_log import MetricsLog
+
+CONFIG_FILE = "config.yaml"
+#: What cannot change a result, wherever it stands.
+WITHOUT_EFFECT = ("log_updates", "log_env_steps", "render")
+
+
+class RunFolder:
+    """The artifacts of a run, each keyed by the options that it depends on.
+
+    Args:
+        config: settled.
+        base_policy: what tells the base policy that was loaded, :func:`loaded_key`; ``None`` for one that is cloned.
+
+    Raises:
+        UserError: the folder cannot be made or written.
+    """
+
+    def __init__(self, config: RunConfig, base_policy: dict[str, Any] | None = None) -> None:
+        self.path = config.folder
+        _check_writable(self.path)
+        full = config.to_dict()
+        offline = {"_target_": full["algorithm"]["_target_"], **plain(config.offline_algorithm)}
+        default = defaults(RunConfig) | {"algorithm": defaults(config.agent.Config)}
+        # The same selections of the defaults: what an option that is newer than a folder was when it was made.
+        keys, default_keys = (
+            _keys(values, offline_algorithm, config, base_policy)
+            for values, offline_algorithm in ((full, offline), (default, default["algorithm"]))
+        )
+        self.demos, self.base, self.magnitude, self.stage1, self.stage2 = (
+            Artifact(self.path / name, keys[name], default_keys[name])
+            for name in ("demos", "base", "magnitude", "stage1", "stage2")
+        )
+        self.rollouts = Artifact(
+            self.path / "stage1", keys["rollouts"], default_keys["rollouts"], marker="rollouts.json"
+        )
+        self.config_hash = config_hash(differing(keys["stage2"], default_keys["stage2"]))
+
+    def save_config(self, config: RunConfig) -> None:
+        """Writes the resolved configuration, atomically."""
+        write_atomically(self.path / CONFIG_FILE, yaml.safe_dump(config.to_dict(), sort_keys=False).encode())
+
+    def refuse_unfinished(self, artifact: Artifact, resume: bool) -> None:
+        """Raises :class:`UserError` if a stage was interrupted here and ``resume`` is not asked for."""
+        if any((artifact.folder / "checkpoints").glob("checkpoint*")) and not resume:
+            raise UserError(
+                f"{artifact.folder} holds an unfinished run: resume=true continues it, another name= starts anew"
+            )
+
+
+def loaded_key(config: RunConfig, content_hash: str | None) -> dict[str, Any]:
+    """What tells a loaded base policy: a hash of what it computes, or else how it was loaded."""
+    return {"load": config.base_policy.load} if content_hash is None else {"content_hash": content_hash}
+
+
+@contextmanager
+def metrics_log(config: RunConfig, path: Path, step: str) -> Iterator[Callable[[int], MetricsLog]]:
+    """Gives a function that opens the metrics at ``path``, to be called with the step that they are kept until.
+
+    What it opened is closed at the end: a second wandb run can then begin in the same process.
+    """
+    opened: list[MetricsLog] = []
+
+    def open_log(keep_until: int) -> MetricsLog:
+        opened.append(MetricsLog(path, step=step, keep_until=keep_until, logger=config.logger))
+        return opened[-1]
+
+    try:
+        yield open_log
+    finally:
+        for log in opened:
+            log.close()
+
+
+def _keys(
+    values: Mapping[str, Any], offline_algorithm: Mapping[str, Any], config: RunConfig, base_policy: Any
+) -> dict[str, dict[str, Any]]:
+    """The options that each artifact depends on; ``config`` only says which they are."""
+    task = _effective(values.get("task", {}))
+    demonstrations = task.get("demonstrations", {})
+    seed = {"seed": values.get("seed")}
+    demos = {"demonstrations": demonstrations, **seed}
+    if config.task.demonstrations.generator is not None:
+        demos["generator"] = plain(config.task.generator_spec)
+    base = {"task": task, **seed}
+    if base_policy is not None:
+        base["base_policy"] = base_policy
+    else:
+        base["base_policy"] = {name: values.get("base_policy", {}).get(name) for name in ("policy", "training")}
+    if config.task.demonstrations.path is not None:
+        base["demonstrations_sha256"] = file_hash(config.task.demonstrations.path)
+    stage1 = _effective(values["stage1"])
+    workers = {"num_workers": values["collector"]["num_workers"]}
+    layout = {"noise_layout": values["latent"]["noise_layout"]}
+    rollouts = base | layout | workers | {"gamma": values["algorithm"].get("gamma")}
+    rollouts |= {"rollout_env_steps": stage1.pop("rollout_env_steps")}
+    steering = base | {name: values[name] for name in ("latent", "networks")}
+    data = rollouts | {name: stage1.pop(name) for name in ("use_demonstrations", "inversion")}
+    stage1.pop("algorithm")
+    offline = steering | data | {"algorithm": dict(offline_algorithm), "stage1": stage1}
+    collector = {"collector": dict(values["collector"])}
+    online = steering | {"algorithm": values["algorithm"], "stage2": _effective(values["stage2"])} | collector
+    if config.stage2.from_stage1:
+        online |= {"offline": {name: offline[name] for name in ("algorithm", "stage1")}} | data
+    elif config.needs_offline_data:
+        online |= data
+    return {
+        "demos": demos,
+        "base": base,
+        "magnitude": base | layout,
+        "rollouts": rollouts,
+        "stage1": offline,
+        "stage2": online,
+    }
+
+
+def _effective(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in WITHOUT_EFFECT}
+
+
+def file_hash(path: str) -> str:
+    """SHA-256 of a file: its name says nothing about what is in it.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with Path(path).expanduser().open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise CheckpointError(f"cannot read the demonstrations {path}: {error.strerror}") from None
+    return digest.hexdigest()
+
+
+def _check_writable(folder: Path) -> None:
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(
+            f"cannot write to {folder}: {there} is not a folder that may be written; choose another output="
+        )

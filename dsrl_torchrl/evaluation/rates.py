@@ -1,0 +1,33 @@
+"""Success rates with their uncertainty."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A success rate with its Wilson 95 % interval over ``n`` episodes."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a binomial rate (Wilson 1927), 95 % by default."""
+    if n == 0:
+        return 0.0, 1.0
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def make_rate(outcomes: Sequence[bool]) -> Rate:
+    """The rate of ``True`` with its interval."""
+    successes, n = sum(map(bool, outcomes)), len(outcomes)
+    return Rate(successes / max(n, 1), *wilson_interval(successes, n), n)

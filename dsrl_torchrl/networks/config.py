@@ -1,0 +1,105 @@
+"""Sizes and kinds of the learned networks, and the networks themselves for a latent env."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from tensordict import TensorDictBase
+from tensordict.utils import NestedKey
+from torch import nn
+
+from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
+from dsrl_torchrl.networks.critics import MLPCritic, make_q_action, make_q_noise
+from dsrl_torchrl.networks.encoders import ObservationEncoder, PixelEncoder, StateEncoder
+from dsrl_torchrl.networks.latent_actor import LatentActor
+from dsrl_torchrl.options import Options, option
+from dsrl_torchrl.policies.base_policy import BasePolicy
+from dsrl_torchrl.policies.normalisation import observation_statistics
+
+ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
+
+
+class NetworkConfig(Options):
+    """Latent policy and critics, the same in both stages."""
+
+    in_keys: tuple[Any, ...] | None = option(
+        None, "entries that latent policy and critics read; null: those of the base policy", strict=False
+    )
+    num_critics: int = option(5, "members of each ensemble: two hardly agree on which noise is better", ge=1)
+    num_cells: tuple[int, ...] = option((128, 128, 128), "hidden widths", strict=False, min_length=1)
+    activation: Literal["relu", "tanh", "silu"] = option("relu", "of the hidden layers")
+    layer_norm: bool = option(True, "in the critics")
+    chunk_gain: float = option(5.0, "of Q^A's chunk input: about the inverse of the base policy's steerability", gt=0)
+    initial_std: float = option(0.5, "of the latent policy before the squashing", gt=0)
+    encoders: dict[str, Callable[..., Any]] = Field(
+        {"state": StateEncoder, "pixels": PixelEncoder},
+        description="encoder of a vector (state) and of a uint8 image (pixels)",
+    )
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Of the MLPs."""
+        return {"num_cells": self.num_cells, "activation": ACTIVATIONS[self.activation]}
+
+
+def network_keys(base_policy: BasePolicy, config: NetworkConfig) -> list[NestedKey]:
+    """The entries that latent policy and critics read."""
+    keys = base_policy.in_keys if config.in_keys is None else config.in_keys
+    return [tuple(key) if isinstance(key, list) else key for key in keys]
+
+
+def observation_keys(base_policy: BasePolicy, config: NetworkConfig) -> list[NestedKey]:
+    """The entries that rollouts and replay have to keep: the base policy's, to decode, and the networks'."""
+    return list(dict.fromkeys([*base_policy.in_keys, *network_keys(base_policy, config)]))
+
+
+def make_encoder(env: LatentActionEnv, config: NetworkConfig, data: TensorDictBase | None = None) -> ObservationEncoder:
+    """The encoder of every entry that the networks read, on the latent env's device.
+
+    State entries are standardised by the base policy's statistics, by those of ``data`` where it has none, and
+    otherwise left as they are.
+
+    Args:
+        env: the latent env.
+        config: kinds of encoders.
+        data: macro transitions ``[n]``.
+    """
+    spec, policy = env.observation_spec, env.decoder.base_policy
+    encoders: dict[NestedKey, nn.Module] = {}
+    for key in network_keys(policy, config):
+        if key not in spec.keys(True, True):
+            has = ", ".join(map(str, spec.keys(True, True)))
+            raise UserError(f"networks.in_keys names {key!r}, but the env gives {has}")
+        shape = tuple(spec[key].shape[env.batch_dims :])
+        if spec[key].dtype == torch.uint8 and len(shape) == 3:
+            encoders[key] = config.encoders["pixels"](shape)
+            continue
+        statistics = policy.observation_statistics(key)
+        if statistics is None and data is not None:
+            statistics = observation_statistics(data.get(key).flatten(1).float())
+        encoders[key] = config.encoders["state"](shape, statistics)
+    return ObservationEncoder(encoders).to(env.decoder.device)
+
+
+def make_actor(env: LatentActionEnv, config: NetworkConfig, in_features: int) -> LatentActor:
+    """The latent policy ``π^W``."""
+    decoder = env.decoder
+    actor = LatentActor(
+        in_features, decoder.latent_dim, decoder.action_magnitude, **config.sizes, initial_std=config.initial_std
+    )
+    return actor.to(decoder.device)
+
+
+def make_critics(env: LatentActionEnv, config: NetworkConfig, in_features: int) -> Mapping[str, MLPCritic]:
+    """One member of ``Q^W`` (``q_noise``) and one of ``Q^A`` (``q_action``)."""
+    decoder = env.decoder
+    policy, sizes = decoder.base_policy, {**config.sizes, "layer_norm": config.layer_norm}
+    q_noise = make_q_noise(in_features, decoder.latent_dim, decoder.action_magnitude, **sizes)
+    q_action = make_q_action(
+        in_features, decoder.act_horizon, policy.action_low.cpu(), policy.action_high.cpu(), config.chunk_gain, **sizes
+    )
+    return {"q_noise": q_noise.to(decoder.device), "q_action": q_action.to(decoder.device)}

@@ -1,0 +1,54 @@
+"""What the losses of ours share: keys that can be renamed, what they read, and references that are no parameters."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+from tensordict.utils import NestedKey
+from torchrl.objectives import LossModule
+
+from dsrl_torchrl.errors import UserError
+
+BACKUPS = ("min", "mean")
+
+
+class LatentLoss(LossModule):
+    """A TorchRL loss on macro transitions.
+
+    A subclass says what it reads (:meth:`reads`) and keeps functions of other modules by :meth:`refer`.
+    """
+
+    def set_keys(self, **kwargs: NestedKey) -> None:
+        """Renames tensordict keys; those of ``_AcceptedKeys``."""
+        super().set_keys(**kwargs)
+        self._in_keys: list[NestedKey] | None = None
+
+    @abstractmethod
+    def reads(self) -> list[NestedKey]:
+        """Everything that :meth:`forward` reads."""
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """Everything that :meth:`forward` reads."""
+        own = self.__dict__.get("_in_keys")
+        return list(dict.fromkeys(self.reads())) if own is None else own
+
+    @in_keys.setter
+    def in_keys(self, keys: list[NestedKey]) -> None:
+        self._in_keys = keys
+
+    def refer(self, **functions: Any) -> None:
+        """Keeps functions of other modules, in ``__dict__``: as attributes they would become parts of the loss."""
+        self.__dict__.update(functions)
+
+    def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
+        pass
+
+
+def check_ensemble(num_critics: int, backup: str = "min") -> None:
+    """Raises :class:`UserError` for an ensemble without members or an unknown reduction of it."""
+    if num_critics < 1:
+        raise UserError(f"num_critics must be at least 1, got {num_critics}")
+    if backup not in BACKUPS:
+        raise UserError(f"backup must be one of {', '.join(BACKUPS)}; got {backup!r}")

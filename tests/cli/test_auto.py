@@ -1,0 +1,91 @@
+"""``auto``: from the machine, or as the run began."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+import yaml
+
+from dsrl_torchrl.cli.auto import settle_machine
+from dsrl_torchrl.cli.compose import compose
+from dsrl_torchrl.cli.run import Run
+from dsrl_torchrl.errors import UserError
+
+from .pipeline_run import TINY
+
+
+def settle(tmp_path, *words):
+    config, said = settle_machine(compose(["task=toy", *words]), tmp_path / "config.yaml")
+    return config.collector.num_workers, config.collector.threads, said
+
+
+@pytest.mark.parametrize(("cores", "counts"), [(1, (1, 1)), (2, (2, 1)), (8, (8, 1)), (16, (8, 4))])
+def test_auto_comes_from_the_cores_of_this_process(tmp_path, monkeypatch, cores, counts):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    workers, threads, said = settle(tmp_path)
+    assert (workers, threads) == counts
+    assert f"num_workers={workers}, threads={threads}" in said
+
+
+def test_where_affinity_is_unknown_all_cores_count(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # macOS, Windows
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert settle(tmp_path)[0] == 6
+
+
+def test_integers_stay_and_nothing_is_said(tmp_path):
+    assert settle(tmp_path, "collector.num_workers=3", "collector.threads=5") == (3, 5, None)
+    # Torch's own number of threads.
+    assert settle(tmp_path, "collector.num_workers=3", "collector.threads=null") == (3, None, None)
+
+
+def test_a_run_that_moves_to_another_machine_keeps_its_counts(tmp_path, monkeypatch):
+    """The rollouts depend on the number of envs: ``auto`` must not make a run refuse its own folder."""
+    words = ["task=toy", "experiment=smoke", f"output={tmp_path}", "name=a"]
+    said = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(2)))
+    begun = Run(compose(words), said.append)
+    begun.folder.save_config(begun.config)
+    stored = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())
+    assert (stored["collector"]["num_workers"], stored["collector"]["threads"]) == (2, 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
+    moved = Run(compose(words), said.append)
+    assert moved.folder.stage2.config == begun.folder.stage2.config
+    assert moved.folder.stage1.config == begun.folder.stage1.config
+    assert "2 cores" in said[0]
+    assert "as this run began" in said[1]
+    assert Run(compose([*words, "collector.num_workers=4"]), said.append).config.collector.num_workers == 4
+
+
+def test_a_damaged_config_is_one_line(tmp_path):
+    (tmp_path / "config.yaml").write_text("collector: [")
+    with pytest.raises(UserError, match="is damaged"):
+        settle(tmp_path)
+
+
+def test_the_device_is_this_machines(monkeypatch, tmp_path):
+    def device(*words):
+        return settle_machine(compose(["task=toy", *words]), tmp_path / "none.yaml")[0].device
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert device() == "cpu"
+    with pytest.raises(UserError, match=r"device=cuda:1, but torch sees 0 CUDA devices"):
+        device("device=cuda:1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert device() == "cuda"
+    assert device("device=cuda:1") == "cuda:1"
+
+
+def test_threads_are_set_again(tmp_path):
+    before = torch.get_num_threads()
+    try:
+        run = Run(compose([*TINY, f"output={tmp_path}", "collector.threads=1"]), say=lambda line: None)
+        torch.set_num_threads(2)  # as a ParallelEnv's close does
+        run.set_threads()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

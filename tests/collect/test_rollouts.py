@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from dsrl_torchrl import LatentActionEnv
+from dsrl_torchrl.collect.rollouts import collect_rollouts
+from dsrl_torchrl.latent_env.macro_step import STEPS_KEY
+from dsrl_torchrl.latent_env.prior_noise import PriorNoise
+from dsrl_torchrl.policies.base_policy import BasePolicy
+from tests.scripted_env import ScriptedCameraEnv
+
+
+class CameraPolicy(BasePolicy):
+    """chunk = tanh(noise + brightness + first state entry)."""
+
+    def __init__(self):
+        super().__init__(1, 4, in_keys=["pixels", ("agent", "state")])
+        self.weight = nn.Parameter(torch.ones(1))
+        self.freeze()
+
+    def forward(self, pixels, state, noise):
+        bias = pixels.float().mean((-3, -2, -1)) / 255 + state[..., 0]
+        return torch.tanh(self.weight * noise + bias[..., None, None])
+
+
+def collect(seed=0, keys=("pixels", ("agent", "state")), env_steps=40):
+    env = LatentActionEnv(ScriptedCameraEnv([2, 5], [True, False]), CameraPolicy(), act_horizon=3, gamma=0.9)
+    return collect_rollouts(env, PriorNoise(4), env_steps, seed=seed, observation_keys=keys, progress=False)
+
+
+def test_whole_episodes_failures_included():
+    """The first sub-env succeeds by its second step, the end; the other one passes it by and fails."""
+    transitions, successes = collect()
+    next_ = transitions["next"]
+    assert int(next_[STEPS_KEY].sum()) >= 40
+    assert len(successes) == int(next_["done"].sum()) > 2
+    ended = next_["terminated"].squeeze(-1) | next_["truncated"].squeeze(-1)
+    assert successes == next_["success"].squeeze(-1)[ended].tolist()
+    assert sorted(set(successes)) == [False, True]
+
+
+def test_only_the_named_entries_are_kept_in_their_dtype():
+    transitions, _ = collect()
+    assert transitions["pixels"].dtype == transitions["next", "pixels"].dtype == torch.uint8
+    assert (transitions["pixels"] == transitions["agent", "state"][:, :1, None, None]).all()
+    transitions, _ = collect(keys=[("agent", "state")])
+    assert "pixels" not in transitions.keys() and "pixels" not in transitions["next"].keys()
+
+
+def test_the_seed_decides():
+    first, again, other = (collect(seed)[0]["action"] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_batches_of_the_collector_do_not_overwrite_each_other():
+    transitions, _ = collect(env_steps=400)
+    assert len(transitions) > 128
+    assert len(transitions["action"].unique(dim=0)) == len(transitions)
