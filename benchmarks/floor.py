@@ -88,7 +88,7 @@ def sac_products(setting: Setting) -> list[Product]:
 
 
 def na_products(setting: Setting) -> list[Product]:
-    """DSRL-NA: TD target with its decode, ``Q^A``'s step, the distillation's step, actor step."""
+    """DSRL-NA: TD target with its decode, ``Q^A``'s step, the distillation's decode and step, actor step."""
     actor, critic, n, rows = _actor(setting), _critic(setting), setting.num_critics, setting.batch_size
     return [
         *forward(actor, rows),
@@ -96,7 +96,7 @@ def na_products(setting: Setting) -> list[Product]:
         *forward(critic, rows, n),
         *forward(critic, rows, n),
         *backward(critic, rows, n),
-        *([] if setting.alias_samples else _decode(setting)),
+        *_decode(setting),
         *forward(critic, rows, n),
         *forward(critic, rows, n),
         *backward(critic, rows, n),

@@ -20,10 +20,10 @@ from torchrl.envs import ParallelEnv
 from benchmarks.chart import draw
 from benchmarks.ratios import Report, interleave, ratio, statistic
 from dsrl_torchrl import LatentActionEnv
+from dsrl_torchrl.envs.maniskill import ManiSkillEnv, make_gym_env
 from dsrl_torchrl.latent_env.macro_step import make_macro_env
 from dsrl_torchrl.latent_env.prior_noise import PriorNoise
 from dsrl_torchrl.policies import FlowPolicy
-from dsrl_torchrl.envs.maniskill import ManiSkillEnv, make_gym_env
 
 SMOKE = {"workers": [1], "macro_steps": 4, "repeats": 1}
 
@@ -154,7 +154,7 @@ class Collected:
         self.env = LatentActionEnv(macro_env, make_policy(observation_dim, ACTION_DIM))
         self.collector = Collector(
             self.env,
-            PriorNoise(self.env.noise_layout.dim),
+            PriorNoise(self.env.latent_dim),
             frames_per_batch=macro_steps // workers * workers,
             total_frames=-1,
             auto_register_policy_transforms=False,
@@ -163,7 +163,7 @@ class Collected:
 
     def run(self) -> None:
         batch = next(self.batches)
-        assert batch["next", "macro_steps"].sum() == batch.numel() * HORIZON
+        assert batch["next", "steps_to_next_obs"].sum() == batch.numel() * HORIZON
 
     def close(self) -> None:
         self.collector.shutdown()

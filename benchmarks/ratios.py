@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from dsrl_torchrl.cli.artifacts import write_json
+from dsrl_torchrl.files import write_json
 
 #: Of a statistic. No range: a turn from which another process stole the core says nothing about the code.
 SPREAD = "low and high are the quartiles over the repeats"

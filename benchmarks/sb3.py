@@ -10,7 +10,7 @@ import numpy as np
 from tensordict import TensorDictBase
 
 from benchmarks.setting import Setting
-from dsrl_torchrl.training.stage2_config import Stage2Config
+from dsrl_torchrl.agents import DSRLSAC
 
 AVAILABLE = importlib.util.find_spec("stable_baselines3") is not None
 HOW_TO_INSTALL = "no Stable-Baselines3 here, its column is left out: pip install -c constraints.txt -e '.[bench]'"
@@ -34,7 +34,7 @@ class SB3SAC:
     them. Its discount is one number, where ours is ``γ^k``.
     """
 
-    def __init__(self, setting: Setting, config: Stage2Config, data: TensorDictBase) -> None:
+    def __init__(self, setting: Setting, config: DSRLSAC.Config, data: TensorDictBase) -> None:
         from stable_baselines3 import SAC
         from stable_baselines3.common.logger import configure
         from torch import nn

@@ -16,9 +16,11 @@ from benchmarks.chart import draw
 from benchmarks.latent_update import LatentUpdateLoop, make_loop
 from benchmarks.ratios import Report, interleave, ratio, statistic
 from benchmarks.setting import Setting, random_transitions
-from dsrl_torchrl.data.decoded_pairs import pick_alias_pair
+from dsrl_torchrl import LatentActionEnv
+from dsrl_torchrl.agents import DSRLAWMLE
+from dsrl_torchrl.data.decoded_pairs import pick_decoded_pair
 from dsrl_torchrl.data.macro_transitions import to_macro_transitions
-from dsrl_torchrl.data.replay import MixedReplay
+from dsrl_torchrl.data.replay import Replay, transition_bytes
 
 SMOKE = {
     "width": 8, "ensembles": [1, 2], "utds": [1, 2], "envs": [1, 2], "horizons": [1, 2], "buffers": [300, 600],
@@ -26,6 +28,7 @@ SMOKE = {
 }  # fmt: skip
 
 MACRO_STEPS = 8  # in a round
+PAIRS = {"dsrl_sac": 0, "dsrl_aw_mle": DSRLAWMLE.Config().decoded_pairs}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     report = Report("scaling", arguments.out)
     base = Setting(width=arguments.width)
-    for algorithm in ("dsrl_sac", "dsrl_na"):
+    for algorithm in ("dsrl_sac", "dsrl_aw_mle"):
         _ensemble(report, base, algorithm, arguments)
         _noise(report, base, algorithm, arguments)
         _buffer(report, base, algorithm, arguments)
@@ -64,7 +67,7 @@ def _noise(report: Report, base: Setting, algorithm: str, arguments: argparse.Na
 def _updates(
     report: Report, settings: Mapping[str, Setting], algorithm: str, kind: str, arguments: argparse.Namespace
 ) -> None:
-    loops = {case: make_loop(s, s.algorithm(algorithm), 2_000) for case, s in settings.items()}
+    loops = {case: make_loop(s, algorithm, 2_000) for case, s in settings.items()}
     sides = {case: lambda loop=loop: loop.run(arguments.work) for case, loop in loops.items()}
     _compare(report, sides, f"{algorithm} {kind}", arguments.work, arguments)
 
@@ -72,13 +75,11 @@ def _updates(
 def _buffer(report: Report, base: Setting, algorithm: str, arguments: argparse.Namespace) -> None:
     sides = {}
     for size in arguments.buffers:
-        replay = MixedReplay(size, base.batch_size)
-        replay.online.extend(random_transitions(base, size, alias_pairs=algorithm == "dsrl_na"))
-        stored = replay.online[:1]
-        size_of_one = sum(value.nbytes for value in stored.values(True, True))
-        report.value(f"n={size}: {algorithm} memory", statistic([size * size_of_one / 2**20]), "MiB")
+        replay, transitions = Replay(size, base.batch_size), random_transitions(base, size, PAIRS[algorithm])
+        replay.extend(transitions)
+        report.value(f"n={size}: {algorithm} memory", statistic([size * transition_bytes(transitions) / 2**20]), "MiB")
         sides[f"n={size}"] = lambda replay=replay: [
-            pick_alias_pair(replay.sample(1)) for _ in range(10 * arguments.work)
+            pick_decoded_pair(replay.sample(1)) for _ in range(10 * arguments.work)
         ]
     _compare(report, sides, f"{algorithm} batch, by buffer", 10 * arguments.work, arguments)
 
@@ -87,16 +88,16 @@ def _utd(report: Report, base: Setting, arguments: argparse.Namespace) -> None:
     """A round of stage 2: collect through the latent env, store, update."""
     sides = {}
     for utd in arguments.utds:
-        loop = make_loop(base, base.algorithm("dsrl_na"), 2_000)
-        sides[f"UTD {utd}"] = _round(loop, utd)
-    _compare(report, sides, "dsrl_na round, by UTD", MACRO_STEPS, arguments)
+        loop = make_loop(base, "dsrl_aw_mle", 2_000)
+        sides[f"UTD {utd}"] = _round(base, loop, utd)
+    _compare(report, sides, "dsrl_aw_mle round, by UTD", MACRO_STEPS, arguments)
 
 
-def _round(loop: LatentUpdateLoop, utd: int) -> Callable[[], None]:
-    batches = iter(_collector(loop, MACRO_STEPS))
+def _round(base: Setting, loop: LatentUpdateLoop, utd: int) -> Callable[[], None]:
+    batches = iter(_collector(base.env(), loop, MACRO_STEPS))
 
     def run() -> None:
-        loop.collected(to_macro_transitions(next(batches)))
+        loop.collected(to_macro_transitions(next(batches), loop.agent.in_keys))
         loop.run(utd * MACRO_STEPS)
 
     return run
@@ -106,9 +107,7 @@ def _envs(report: Report, base: Setting, arguments: argparse.Namespace) -> None:
     """Macro steps of envs that are batched in one process."""
     sides = {}
     for envs in arguments.envs:
-        loop = make_loop(base, base.algorithm("dsrl_sac"), 300)
-        loop.env = base.env(envs)
-        batches = iter(_collector(loop, envs * arguments.work))
+        batches = iter(_collector(base.env(envs), make_loop(base, "dsrl_sac", 300), envs * arguments.work))
         sides[f"{envs} envs"] = lambda batches=batches: next(batches)
     times = interleave(sides, arguments.repeats)
     first = next(iter(times))
@@ -120,9 +119,9 @@ def _envs(report: Report, base: Setting, arguments: argparse.Namespace) -> None:
         report.ratio(f"{case}: macro step, by number of envs", per_step)
 
 
-def _collector(loop: LatentUpdateLoop, macro_steps: int) -> Collector:
+def _collector(env: LatentActionEnv, loop: LatentUpdateLoop, macro_steps: int) -> Collector:
     return Collector(
-        loop.env, loop.actor, frames_per_batch=macro_steps, total_frames=-1, auto_register_policy_transforms=False
+        env, loop.agent.policy, frames_per_batch=macro_steps, total_frames=-1, auto_register_policy_transforms=False
     )
 
 

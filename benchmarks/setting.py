@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from hydra.utils import instantiate
 from tensordict import TensorDict
 
 from dsrl_torchrl import LatentActionEnv
-from dsrl_torchrl.cli.main import compose
+from dsrl_torchrl.agents import DSRLAWMLE, DSRLNA, DSRLSAC
+from dsrl_torchrl.agents.agent import Agent
 from dsrl_torchrl.data.decoded_pairs import CHUNK_KEY, NOISE_KEY
-from dsrl_torchrl.policies import FlowPolicy
-from dsrl_torchrl.training.network_config import NetworkConfig
-from dsrl_torchrl.training.stage2_config import Stage2Config
 from dsrl_torchrl.envs.episodic import EpisodicEnv
+from dsrl_torchrl.networks.config import NetworkConfig
+from dsrl_torchrl.networks.encoders import StateEncoder
+from dsrl_torchrl.policies import FlowPolicy
 
 GAMMA = 0.98
+MAGNITUDE = 1.5
+AGENTS: dict[str, type[Agent]] = {"dsrl_sac": DSRLSAC, "dsrl_na": DSRLNA, "dsrl_aw_mle": DSRLAWMLE}
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,6 @@ class Setting:
         layer_norm, fourier_bands: of the shipped networks; without them they are those of Stable-Baselines3.
         batch_size: of an update.
         base_width, sampler_steps: of the flow policy, three hidden layers.
-        alias_samples: DSRL-NA's stored pairs per transition; 0 decodes a fresh noise in every update.
     """
 
     observation: int = 35
@@ -45,7 +47,6 @@ class Setting:
     base_width: int = 256
     base_depth: int = 3
     sampler_steps: int = 5
-    alias_samples: int = 16
 
     @property
     def noise(self) -> int:
@@ -63,16 +64,14 @@ class Setting:
             num_critics=self.num_critics,
             num_cells=(self.width,) * self.depth,
             layer_norm=self.layer_norm,
-            fourier_bands=self.fourier_bands,
+            encoders={"state": partial(StateEncoder, fourier_bands=self.fourier_bands)},
         )
 
-    def algorithm(self, name: str, *overrides: str) -> Stage2Config:
-        """``conf/algorithm/<name>.yaml`` with these sizes, e.g. ``dsrl_na``, and other overrides."""
-        sizes = [f"algorithm.batch_size={self.batch_size}", f"algorithm.gamma={GAMMA}"]
-        if name == "dsrl_na":
-            sizes.append(f"algorithm.alias_samples={self.alias_samples}")
-        cfg = compose([f"algorithm={name}", *sizes, *overrides])
-        return instantiate(cfg.algorithm, _convert_="all")
+    def agent(self, algorithm: str, env: LatentActionEnv | None = None, **options: object) -> Agent:
+        """The agent of ``conf/algorithm/<algorithm>.yaml`` with these sizes, e.g. ``dsrl_na``, and other options."""
+        cls = AGENTS[algorithm]
+        config = cls.Config(batch_size=self.batch_size, gamma=GAMMA, **options)
+        return cls(self.env() if env is None else env, config, self.networks())
 
     def base_policy(self) -> FlowPolicy:
         """A flow policy of these sizes; what it decodes costs the same trained or not."""
@@ -83,7 +82,9 @@ class Setting:
 
     def env(self, num_envs: int = 1) -> LatentActionEnv:
         """The latent env over :class:`RandomWalkEnv`."""
-        return LatentActionEnv(RandomWalkEnv(self, num_envs), self.base_policy(), gamma=GAMMA)
+        return LatentActionEnv(
+            RandomWalkEnv(self, num_envs), self.base_policy(), gamma=GAMMA, action_magnitude=MAGNITUDE
+        )
 
 
 class RandomWalkEnv(EpisodicEnv):
@@ -109,22 +110,22 @@ class RandomWalkEnv(EpisodicEnv):
         return self._position, self._never, action.sum(-1), self._never, self._elapsed >= 100
 
 
-def random_transitions(setting: Setting, n: int, *, alias_pairs: bool = False) -> TensorDict:
+def random_transitions(setting: Setting, n: int, pairs: int = 0) -> TensorDict:
     """Macro transitions ``[n]`` that no env made: the update's time does not depend on their values.
 
-    ``alias_pairs`` adds ``setting.alias_samples`` pairs to each, without decoding them.
+    Each gets ``pairs`` decoded pairs (:mod:`dsrl_torchrl.data.decoded_pairs`), random, too.
     """
     terminated = torch.rand(n, 1) < 0.02
     truncated = torch.rand(n, 1) < 0.05
     transitions = TensorDict(
         {
             "observation": torch.randn(n, setting.observation),
-            "action": 1.5 * torch.tanh(torch.randn(n, setting.noise)),
+            "action": MAGNITUDE * torch.tanh(torch.randn(n, setting.noise)),
             "next": {
                 "observation": torch.randn(n, setting.observation),
                 "reward": -torch.rand(n, 1),
-                "macro_steps": torch.randint(1, setting.horizon + 1, (n, 1)),
-                "executed_chunk": torch.rand(n, setting.horizon, setting.action) * 2 - 1,
+                "steps_to_next_obs": torch.randint(1, setting.horizon + 1, (n, 1)),
+                "action_chunk": torch.rand(n, setting.horizon, setting.action) * 2 - 1,
                 "terminated": terminated,
                 "truncated": truncated,
                 "done": terminated | truncated,
@@ -133,7 +134,7 @@ def random_transitions(setting: Setting, n: int, *, alias_pairs: bool = False) -
         },
         [n],
     )
-    if alias_pairs and setting.alias_samples:
-        transitions[NOISE_KEY] = torch.randn(n, setting.alias_samples, setting.noise)
-        transitions[CHUNK_KEY] = torch.rand(n, setting.alias_samples, setting.horizon, setting.action) * 2 - 1
+    if pairs:
+        transitions[NOISE_KEY] = torch.randn(n, pairs, setting.noise)
+        transitions[CHUNK_KEY] = torch.rand(n, pairs, setting.horizon, setting.action) * 2 - 1
     return transitions

@@ -4,9 +4,9 @@ Batch 256, the sizes of PushCube (35 observations, 32 noise dimensions), three h
 sampling the batch is included on every side. Two networks:
 
 - ``plain``: no LayerNorm, no Fourier features: what Stable-Baselines3's SAC has, so that the work is the same;
-- ``shipped``: the networks of ``conf/config.yaml``, and against Stable-Baselines3 all the same.
+- ``shipped``: with both, as our networks are by default, and against Stable-Baselines3 all the same.
 
-DSRL-NA is as shipped too (stored alias pairs, flow policy 3x256 with 5 steps), but for the mix with offline data.
+DSRL-NA is the published one (flow policy 3x256 with 5 steps), on online data alone.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
-
-import torch
 
 from benchmarks.bare_loop import BareNA, BareSAC
 from benchmarks.chart import draw
@@ -63,17 +61,17 @@ def main(arguments: argparse.Namespace) -> None:
 
 def _sac(report: Report, shipped: Setting, arguments: argparse.Namespace) -> None:
     plain = replace(shipped, layer_norm=False, fourier_bands=())
-    config = plain.algorithm("dsrl_sac")
+    loop = make_loop(plain, "dsrl_sac", arguments.transitions)
+    config, base_policy = loop.agent.config, plain.base_policy()
     data = random_transitions(plain, arguments.transitions)
-    scales = torch.zeros(plain.observation), torch.ones(plain.observation)
-    sides = {"SAC plain": make_loop(plain, config, arguments.transitions).run}
+    sides = {"SAC plain": loop.run}
     if AVAILABLE:
         sides["SB3"] = SB3SAC(plain, config, data).run
     sides |= {
-        "bare SAC plain": BareSAC(plain, config, data, *scales).run,
+        "bare SAC plain": BareSAC(plain, config, data, base_policy).run,
         "floor of SAC plain": Floor(sac_products(plain)).run,
-        "SAC shipped": make_loop(shipped, config, arguments.transitions).run,
-        "bare SAC shipped": BareSAC(shipped, config, data, *scales).run,
+        "SAC shipped": make_loop(shipped, "dsrl_sac", arguments.transitions).run,
+        "bare SAC shipped": BareSAC(shipped, config, data, base_policy).run,
         "floor of SAC shipped": Floor(sac_products(shipped)).run,
     }
     cell = shipped.num_critics, shipped.width
@@ -90,14 +88,11 @@ def _sac(report: Report, shipped: Setting, arguments: argparse.Namespace) -> Non
 
 
 def _na(report: Report, setting: Setting, arguments: argparse.Namespace) -> None:
-    # SAC's actor, as in the hand-written loop.
-    options = ("offline_fraction=0", "aw_mle=false", "actor_interval=1", "distillation_interval=1", "backup=min")
-    config = setting.algorithm("dsrl_na", *(f"algorithm.{option}" for option in options))
-    data = random_transitions(setting, arguments.transitions, alias_pairs=True)
-    scales = torch.zeros(setting.observation), torch.ones(setting.observation)
+    loop = make_loop(setting, "dsrl_na", arguments.transitions, offline=False)
+    data = random_transitions(setting, arguments.transitions)
     sides = {
-        "NA shipped": make_loop(setting, config, arguments.transitions).run,
-        "bare NA shipped": BareNA(setting, config, data, *scales, setting.base_policy()).run,
+        "NA shipped": loop.run,
+        "bare NA shipped": BareNA(setting, loop.agent.config, data, setting.base_policy()).run,
         "floor of NA shipped": Floor(na_products(setting)).run,
     }
     cell = setting.num_critics, setting.width

@@ -30,7 +30,13 @@ def first(seeds: range, count: int) -> list[int]:
 
 
 def demonstration_seeds(run_seed: int) -> range:
-    """The starts that the demonstrations of one run may use."""
+    """The starts that the demonstrations of one run may use.
+
+    Raises:
+        UserError: a run seed that the map has no room for.
+    """
+    if run_seed not in RUN_SEEDS:
+        raise UserError(f"seed must lie in {RUN_SEEDS.start}..{RUN_SEEDS.stop - 1}, got {run_seed}")
     begin = run_seed * DEMONSTRATIONS_PER_RUN
     return DEMONSTRATIONS[begin : begin + DEMONSTRATIONS_PER_RUN]
 

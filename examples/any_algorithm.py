@@ -22,27 +22,31 @@ from dsrl_torchrl.objectives.macro_discount import use_macro_discount
 from examples.own_policy import WalkPolicy
 
 GAMMA = 0.98  # per primitive step
+SIZES = {"num_cells": [64, 64], "activation_class": nn.ReLU}
+NORM = {"norm_class": nn.LayerNorm, "norm_kwargs": [{"normalized_shape": 64}] * 2}  # keeps critics in check at high UTD
 
 
-def main(env_steps: int = 6_000, warmup_env_steps: int = 1_000, batch_size: int = 128) -> list[float]:
+def main(env_steps: int = 6_000, warmup_env_steps: int = 1_000, utd: int = 2) -> list[float]:
     """Trains; returns the mean reward of a macro step (0 at best) in every tenth of the run."""
     torch.manual_seed(0)
     env = LatentActionEnv(PointReachEnv(num_envs=8, seed=0), WalkPolicy().freeze(), gamma=GAMMA)
     observation_dim, latent_dim = env.observation_spec["observation"].shape[-1], env.latent_dim
-    network = nn.Sequential(MLP(observation_dim, 2 * latent_dim, num_cells=[64, 64]), NormalParamExtractor())
+    bound = env.decoder.action_magnitude
+    network = nn.Sequential(MLP(observation_dim, 2 * latent_dim, **SIZES), NormalParamExtractor("biased_softplus_0.5"))
     actor = ProbabilisticActor(
         TensorDictModule(network, in_keys=["observation"], out_keys=["loc", "scale"]),
         in_keys=["loc", "scale"],
         distribution_class=TanhNormal,
-        distribution_kwargs={"low": -env.decoder.action_magnitude, "high": env.decoder.action_magnitude},
+        distribution_kwargs={"low": -bound, "high": bound, "tanh_loc": True},
         spec=env.action_spec_unbatched,
     )
-    critic = ValueOperator(MLP(observation_dim + latent_dim, 1, num_cells=[64, 64]), in_keys=["observation", "action"])
-    loss = SACLoss(actor, critic, num_qvalue_nets=2, alpha_init=0.03, target_entropy=-0.5 * latent_dim)
+    critic = ValueOperator(MLP(observation_dim + latent_dim, 1, **SIZES, **NORM), in_keys=["observation", "action"])
+    target_entropy = -0.5 * latent_dim
+    loss = SACLoss(actor, critic, loss_function="l2", alpha_init=0.03, target_entropy=target_entropy)
     use_macro_discount(loss, GAMMA)
     targets = SoftUpdate(loss, tau=0.01)
     optimiser = torch.optim.Adam(loss.parameters(), lr=5e-4)
-    replay = TensorDictReplayBuffer(storage=LazyTensorStorage(env_steps), batch_size=batch_size)
+    replay = TensorDictReplayBuffer(storage=LazyTensorStorage(env_steps), batch_size=128)
     collector = Collector(env, actor, frames_per_batch=32, total_frames=-1, auto_register_policy_transforms=False)
 
     taken, rewards, curve = 0, [], []
@@ -50,7 +54,7 @@ def main(env_steps: int = 6_000, warmup_env_steps: int = 1_000, batch_size: int 
         replay.extend(batch.reshape(-1))
         before, taken = taken, taken + int(batch["next", "steps_to_next_obs"].sum())
         rewards.append(batch["next", "reward"].mean().item())
-        for _ in range(len(batch.reshape(-1)) if taken >= warmup_env_steps else 0):
+        for _ in range(utd * batch.numel() if taken >= warmup_env_steps else 0):
             losses = loss(replay.sample())
             optimiser.zero_grad()
             (losses["loss_actor"] + losses["loss_qvalue"] + losses["loss_alpha"]).backward()

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dsrl_torchrl import LatentActionEnv
+from dsrl_torchrl import LatentActionEnv, seeds
 from dsrl_torchrl.agents import DSRLAWMLE
 from dsrl_torchrl.envs.toy import PointReachEnv
 from dsrl_torchrl.evaluation.evaluate import evaluate
@@ -53,9 +53,9 @@ def main(env_steps: int = 4_000, episodes: int = 50) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         train_online(env, agent, config, seed=0, folder=Path(folder))
     held_out = LatentActionEnv(PointReachEnv(num_envs=8, terminate_on_success=False), policy, gamma=1.0)
-    seeds = range(1_000_000_000, 1_000_000_000 + episodes)
+    starts = seeds.first(seeds.HELD_OUT, episodes)
     policies = {"base": PriorNoise(env.latent_dim), "steered": agent.kept_policy}
-    lengths = {name: evaluate(held_out, acts, seeds).length_mean for name, acts in policies.items()}
+    lengths = {name: evaluate(held_out, acts, starts).length_mean for name, acts in policies.items()}
     print(", ".join(f"{name}: {length:.1f} steps to the goal" for name, length in lengths.items()))
     return lengths
 

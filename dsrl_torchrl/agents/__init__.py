@@ -1,6 +1,7 @@
 """One algorithm a file: its hyper-parameters, its losses, its update, the policy that acts."""
 
-from dsrl_torchrl.agents.agent import ActorAgent, ActorConfig, Agent, AgentConfig
+from dsrl_torchrl.agents.actor_agent import ActorAgent, ActorConfig
+from dsrl_torchrl.agents.agent import Agent, AgentConfig
 from dsrl_torchrl.agents.best_of_n import BestOfN
 from dsrl_torchrl.agents.dsrl_aw_mle import DSRLAWMLE
 from dsrl_torchrl.agents.dsrl_na import DSRLNA

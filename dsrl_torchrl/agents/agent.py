@@ -13,7 +13,6 @@ from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.evaluation.curve_checks import CurveCheck
@@ -27,7 +26,7 @@ from dsrl_torchrl.options import Options, option
 #: Metrics drawn in one panel, each with its label, and the panel's title.
 Panel = tuple[dict[str, str], str]
 
-CRITIC, ACTOR = "critic", "actor"
+CRITIC = "critic"
 
 
 class AgentConfig(Options):
@@ -80,7 +79,7 @@ class Agent(nn.Module):
         super().__init__()
         self.config = self.Config() if config is None else config
         if not isinstance(self.config, self.Config):
-            raise UserError(f"{type(self).__name__} takes its own Config, got {type(self.config).__name__}")
+            raise UserError(f"{type(self).__name__} takes its own Config, got {type(self.config).__qualname__}")
         self.networks = NetworkConfig() if networks is None else networks
         self.__dict__["decoder"] = env.decoder  # the frozen policy is no part of what is trained and saved
         self.in_keys: list[NestedKey] = observation_keys(env.decoder.base_policy, self.networks)
@@ -197,39 +196,6 @@ class Agent(nn.Module):
         if self.encoder.trainable:
             encoder |= {f"target.{name}": value for name, value in self.target_encoder.state_dict().items()}
         return {"encoder": encoder, **self.tensors()}
-
-
-class ActorConfig(AgentConfig):
-    """Hyper-parameters of algorithms with a learned latent policy."""
-
-    critic_only_updates: int = option(300, "first updates, which leave the actor alone", ge=0)
-    actor_interval: int = option(1, "critic updates per actor update", ge=1)
-    actor_lr: float = option(2e-4, "Adam's learning rate of the latent policy", gt=0)
-    actor_average: float = option(0.99, "decay of the averaged actor that a run keeps; 0: the last actor", ge=0, lt=1)
-
-
-class ActorAgent(Agent):
-    """An algorithm with a learned latent policy, which is trained at its own pace and averaged."""
-
-    Config: ClassVar[type[ActorConfig]] = ActorConfig
-
-    def parts(self, update: int) -> frozenset[str]:
-        due = update >= self.config.critic_only_updates and update % self.config.actor_interval == 0
-        return super().parts(update) | {ACTOR} if due else super().parts(update)
-
-    def keep_average(self, actor: nn.Module) -> nn.Module:
-        """The average of the actor's parameters over its updates (Eq. 16), or the actor itself where none is asked for.
-
-        Late in a run the critics' errors outweigh what is left to gain and the actor wanders; its average does not.
-        """
-        decay = self.config.actor_average
-        self.average = AveragedModel(actor, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
-        return actor if self.average is None else self.average.module
-
-    def move_average(self, actor: nn.Module) -> None:
-        """Called after every update of the actor."""
-        if self.average is not None:
-            self.average.update_parameters(actor)
 
 
 def flat(params: TensorDictParams) -> dict[str, Tensor]:

@@ -8,7 +8,8 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from dsrl_torchrl.agents.agent import ACTOR, ActorConfig, scalars
+from dsrl_torchrl.agents.actor_agent import ACTOR, ActorConfig
+from dsrl_torchrl.agents.agent import scalars
 from dsrl_torchrl.agents.dsrl_na import DSRLNA
 from dsrl_torchrl.data.decoded_pairs import draw_decoded_pairs, pick_decoded_pair
 from dsrl_torchrl.networks.critics import Critic
@@ -39,7 +40,9 @@ class DSRLAWMLE(DSRLNA):
         actor_batch_size: int = option(64, "states of the batch that an actor step reads", ge=1)
 
     panels: ClassVar = [
-        *DSRLNA.panels[:3],
+        DSRLNA.panels[0],
+        ({"q_action/q_mean": "$Q^A$, data", "q_noise/q_mean": "$Q^W$, prior"}, "mean Q"),
+        DSRLNA.panels[2],
         ({"actor/loss": ""}, "imitation loss"),
         ({"actor/effective_candidates": ""}, "effective candidates"),
         ({"actor/advantage": ""}, "advantage over the prior"),

@@ -9,7 +9,8 @@ from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from torch import Tensor
 from torchrl.objectives import SoftUpdate, ValueEstimators
 
-from dsrl_torchrl.agents.agent import ACTOR, ActorAgent, ActorConfig, flat, scalars
+from dsrl_torchrl.agents.actor_agent import ACTOR, ActorAgent, ActorConfig
+from dsrl_torchrl.agents.agent import flat, scalars
 from dsrl_torchrl.evaluation.curve_checks import collapsed_early, grew, ran_away
 from dsrl_torchrl.networks.config import make_actor, make_critics
 from dsrl_torchrl.networks.critics import Critic

@@ -9,7 +9,8 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.objectives import SoftUpdate
 
-from dsrl_torchrl.agents.agent import ACTOR, ActorConfig, flat, scalars
+from dsrl_torchrl.agents.actor_agent import ACTOR, ActorConfig
+from dsrl_torchrl.agents.agent import flat, scalars
 from dsrl_torchrl.agents.dsrl_na import DSRLNA, SACActorAgent
 from dsrl_torchrl.evaluation.curve_checks import grew
 from dsrl_torchrl.networks.config import make_actor, make_critics

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torchrl.modules import MLP, AdditiveGaussianModule
 from torchrl.objectives import SoftUpdate, TD3Loss
 
-from dsrl_torchrl.agents.agent import ACTOR, ActorAgent, ActorConfig, flat, scalars
+from dsrl_torchrl.agents.actor_agent import ACTOR, ActorAgent, ActorConfig
+from dsrl_torchrl.agents.agent import flat, scalars
 from dsrl_torchrl.evaluation.curve_checks import grew
 from dsrl_torchrl.networks.config import make_critics
 from dsrl_torchrl.networks.encoders import FEATURES_KEY

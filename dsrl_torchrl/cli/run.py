@@ -51,7 +51,7 @@ class Run:
         self._policy: BasePolicy | None = None
         self._env: LatentActionEnv | None = None
         self._data: TensorDictBase | None = None
-        self._probed = False
+        self._recorded = self._probed = False
         key = None
         if self.config.base_policy.load is not None:
             self._policy = base.load_base(self.config.base_policy.load, self.config.device)
@@ -96,12 +96,14 @@ class Run:
             return path
         path = artifact.folder / demos.FILE
         if artifact.exists:
-            self.say(f"demonstrations: {path} (exists)")
+            if not self._recorded:
+                self.say(f"demonstrations: {path} (exists)")
             return path
         artifact.begin()
         demos.record_demonstrations(task, path, seed=self.config.seed, progress=self.config.progress)
         episodes = demos.read_task_demonstrations(task, path)
         artifact.finish(episodes=len(episodes))
+        self._recorded = True
         self.say(f"demonstrations: {len(episodes)} episodes in {path}")
         return path
 
@@ -193,8 +195,8 @@ class Run:
         self.set_threads()
         try:
             self._probe(env)
-            with_stage1 = config.stage2.from_stage1 or config.needs_offline_data or not folder.stage2.exists
-            learned1 = self._learned(env, config.offline_algorithm, folder.stage1) if with_stage1 else None
+            from_stage1 = bool(config.stage2.from_stage1)
+            learned1 = self._learned(env, config.offline_algorithm, folder.stage1) if from_stage1 else None
             learned2 = self._learned(env, config.algorithm, folder.stage2)
             policies = evaluate.policies_of_run(env, learned1, learned2)
             starts = seeds.first(seeds.HELD_OUT, config.evaluation.episodes)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from dsrl_torchrl.errors import UserError
@@ -70,8 +71,15 @@ def check_target(spec: Mapping[str, Any] | None, where: str, given: Iterable[str
 
 
 def make(spec: Mapping[str, Any], **given: Any) -> Any:
-    """Calls what a checked ``_target_`` dict names, with ``given`` beside its own keywords."""
-    return instantiate(dict(spec), **given, _convert_="all")
+    """Calls what a checked ``_target_`` dict names, with ``given`` beside its own keywords.
+
+    Raises:
+        Exception: what the call raises.
+    """
+    try:
+        return instantiate(dict(spec), **given, _convert_="all")
+    except InstantiationException as error:
+        raise error.__cause__ or error from None
 
 
 def argument_meanings(spec: Mapping[str, Any]) -> dict[str, str]:

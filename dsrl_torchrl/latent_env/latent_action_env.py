@@ -74,10 +74,13 @@ class LatentActionEnv(TransformedEnv):
                 history_keys=base_policy.in_keys,
             )
         _check_fit(env, decoder)
-        elsewhere = env.device is not None and env.device != decoder.device
-        # The original device is told: asked for it, the transform would look for a parent that it has not yet.
-        cast = [DeviceCastTransform(decoder.device, orig_device=env.device)] if elsewhere else []
-        super().__init__(env, Compose(*cast, decoder) if cast else decoder)
+        simulator = env.action_spec.device if env.device is None else env.device
+        if simulator == decoder.device:
+            super().__init__(env, decoder)
+        else:
+            super().__init__(env.to(simulator), DeviceCastTransform(decoder.device, orig_device=simulator))
+            # Not in one Compose: the constructor moves the transforms that it gets to the simulator's device.
+            self.append_transform(decoder)
 
     @property
     def decoder(self) -> NoiseDecoder:

@@ -178,7 +178,16 @@ def make_macro_env(
         has = env.observation_spec.keys(True, True)
         if key not in has:
             raise UserError(f"no entry {key!r} in the env: it has {', '.join(map(str, has))}")
-        dim = env.batch_dims - env.observation_spec[key].ndim  # of the entry's first axis, counted from the end
-        transforms.append(CatFrames(N=obs_horizon, dim=dim, in_keys=[key], padding="same"))
+        transforms.append(_history(env, key, obs_horizon))
     transforms.append(MacroStep(act_horizon, gamma))
     return TransformedEnv(env, Compose(*transforms), auto_unwrap=False)
+
+
+def _history(env: EnvBase, key: NestedKey, obs_horizon: int) -> CatFrames:
+    spec = env.observation_spec[key]
+    dim = env.batch_dims - spec.ndim  # of the entry's first axis, counted from the end
+    frames = CatFrames(N=obs_horizon, dim=dim, in_keys=[key], padding="same")
+    # The macro step's own env is a copy that shares the transforms' buffers. CatFrames makes its float32 one at the first
+    # reset, and replaces it for an entry of another dtype: the copy would keep the old one.
+    frames._make_missing_buffer(spec.zero(), f"_cat_buffers_{key}")
+    return frames

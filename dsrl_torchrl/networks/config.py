@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torch import nn
@@ -35,9 +34,8 @@ class NetworkConfig(Options):
     layer_norm: bool = option(True, "in the critics")
     chunk_gain: float = option(5.0, "of Q^A's chunk input: about the inverse of the base policy's steerability", gt=0)
     initial_std: float = option(0.5, "of the latent policy before the squashing", gt=0)
-    encoders: dict[str, Callable[..., Any]] = Field(
-        {"state": StateEncoder, "pixels": PixelEncoder},
-        description="encoder of a vector (state) and of a uint8 image (pixels)",
+    encoders: dict[str, Callable[..., Any]] = option(
+        {"state": StateEncoder, "pixels": PixelEncoder}, "encoder of a vector (state) and of a uint8 image (pixels)"
     )
 
     @property

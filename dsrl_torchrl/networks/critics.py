@@ -145,8 +145,8 @@ class MLPCritic(Critic):
 
 def make_q_noise(in_features: int, latent_dim: int, action_magnitude: float, **sizes) -> MLPCritic:
     """One member of ``Q^W``: ``features``, ``action`` ``[*B, latent_dim]``; the noise enters divided by its bound."""
-    scale = {"centre": torch.zeros(latent_dim), "unit": torch.full((latent_dim,), action_magnitude)}
-    network = CriticMLP(in_features, **scale, action_shape=(latent_dim,), **sizes)
+    centre, unit = torch.zeros(latent_dim), torch.full((latent_dim,), action_magnitude)
+    network = CriticMLP(in_features, centre=centre, unit=unit, action_shape=(latent_dim,), **sizes)
     return MLPCritic(network, [FEATURES_KEY, "action"])
 
 
@@ -164,8 +164,9 @@ def make_q_action(
             with the inverse of the steerability as gain it enters with unit variance, like the noise enters ``Q^W``.
         sizes: ``num_cells``, ``activation``, ``layer_norm`` of :class:`CriticMLP`.
     """
-    scale = {"centre": (action_low + action_high) / 2, "unit": (action_high - action_low) / (2 * gain)}
-    network = CriticMLP(in_features, **scale, action_shape=(act_horizon, action_low.numel()), **sizes)
+    centre, unit = (action_low + action_high) / 2, (action_high - action_low) / (2 * gain)
+    shape = (act_horizon, action_low.numel())
+    network = CriticMLP(in_features, centre=centre, unit=unit, action_shape=shape, **sizes)
     return MLPCritic(network, [FEATURES_KEY, "chunk"])
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -33,8 +34,9 @@ class ObservationEncoder(TensorDictModuleBase):
         self.in_keys = list(encoders)
         self.out_keys = [FEATURES_KEY]
         self.encoders = nn.ModuleList(encoders.values())
-        self.out_features = sum(int(encoder.out_features) for encoder in encoders.values())
-        self.trainable = any(True for _ in self.parameters())
+        sizes: list[Any] = [encoder.out_features for encoder in encoders.values()]
+        self.out_features: int = sum(sizes)
+        self.trainable = next(self.parameters(), None) is not None
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         features = [encoder(tensordict.get(key)) for key, encoder in zip(self.in_keys, self.encoders, strict=True)]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
-from tensordict.nn import ProbabilisticTensorDictSequential, dispatch
+from tensordict.nn import ProbabilisticTensorDictSequential
 from tensordict.utils import NestedKey
 from torch import Tensor
 
@@ -54,24 +53,12 @@ class AdvantageWeightedMLELoss(LatentLoss):
         reduction: ``none``, ``mean`` or ``sum``.
     """
 
-    @dataclass
-    class _AcceptedKeys:
-        """Configurable tensordict keys.
-
-        Attributes:
-            action: what the actor writes: the noise.
-        """
-
-        action: NestedKey = "action"
-
-    tensor_keys: _AcceptedKeys
     noise_values: Callable[[TensorDictBase, Tensor], Tensor]
-    default_keys = _AcceptedKeys
     out_keys: ClassVar = ["loss_aw_mle", "effective_candidates", "advantage"]  # type: ignore[misc]
 
     actor: ProbabilisticTensorDictSequential
     actor_params: TensorDictParams
-    target_actor_params: TensorDictParams
+    target_actor_params: TensorDictParams  # TorchRL makes them in any case, and warns of names without annotation
 
     def __init__(
         self,
@@ -108,7 +95,6 @@ class AdvantageWeightedMLELoss(LatentLoss):
         baseline = self.tau_baseline * (torch.logsumexp(q / self.tau_baseline, 0) - log_m)
         return torch.exp(self.beta_latent * (q - baseline) - log_m)
 
-    @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Draws the candidates from the global generator; batch ``[*B]``."""
         like = tensordict.get(self.actor.in_keys[0])

@@ -63,7 +63,7 @@ class NoiseAliasingLoss(LatentLoss):
 
     q_noise: Critic
     q_noise_params: TensorDictParams
-    target_q_noise_params: TensorDictParams
+    target_q_noise_params: TensorDictParams  # TorchRL makes them in any case, and warns of names without annotation
 
     def __init__(
         self,

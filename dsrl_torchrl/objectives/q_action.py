@@ -12,10 +12,10 @@ from tensordict.nn import dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.objectives import ValueEstimators
-from torchrl.objectives.utils import dispatch_value_estimator
 
 from dsrl_torchrl.networks.critics import Critic, reduce_ensemble
 from dsrl_torchrl.objectives.latent_loss import LatentLoss, check_ensemble
+from dsrl_torchrl.objectives.macro_discount import MacroTD0Estimator
 
 #: Draws ``w' ~ π^W(· | s')`` at observations ``[*B]``: the noise ``[*B, latent_dim]`` and ``log π(w' | s')`` ``[*B]``.
 DrawNoise = Callable[[TensorDictBase], tuple[Tensor, Tensor]]
@@ -100,18 +100,10 @@ class QActionLoss(LatentLoss):
 
     def make_value_estimator(self, value_type: ValueEstimators | None = None, **hyperparams):
         """TD(0) with ``γ^k``; pass ``gamma``, per primitive step."""
-        value_type, hyperparams = self._prepare_value_estimator_kwargs(value_type, **hyperparams)
-        if value_type is None:
-            return self
-        dispatch_value_estimator(
-            self,
-            value_type,
-            supported=(ValueEstimators.TD0,),
-            tensor_keys={**self._estimator_keys(), "value_target": "value_target"},
-            value_network=None,
-            deactivate_vmap=False,
-            **hyperparams,
-        )
+        if value_type not in (None, ValueEstimators.TD0):
+            raise NotImplementedError(f"QActionLoss has TD(0) targets alone, not {value_type}")
+        self._value_estimator = MacroTD0Estimator(**{"gamma": 0.99} | hyperparams, value_network=None)
+        self._value_estimator.set_keys(**self._estimator_keys())
         return self
 
     def _estimator_keys(self) -> dict[str, NestedKey]:

@@ -81,7 +81,7 @@ class GenerativePolicy(BasePolicy):
             actions: ``[*N, pred_horizon, action_dim]`` in env units.
             valid: bool ``[*N, pred_horizon]``, False for padded actions, which are then left out.
         """
-        low, high = action_range(actions, valid)
+        low, high = action_range(actions, self.action_dim, valid)
         self.observation_scale.fit(observations)
         self.action_low.copy_(low)
         self.action_high.copy_(high)

@@ -58,17 +58,18 @@ def observation_statistics(observations: Tensor) -> tuple[Tensor, Tensor]:
     return observations.mean(0), torch.where(std < MIN_OBSERVATION_STD, torch.ones_like(std), std)
 
 
-def action_range(actions: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def action_range(actions: Tensor, action_dim: int, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Lowest and highest action, ``[action_dim]`` each, of ``[*N, pred_horizon, action_dim]`` in env units.
 
     Args:
         actions: any leading dims.
+        action_dim: what their last size should be.
         valid: bool ``[*N, pred_horizon]``, False for padded actions, which are then left out.
 
     Raises:
         UserError: wrong sizes, no data, or NaN/Inf anywhere, padding included (it would still enter the network).
     """
-    rows = finite_rows("action", actions, actions.shape[-1])
+    rows = finite_rows("action", actions, action_dim)
     if valid is not None:
         if valid.numel() != rows.shape[0]:
             raise UserError(

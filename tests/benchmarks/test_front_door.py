@@ -9,8 +9,10 @@ import pytest
 from benchmarks.__main__ import SUITE, main
 from benchmarks.sb3 import AVAILABLE
 
+MARKS = {"latent_env": pytest.mark.simulator, "end_to_end": pytest.mark.slow, "scaling": pytest.mark.slow}
 
-@pytest.mark.parametrize("name", SUITE)
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in SUITE])
 def test_smoke(name, tmp_path):
     main([name, "--smoke", "--out", str(tmp_path)])
     ratios = json.loads((tmp_path / f"{name}.json").read_text())["ratios"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from benchmarks.latent_env import HORIZON, RawEnv, RawWorkers
@@ -23,6 +24,7 @@ def make():
     return RawEnv(Counting())
 
 
+@pytest.mark.slow
 def test_workers_step_their_own_envs_and_reset_them():
     workers, alone = RawWorkers(make, 2), [make(), make()]
     chunks = torch.randn(3, 2, HORIZON, 4)

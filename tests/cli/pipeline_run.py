@@ -11,7 +11,14 @@ import pytest
 
 from dsrl_torchrl.cli.main import main
 
-TINY = ["task=toy", "experiment=smoke", "collector.num_workers=1", "progress=false"]
+SMOKE = ["task=toy", "experiment=smoke", "collector.num_workers=1", "progress=false"]
+#: The same, and the actors are trained from early on.
+TINY = [*SMOKE, "algorithm.critic_only_updates=5", "stage1.algorithm.critic_only_updates=5"]
+
+
+def loaded(folder):
+    """A base policy that exists already."""
+    return ["base_policy=checkpoint", f"base_policy.load.folder={folder}"]
 
 
 def fails(capsys, *arguments):

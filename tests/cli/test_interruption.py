@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
 import signal
 
@@ -12,7 +10,7 @@ import pytest
 
 from dsrl_torchrl.cli.main import main
 
-from .pipeline_run import TINY, fails, start, wait_for, wait_until_empty
+from .pipeline_run import TINY, fails, loaded, start, wait_for, wait_until_empty
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +35,7 @@ class NaNEnv(PointReachEnv):
 def test_nan_in_a_worker_process_is_one_line(tmp_path, finished, monkeypatch):
     (tmp_path / "nan_env.py").write_text(NAN_ENV)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    arguments = [*TINY, f"base_policy.checkpoint={finished / 'a' / 'base'}", "task.env._target_=nan_env.NaNEnv"]
+    arguments = [*TINY, *loaded(finished / "a" / "base"), "task.env._target_=nan_env.NaNEnv"]
     process = start("stage2", *arguments, "collector.num_workers=2")
     _, error = process.communicate(timeout=200)
     assert process.returncode == 1
@@ -45,12 +43,12 @@ def test_nan_in_a_worker_process_is_one_line(tmp_path, finished, monkeypatch):
     assert "Traceback" not in error
 
 
-LONGER = [*TINY, "algorithm.total_env_steps=1500"]
+LONGER = [*TINY, "stage2.total_env_steps=1500"]
 
 
 def test_kill_nine_and_resume_equals_the_uninterrupted_run(tmp_path, finished, capsys):
     """SIGKILL in the middle of stage 2, then resume=true: the same actor, the same log, no row twice."""
-    whole = [*LONGER, f"base_policy.checkpoint={finished / 'a' / 'base'}"]
+    whole = [*LONGER, *loaded(finished / "a" / "base")]
     main(["stage2", *whole, "name=whole"])
     process = start("stage2", *whole, "name=killed")
     wait_for(tmp_path / "runs" / "killed" / "stage2" / "checkpoints" / "checkpoint*4??", process)
@@ -65,7 +63,7 @@ def test_kill_nine_and_resume_equals_the_uninterrupted_run(tmp_path, finished, c
 
 def test_kill_nine_in_stage_1(tmp_path, finished, capsys):
     """The rollouts that are there are kept, and the offline updates go on from the last checkpoint."""
-    whole = [*TINY, f"base_policy.checkpoint={finished / 'a' / 'base'}", "stage1.updates=300"]
+    whole = [*TINY, *loaded(finished / "a" / "base"), "stage1.updates=300"]
     main(["stage1", *whole, "name=whole"])
     process = start("stage1", *whole, "name=killed")
     wait_for(tmp_path / "runs" / "killed" / "stage1" / "checkpoints" / "checkpoint*", process)
@@ -80,14 +78,14 @@ def test_kill_nine_in_stage_1(tmp_path, finished, capsys):
 
 
 # Long enough that it is still running when the signal comes, however slow the machine is.
-ENDLESS = [*TINY, "algorithm.total_env_steps=100000"]
+ENDLESS = [*TINY, "stage2.total_env_steps=100000"]
 
 
 @pytest.fixture(scope="module")
 def unfinished(tmp_path_factory, finished):
     """The folder of a run that Ctrl-C stopped after its first checkpoint."""
     folder = tmp_path_factory.mktemp("unfinished")
-    arguments = [*ENDLESS, f"base_policy.checkpoint={finished / 'a' / 'base'}", f"output={folder}", "name=stopped"]
+    arguments = [*ENDLESS, *loaded(finished / "a" / "base"), f"output={folder}", "name=stopped"]
     process = start("stage2", *arguments)
     wait_for(folder / "stopped" / "stage2" / "checkpoints" / "checkpoint*", process)
     process.send_signal(signal.SIGINT)
@@ -97,13 +95,11 @@ def unfinished(tmp_path_factory, finished):
     return folder / "stopped"
 
 
-@pytest.mark.parametrize(("stop", "workers"), [(signal.SIGINT, 2), (signal.SIGKILL, 1)], ids=["ctrl-c", "kill -9"])
-def test_an_overlapped_run_leaves_no_process_and_resumes(tmp_path, finished, stop, workers):
-    arguments = ["stage2", f"base_policy.checkpoint={finished / 'a' / 'base'}", "name=stopped"]
-    arguments += [*ENDLESS, "algorithm=dsrl_sac", "collector.overlap=true", f"collector.num_workers={workers}"]
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill -9"])
+def test_worker_processes_end_with_the_run(tmp_path, finished, stop):
+    arguments = ["stage2", *ENDLESS, *loaded(finished / "a" / "base"), "collector.num_workers=2", "name=stopped"]
     process = start(*arguments, start_new_session=True)
-    checkpoints = tmp_path / "runs" / "stopped" / "stage2" / "checkpoints"
-    wait_for(checkpoints / "checkpoint*4??", process)
+    wait_for(tmp_path / "runs" / "stopped" / "stage2" / "checkpoints" / "checkpoint*4??", process)
     if stop == signal.SIGINT:
         os.killpg(process.pid, stop)  # a terminal's Ctrl-C reaches all of them
         _, error = process.communicate(timeout=60)
@@ -112,28 +108,6 @@ def test_an_overlapped_run_leaves_no_process_and_resumes(tmp_path, finished, sto
     else:
         process.kill()
         process.communicate(timeout=60)
-    wait_until_empty(process.pid)
-    names = [re.fullmatch(r"checkpoint-(\d+)", path.name) for path in checkpoints.iterdir()]
-    stored = max(int(name[1]) for name in names if name)
-    # The total is not part of the question here, so the folder is made to belong to a shorter run.
-    marker = tmp_path / "runs" / "stopped" / "stage2" / "artifact.json"
-    marker.write_text(marker.read_text().replace("100000", str(stored + 200)))
-    main([*arguments, f"algorithm.total_env_steps={stored + 200}", "resume=true"])
-    facts = json.loads(marker.read_text())["facts"]
-    assert stored + 200 <= facts["env_steps"] < stored + 200 + 4 * 4 * workers
-    assert facts["updates"] == facts["macro_steps"]
-
-
-def test_an_error_in_the_collecting_process_is_one_line(tmp_path, finished, monkeypatch):
-    (tmp_path / "nan_env.py").write_text(NAN_ENV.replace('observation * (float("nan") if', "observation * (1 / 0 if"))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    arguments = [*TINY, f"base_policy.checkpoint={finished / 'a' / 'base'}", "task.env._target_=nan_env.NaNEnv"]
-    arguments += ["algorithm=dsrl_sac", "collector.overlap=true"]
-    process = start("stage2", *arguments, start_new_session=True)
-    _, error = process.communicate(timeout=200)
-    assert process.returncode == 1
-    assert error.strip().startswith("dsrl: error: the collecting process failed: ZeroDivisionError"), error
-    assert "\n" not in error.strip()
     wait_until_empty(process.pid)
 
 
@@ -145,7 +119,7 @@ def test_ctrl_c_is_one_line(unfinished):
 
 @pytest.mark.parametrize("pattern", ["*.json", "*.memmap"])
 def test_a_damaged_checkpoint_is_one_line(tmp_path, finished, unfinished, capsys, pattern):
-    arguments = ["stage2", *ENDLESS, f"base_policy.checkpoint={finished / 'a' / 'base'}", "name=damaged"]
+    arguments = ["stage2", *ENDLESS, *loaded(finished / "a" / "base"), "name=damaged"]
     shutil.copytree(unfinished, tmp_path / "runs" / "damaged")
     for path in (tmp_path / "runs/damaged/stage2/checkpoints").rglob(pattern):
         path.write_bytes(b"{")

@@ -15,7 +15,7 @@ import yaml
 from dsrl_torchrl.cli.main import main
 from dsrl_torchrl.policies import FlowPolicy, save_policy
 
-from .pipeline_run import TINY, fails
+from .pipeline_run import SMOKE, TINY, fails, loaded
 
 
 @pytest.fixture(autouse=True)
@@ -55,9 +55,11 @@ def test_a_second_run_skips_everything(finished, capsys):
 
 
 def test_steps_one_by_one_and_own_base_policy(finished, capsys):
-    base = finished / "a" / "base"
-    main(["stage2", *TINY, "name=b", f"base_policy.checkpoint={base}"])
-    main(["eval", *TINY, "name=b", f"base_policy.checkpoint={base}"])
+    base = loaded(finished / "a" / "base")
+    main(["base", *TINY, "name=b", *base])
+    assert "fits toy" in capsys.readouterr().out
+    main(["stage2", *TINY, "name=b", *base])
+    main(["eval", *TINY, "name=b", *base])
     out = capsys.readouterr().out
     assert "stage2_stochastic" in out
     assert not os.path.exists("runs/b/demos")
@@ -71,41 +73,51 @@ def test_diffusion_with_a_history_of_observations(capsys):
 
 
 def test_plain_sac_is_one_override_away(capsys):
-    """No stage 1, no offline data; with ``init_actor`` it starts from stage 1's actor."""
+    """No stage 1, no offline data; ``from_stage1`` gives it stage 1's actor and critics."""
     main(["run", *TINY, "algorithm=dsrl_sac", "name=sac"])
     assert not os.path.exists("runs/sac/stage1")
     out = capsys.readouterr().out
     assert "stage2_stochastic" in out
     assert "stage1" not in out
-    main(["run", *TINY, "algorithm=dsrl_sac", "algorithm.init_actor=true", "algorithm.init_critics=true", "name=warm"])
+    main(["run", *TINY, "algorithm=dsrl_sac", "stage2.from_stage1=[actor,critics]", "name=warm"])
     assert "stage1 " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "switches", [["stage1.use_na=false"], ["stage1.aw_mle=false"], ["stage1.use_demonstrations=false"]], ids="-".join
-)
-def test_the_switches_of_stage_1(finished, capsys, switches):
-    arguments = [*TINY, f"base_policy.checkpoint={finished / 'a' / 'base'}", "name=s", *switches]
-    if "stage1.use_na=false" in switches:
-        assert "init_critics" in fails(capsys, "stage2", *arguments)  # no Q^A to start from
-        arguments.append("algorithm.init_critics=false")
-    main(["stage2", *arguments])
+@pytest.mark.parametrize("algorithm", ["dsrl_na", "td3", "best_of_n"])
+def test_every_algorithm_runs_through(finished, capsys, algorithm):
+    main(["run", *SMOKE, *loaded(finished / "a" / "base"), f"algorithm={algorithm}", "name=x"])
+    out = capsys.readouterr().out
+    assert "stage2_deterministic" in out
+    assert ("stage1_deterministic" in out) == (algorithm != "td3")
+
+
+def test_without_demonstrations(finished, capsys):
+    main(["stage2", *TINY, *loaded(finished / "a" / "base"), "name=s", "stage1.use_demonstrations=false"])
     assert "stage 2: " in capsys.readouterr().out
+
+
+def test_offline_data_without_stage_1(finished, capsys):
+    """Rollouts enter every batch, although nothing of stage 1 is loaded."""
+    words = [*TINY, *loaded(finished / "a" / "base"), "stage2.from_stage1=[]", "stage2.offline_fraction=0.5", "name=o"]
+    main(["stage2", *words])
+    out = capsys.readouterr().out
+    assert "base rollouts: " in out and "stage 1: " not in out
+    assert Path("runs/o/stage1/rollouts.safetensors").exists()
 
 
 def test_demonstrations_get_their_noise_by_inversion(finished, capsys):
     """TD on the noise can then use them; the cache is found again by another run of the same base policy."""
-    switches = ["stage1.use_na=false", "stage1.inversion=retrieval", "algorithm=dsrl_sac"]
+    switches = ["stage1.inversion=retrieval", "algorithm=dsrl_sac"]
     demos = f"task.demonstrations.path={finished / 'a' / 'demos' / 'trajectory.h5'}"
     for name in ("i", "j"):
-        arguments = [*TINY, f"base_policy.checkpoint={finished / 'a' / 'base'}", demos, *switches, f"name={name}"]
+        arguments = [*TINY, *loaded(finished / "a" / "base"), demos, *switches, f"name={name}"]
         main(["stage1", *arguments])
         assert "inversion: " in capsys.readouterr().out
-    assert len(list(Path("runs/alias_cache").iterdir())) == 1
+    assert len(list(Path("runs/inversion_cache").iterdir())) == 1
 
 
 def test_the_bound_is_chosen_from_the_base_policy(finished, capsys):
-    arguments = [*TINY, f"base_policy.checkpoint={finished / 'a' / 'base'}", "latent.action_magnitude=auto", "name=m"]
+    arguments = [*TINY, *loaded(finished / "a" / "base"), "latent.action_magnitude=auto", "name=m"]
     main(["stage1", *arguments])
     first = capsys.readouterr().out
     main(["stage1", *arguments])
@@ -123,47 +135,108 @@ def test_diagnose(finished, capsys):
     assert "steerability.png" in capsys.readouterr().out
 
 
-def test_help(capsys):
-    main(["--help"])
-    assert "usage: dsrl" in capsys.readouterr().out
-    main(["stage2", "--help"])
-    assert "utd:" in capsys.readouterr().out
+OWN_POLICY = """
+import torch
+from dsrl_torchrl.policies import BasePolicy
+
+class Shift(BasePolicy):
+    def __init__(self, speed):
+        super().__init__(action_dim=2, pred_horizon=4)
+        self.register_buffer("speed", torch.tensor(float(speed)))
+
+    def forward(self, observation, noise):
+        return (self.speed * noise - observation[..., None, :]).clamp(-1, 1)
+
+class Server(Shift):
+    def content_hash(self):
+        return None
+
+class Deaf(Shift):
+    def forward(self, observation, noise):
+        return (-observation[..., None, :]).expand(noise.shape)
+
+def load_shift(path, speed=1.0):
+    return Shift(speed)
+
+def load_number():
+    return 3
+"""
+
+
+def own_policy(tmp_path, monkeypatch, target, *arguments):
+    (tmp_path / "own_policy.py").write_text(OWN_POLICY)
+    monkeypatch.syspath_prepend(tmp_path)
+    return ["base_policy=load", f"base_policy.load._target_=own_policy.{target}", *arguments]
+
+
+def test_a_policy_of_ones_own(tmp_path, monkeypatch, capsys):
+    """Any callable that returns a ``BasePolicy``; its weights key the run folder."""
+    own = own_policy(tmp_path, monkeypatch, "load_shift", "base_policy.load.path=x")
+    main(["run", *TINY, "name=own", *own])
+    assert "stage2_deterministic" in capsys.readouterr().out
+    assert not os.path.exists("runs/own/base")
+    main(["run", *TINY, "name=own", *own, "base_policy.load.speed=1.0"])  # another way to the same weights
+    assert "(exists)" in capsys.readouterr().out
+    assert "content_hash" in fails(capsys, "run", *TINY, "name=own", *own, "base_policy.load.speed=2.0")
+
+
+def test_a_policy_that_cannot_be_hashed_is_keyed_by_how_it_was_loaded(tmp_path, monkeypatch, capsys):
+    own = own_policy(tmp_path, monkeypatch, "Server", "base_policy.load.speed=1")
+    main(["stage1", *TINY, "name=own", *own])
+    assert "changed weights cannot be noticed" in capsys.readouterr().out
+    assert "load.speed (1 there, 2 here)" in fails(
+        capsys, "stage1", *TINY, "name=own", *own, "base_policy.load.speed=2"
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "arguments", "message"),
+    [
+        ("load_number", [], "own_policy.load_number should return a BasePolicy, it returned a int"),
+        ("load_shift", [], "base_policy.load.path is missing"),
+        ("load_shift", ["base_policy.load.paht=x"], "did you mean base_policy.load.path?"),
+        ("Deaf", ["base_policy.load.speed=1"], "ignores its noise"),
+    ],
+)
+def test_a_policy_that_cannot_be_steered(tmp_path, monkeypatch, capsys, target, arguments, message):
+    assert message in fails(capsys, "stage2", *TINY, *own_policy(tmp_path, monkeypatch, target, *arguments))
+    assert not os.path.exists("runs")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["fly"], "unknown step 'fly'"),
-        (["run", "task=pick_cub"], "pick_cub"),
-        (["run", "algorithm.utdd=3"], "utdd"),
         (["run", "--task", "toy"], "unknown flag"),
-        (["run", "task=toy", "task.act_horizon=9"], "act_horizon must lie between"),
-        (["run", "task=toy", "latent.action_magnitude=0"], "action_magnitude must be positive"),
-        (["run", "task=toy", "latent.noise_layout=half"], "noise_layout must be one of"),
-        (["run", "task=toy", "algorithm.utd=0.5"], "utd"),
-        (["run", "task=toy", "algorithm.batch_size=-1"], "batch_size"),
-        (["run", "task=toy", "logger=wandb", "logger.mode=maybe"], "logger.mode"),
-        (["run", "task=toy", "collector.num_workers=0"], "num_workers"),
-        (["run", "task=toy", "base_policy.checkpoint=nowhere"], "nowhere"),
+        (["run", "task=toy", *loaded("nowhere")], "nowhere"),
         (["base", "task=toy", "task.demonstrations.path=nowhere.h5"], "nowhere.h5"),
-        (["run", "task=toy", "algorithm.utd=many"], "utd must be a number"),
-        (["run", "task=toy", "latent.action_magnitude=big"], "action_magnitude must be positive or auto"),
+        (["base", "task=toy", "task.demonstrations.path=~/no=where.h5"], "no=where.h5"),
         (
             ["run", "task=toy", "base_policy=shortcut", "base_policy.policy.sampler_steps=3"],
             "sampler_steps must be 1, 2",
         ),
         (["run", "task=toy", "base_policy.policy.network.kind=cnn"], "network.kind must be one of"),
-        (["run", "task=toy", "networks.activation=sine"], "activation must be one of"),
-        (["run", "task=toy", "stage1.use_na=false", "stage1.inversion=magic"], "inversion must be one of"),
-        (["run", "task=toy", "stage1.inversion=retrieval"], "inversion is read with use_na=false only"),
-        (["run", "task=toy", "stage1.updates=0"], "updates must be positive"),
-        (["run", "task=toy", "stage1.beta_latent=-1"], "beta_latent must be positive"),
-        (["run", "task=toy", "algorithm.offline_fraction=1"], "offline_fraction"),
+        (["run", "task=toy", "output=/dev/null"], "cannot write to /dev/null"),
+        (["run", "task=toy", "stage2.replay_size=0"], "replay_size"),
     ],
 )
-def test_mistakes_in_options(capsys, arguments, message):
+def test_mistakes_beyond_the_schema(capsys, arguments, message):
     assert message in fails(capsys, *arguments)
     assert not os.path.exists("runs")
+
+
+def test_a_mistake_does_not_lock_the_folder(capsys):
+    assert "steps" in fails(capsys, "base", *TINY, "base_policy.training.steps=0")
+    main(["base", *TINY])
+    assert "base policy: cloned" in capsys.readouterr().out
+
+
+def test_other_contents_under_the_same_name(finished, capsys):
+    copy_demos(finished)
+    words = [*TINY, "task.demonstrations.path=demos.h5"]
+    main(["base", *words])
+    damage("demos.h5", lambda trajectory: trajectory["actions"].__setitem__(0, 0.5))
+    assert "demonstrations_sha256" in fails(capsys, "base", *words)
 
 
 def test_the_folder_of_another_configuration(finished, capsys):
@@ -182,7 +255,7 @@ def base_policy(**options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"observation_dim": 3}, "observations of size 3"),
+        ({"observation_dim": 3}, "expected observation [*B, 3]"),
         ({"action_dim": 3}, "actions of size 3"),
         ({"pred_horizon": 2}, "pred_horizon 2"),
         ({"observation_dim": 4, "obs_horizon": 2}, "obs_horizon 2"),
@@ -190,13 +263,13 @@ def base_policy(**options):
 )
 def test_a_base_policy_that_does_not_fit(capsys, options, message):
     save_policy(base_policy(**options), "base")
-    assert message in fails(capsys, "stage2", *TINY, "base_policy.checkpoint=base")
+    assert message in fails(capsys, "stage2", *TINY, *loaded("base"))
     assert not os.path.exists("runs")
 
 
 def test_a_base_policy_for_another_control_mode(capsys):
     save_policy(base_policy(observation_dim=42, action_dim=4, control_mode="pd_joint_pos"), "base")
-    arguments = ["task=pick_cube", "task.pred_horizon=4", "task.act_horizon=4", "base_policy.checkpoint=base"]
+    arguments = ["task=pick_cube", "task.pred_horizon=4", "task.act_horizon=4", *loaded("base")]
     assert "pd_joint_pos" in fails(capsys, "stage2", *arguments)
 
 
@@ -204,7 +277,7 @@ def test_a_damaged_base_policy(finished, capsys):
     save_policy(base_policy(), "base")
     weights = Path("base/model.safetensors")
     weights.write_bytes(weights.read_bytes()[:200])
-    assert "base" in fails(capsys, "stage2", *TINY, "base_policy.checkpoint=base")
+    assert "base" in fails(capsys, "stage2", *TINY, *loaded("base"))
 
 
 def damage(path, change):

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from dsrl_torchrl.policies import FlowPolicy, save_policy
 
-README = Path(__file__).parents[1] / "README.md"
+from .pipeline_run import loaded
 
 
 def run(*arguments, cwd):
@@ -37,19 +36,10 @@ def test_demos_to_table(tmp_path):
 )
 def test_mistakes_inside_workers_are_one_line(tmp_path, option, message):
     save_policy(FlowPolicy(42, 4, 8).freeze(), tmp_path / "base")
-    arguments = ["stage2", "task=pick_cube", "experiment=smoke", "base_policy.checkpoint=base", option]
+    arguments = ["stage2", "task=pick_cube", "experiment=smoke", *loaded("base"), option]
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == 1
     errors = [line for line in done.stderr.splitlines() if line.startswith("dsrl: error: ")]
     assert len(errors) == 1 and message in errors[0]
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
-
-
-def test_the_readmes_script(tmp_path):
-    """The script for one's own TorchRL code, as it stands in the README."""
-    script = README.read_text().split("```python\n")[1].split("```")[0]
-    save_policy(FlowPolicy(42, 4, 8).freeze(), tmp_path / "runs/pick_cube-seed0/base")
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    assert "macro steps" in done.stdout

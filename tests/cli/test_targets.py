@@ -38,6 +38,10 @@ def anything(first, **kwargs):
     return first, kwargs
 
 
+def broken():
+    return 1 / 0
+
+
 def spec(name, **keywords):
     return {"_target_": f"{__name__}.{name}", **keywords}
 
@@ -53,7 +57,10 @@ def test_what_fits_passes():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (spec("Thing", size=1, color="blue"), r"unknown option x\.color: Thing has no such argument; did you mean x\.col"),
+        (
+            spec("Thing", size=1, color="blue"),
+            r"unknown option x\.color: Thing has no such argument; did you mean x\.col",
+        ),
         (spec("Thing"), r"x\.size is missing: Thing needs it"),
         (spec("Nothing"), r"x\._target_: cannot import .*Nothing \(AttributeError"),
         ({"_target_": "no_such_package.Thing"}, r"x\._target_: cannot import no_such_package\.Thing \(ModuleNotFound"),
@@ -79,6 +86,8 @@ def test_a_target_that_cannot_take_what_it_is_given():
 def test_make_calls_with_plain_values():
     assert make(spec("anything", first=[1, 2]), more={"a": (1,)}) == ([1, 2], {"more": {"a": [1]}})
     assert make(spec("Thing"), size=3).size == 3
+    with pytest.raises(ZeroDivisionError):  # not Hydra's exception around it
+        make(spec("broken"))
 
 
 def test_meanings_come_from_the_docstring():

@@ -2,83 +2,100 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from tensordict import TensorDict
 
-from dsrl_torchrl.data.decoded_pairs import draw_alias_pairs, pick_alias_pair, refresh_alias_pairs
+from dsrl_torchrl.data.decoded_pairs import draw_decoded_pairs, pick_decoded_pair
 from dsrl_torchrl.objectives.noise_aliasing import NoiseAliasingLoss
-from dsrl_torchrl.data.replay import offline_buffer
-
-from ..objectives.macro_batch import DIM, Decoder, N, make_batch, make_q_noise
-from ..objectives.test_noise_aliasing import make_losses
+from tests.objectives.macro_batch import ACTION, DIM, H_A, OBS, Decoder, N, make_batch, make_q_noise
+from tests.objectives.test_noise_aliasing import make_losses
 
 M = 5
+STATE = ("agent", "state")
+
+
+def executed(n):
+    """The chunk of the dtype that the pairs take."""
+    return {"action_chunk": torch.zeros(n, H_A, ACTION, dtype=torch.float64)}
+
+
+def repeated(observations, times):
+    return observations.unsqueeze(1).expand(len(observations), times)
 
 
 def test_pairs_are_prior_noises_and_what_they_decode_to():
     torch.manual_seed(0)
-    td = TensorDict({"observation": torch.randn(3000, 5, dtype=torch.float64)}, [3000])
+    td = TensorDict({"observation": torch.randn(3000, OBS, dtype=torch.float64), "next": executed(3000)}, [3000])
     calls = []
 
-    def decode(observation, noise):
+    def decode(observations, noise):
+        assert observations.batch_size == noise.shape[:-1]
         calls.append(len(noise))
-        return Decoder()(observation, noise)
+        return Decoder()(observations, noise)
 
-    td = draw_alias_pairs(td, decode, DIM, M)
-    noise, chunk = td["alias_noise"], td["alias_chunk"]
-    assert noise.shape == (3000, M, DIM)
-    torch.testing.assert_close(chunk, Decoder()(td["observation"].unsqueeze(1).expand(-1, M, -1), noise).detach())
+    td = draw_decoded_pairs(td, decode, DIM, M)
+    noise, chunk = td["pair_noise"], td["pair_chunk"]
+    assert noise.shape == (3000, M, DIM) and chunk.shape == (3000, M, H_A, ACTION)
+    torch.testing.assert_close(chunk, Decoder()(repeated(td.select("observation"), M), noise).detach())
     assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
     assert len(calls) > 1 and max(calls) * M <= 4096  # memory is bounded
     assert not chunk.requires_grad
 
 
+def test_named_entries_reach_the_decoder_as_they_are_stored():
+    pixels = torch.randint(256, (6, 3, 4, 4), dtype=torch.uint8)
+    td = TensorDict({"pixels": pixels, "agent": {"state": torch.randn(6, 2).double()}, "next": executed(6)}, [6])
+
+    def decode(observations, noise):
+        assert (observations["pixels"].dtype, observations[STATE].dtype) == (torch.uint8, torch.float64)
+        assert observations["pixels"].shape == (*noise.shape[:-1], 3, 4, 4)
+        seen = observations["pixels"].double().mean((-3, -2, -1)) + observations[STATE].sum(-1)
+        return (noise + seen[..., None]).unflatten(-1, (H_A, ACTION))
+
+    td = draw_decoded_pairs(td, decode, DIM, M)
+    seen = pixels.double().mean((-3, -2, -1)) + td[STATE].sum(-1)
+    torch.testing.assert_close(td["pair_chunk"].flatten(-2), td["pair_noise"] + seen[:, None, None])
+    assert torch.equal(td["pixels"], pixels) and set(td.keys()) == {
+        "pixels",
+        "agent",
+        "next",
+        "pair_noise",
+        "pair_chunk",
+    }
+
+
 def test_zero_samples_add_nothing():
     td = make_batch()
-    assert "alias_noise" not in draw_alias_pairs(td, Decoder(), DIM, 0).keys()
-    assert pick_alias_pair(td) is td
+    assert "pair_noise" not in draw_decoded_pairs(td, Decoder(), DIM, 0).keys()
+    assert pick_decoded_pair(td) is td
 
 
-def test_a_pair_is_picked_whole_and_every_pair_in_turn():
+@pytest.mark.parametrize("batches", [(), (3,)], ids=["a batch", "several"])
+def test_a_pair_is_picked_whole_and_every_pair_in_turn(batches):
     torch.manual_seed(0)
-    stored = draw_alias_pairs(make_batch(), Decoder(), DIM, M)
+    stored = draw_decoded_pairs(make_batch(), Decoder(), DIM, M)
+    stored = stored.expand(*batches, *stored.batch_size).reshape(-1)
     picked = set()
     for _ in range(60):
-        one = pick_alias_pair(stored.copy())
-        same = (one["alias_noise"].unsqueeze(1) == stored["alias_noise"]).all(-1)  # (B, M)
+        one = pick_decoded_pair(stored.reshape(*batches, -1).clone()).reshape(-1)
+        same = (one["pair_noise"].unsqueeze(1) == stored["pair_noise"]).all(-1)  # (B, M)
         assert (same.sum(1) == 1).all()
-        chunk = stored["alias_chunk"][torch.arange(len(same)), same.int().argmax(1)]
-        assert torch.equal(one["alias_chunk"], chunk)
+        chunk = stored["pair_chunk"][torch.arange(len(same)), same.int().argmax(1)]
+        assert torch.equal(one["pair_chunk"], chunk)
         picked |= {int(i) for i in same.int().argmax(1)}
     assert picked == set(range(M))
 
 
-def test_a_refresh_redraws_some_states_and_leaves_the_rest():
-    torch.manual_seed(0)
-
-    def draw(td):
-        return draw_alias_pairs(td, Decoder(), DIM, M)
-
-    buffer = offline_buffer(draw(make_batch()))
-    before = buffer[:].clone()
-    refresh_alias_pairs(buffer, 3, draw)
-    after = buffer[:]
-    changed = (after["alias_noise"] != before["alias_noise"]).flatten(1).any(1)
-    assert 1 <= int(changed.sum()) <= 3
-    expected = Decoder()(after["observation"].unsqueeze(1).expand(-1, M, -1), after["alias_noise"]).detach()
-    torch.testing.assert_close(after["alias_chunk"], expected)
-    rest = [key for key in before.keys(True, True) if key not in ("alias_noise", "alias_chunk")]
-    assert (after.select(*rest) == before.select(*rest)).all()
-
-
-def test_a_share_of_the_pairs_is_what_was_executed():
+@pytest.mark.parametrize(("share", "own"), [(0.5, 2), (1.0, 4)])
+def test_a_share_of_the_pairs_is_what_was_executed(share, own):
     batch = make_batch()
     batch.set("action", torch.full((len(batch), DIM), 7.0, dtype=torch.float64))
-    td = draw_alias_pairs(batch, Decoder(), DIM, 4, behaviour_fraction=0.5)
-    own = (td["alias_noise"] == 7.0).all(-1)
-    assert own.sum(1).tolist() == [2] * len(batch)
-    executed = batch["next", "executed_chunk"].unsqueeze(1).expand(-1, 2, -1, -1)
-    assert torch.equal(td["alias_chunk"][own].view_as(executed), executed)
+    td = draw_decoded_pairs(batch, Decoder(), DIM, 4, executed_share=share)
+    is_own = (td["pair_noise"] == 7.0).all(-1)
+    assert is_own.sum(1).tolist() == [own] * len(batch)
+    chunk = batch["next", "action_chunk"].unsqueeze(1).expand(-1, own, -1, -1)
+    assert torch.equal(td["pair_chunk"][is_own].view_as(chunk), chunk)
 
 
 def test_the_loss_on_a_stored_pair_equals_the_loss_on_a_fresh_noise():
@@ -88,16 +105,16 @@ def test_the_loss_on_a_stored_pair_equals_the_loss_on_a_fresh_noise():
     fresh = loss(batch)["loss_noise_aliasing"]
     torch.manual_seed(5)
     noise = torch.randn(len(batch), DIM, dtype=torch.float64)
-    batch.set("alias_noise", noise).set("alias_chunk", Decoder()(batch["observation"], noise).detach())
+    batch.set("pair_noise", noise).set("pair_chunk", Decoder()(batch, noise).detach())
     torch.testing.assert_close(loss(batch)["loss_noise_aliasing"], fresh)
 
 
 def test_a_stored_pair_costs_no_decode():
-    def no_decode(observation, noise):
+    def no_decode(observations, noise):
         raise AssertionError("decoded")
 
     loss = NoiseAliasingLoss(
         make_q_noise(), lambda s, a: a.flatten(-2)[..., :N].movedim(-1, 0), no_decode, latent_dim=DIM, num_critics=N
     ).double()
-    batch = pick_alias_pair(draw_alias_pairs(make_batch(), Decoder(), DIM, M))
+    batch = pick_decoded_pair(draw_decoded_pairs(make_batch(), Decoder(), DIM, M))
     loss(batch)["loss_noise_aliasing"].backward()

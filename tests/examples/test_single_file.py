@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from examples.dsrl_na_single_file import Actor, Args, Critics, ToyEnv, evaluate, macro_step, toy_policy
+from benchmarks.bare_loop import BareNA
+from dsrl_torchrl.policies import FlowPolicy, save_policy
+from examples.dsrl_na_single_file import Actor, Args, Critics, ToyEnv, evaluate, macro_step, main, toy_policy
+from tests.examples.same_updates import PLAIN, SHIPPED, assert_same_updates
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "dsrl_na_single_file.py"
 
@@ -66,6 +70,12 @@ def test_members_of_an_ensemble_are_networks_of_their_own():
         torch.testing.assert_close(critics(x, chunk)[i], by_hand)
 
 
+@pytest.mark.parametrize("setting", [SHIPPED, PLAIN], ids=["shipped", "plain"])
+@pytest.mark.parametrize("num_critics", [2, 3])
+def test_updates_are_those_of_the_library(setting, num_critics):
+    assert_same_updates(replace(setting, num_critics=num_critics), "dsrl_na", BareNA)
+
+
 def test_evaluation_counts_episodes():
     env, args = ToyEnv(num_envs=4), Args(eval_episodes=8)
     assert evaluate(env, lambda s: torch.zeros(len(s), 4, 2), args) < 0.5  # nothing moves
@@ -84,6 +94,21 @@ def test_the_script_runs():
     tiny |= {"batch-size": 8, "num-cells": "(8, 8)", "num-envs": 2}
     out = run_script("--env", "toy", *[word for name, value in tiny.items() for word in (f"--{name}", str(value))])
     assert out.startswith("base policy: success 0.") and out.count("env steps: success") >= 3 and "q_noise" in out
+
+
+@pytest.mark.simulator
+def test_it_runs_on_maniskill(tmp_path):
+    from dsrl_torchrl.envs.headless import import_mani_skill
+
+    import_mani_skill()  # which a machine without a renderer needs
+    policy = FlowPolicy(35, 4, 8, network={"kind": "mlp", "width": 8, "depth": 1}, control_mode="pd_ee_delta_pos")
+    observations, actions = torch.randn(100, 35), torch.rand(100, 8, 4) * 2 - 1
+    save_policy(policy.fit_scales(observations, actions), tmp_path / "base")
+    tiny = Args(
+        env="PushCube-v1", base_policy=str(tmp_path / "base"), max_episode_steps=10, total_env_steps=40,
+        warmup_env_steps=20, eval_env_steps=40, eval_episodes=2, batch_size=8, num_cells=(8,),
+    )  # fmt: skip
+    assert main(tiny).keys() == {"base", "steered"}
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@ from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.noise_layout import NOISE_LAYOUTS, NoiseLayout
 
 
-def layout(name, pred_horizon=4, act_horizon=2, action_dim=3):
-    return NoiseLayout(name, pred_horizon, act_horizon, action_dim)
+def layout(name, noise_horizon=4, noise_dim=3, act_horizon=2, first_action=0):
+    return NoiseLayout(name, noise_horizon, noise_dim, act_horizon, first_action)
 
 
 def test_full_is_a_reshape():
@@ -17,12 +17,15 @@ def test_full_is_a_reshape():
     torch.testing.assert_close(layout("full").to_chunk_noise(w), w.reshape(5, 4, 3))
 
 
-def test_act_horizon_leaves_the_unexecuted_tail_at_zero():
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_act_horizon_leaves_what_is_not_executed_at_zero(first):
     w = torch.randn(5, 6)
-    noise = layout("act_horizon").to_chunk_noise(w)
-    assert layout("act_horizon").dim == 6
-    torch.testing.assert_close(noise[:, :2], w.reshape(5, 2, 3))
-    assert (noise[:, 2:] == 0).all()
+    made = layout("act_horizon", first_action=first)
+    noise = made.to_chunk_noise(w)
+    assert made.dim == 6
+    assert noise.shape == (5, 4, 3)
+    torch.testing.assert_close(noise[:, first : first + 2], w.reshape(5, 2, 3))
+    assert (noise[:, :first] == 0).all() and (noise[:, first + 2 :] == 0).all()
 
 
 def test_repeat_gives_every_step_the_same_noise():
@@ -43,7 +46,9 @@ def test_any_leading_dims_and_gradient(name):
 
 
 def test_bad_arguments():
-    with pytest.raises(UserError, match="noise_layout"):
+    with pytest.raises(UserError, match="noise_layout must be one of full, act_horizon, repeat; got 'half'"):
         layout("half")
-    with pytest.raises(UserError, match="act_horizon"):
-        layout("full", act_horizon=5)
+    for sizes in ({"act_horizon": 5}, {"first_action": 3}):
+        with pytest.raises(UserError, match="needs a noise for each of the . executed steps from step .* has 4"):
+            layout("act_horizon", **sizes)
+    assert layout("repeat", act_horizon=5).dim == 3  # one noise for a chunk that is longer

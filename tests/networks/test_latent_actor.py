@@ -1,48 +1,90 @@
+"""The latent policy (Eq. 7): what it is at first, that its density is one, and how it acts on named entries."""
+
 from __future__ import annotations
 
 import pytest
 import torch
 from tensordict import TensorDict
+from torch import nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from dsrl_torchrl.networks.latent_actor import make_latent_actor
-from dsrl_torchrl.networks.latent_critic import make_latent_critic
-from dsrl_torchrl.networks.encoders import ObservationFeatures
 from dsrl_torchrl.latent_env.prior_noise import PriorNoise
+from dsrl_torchrl.networks.critics import make_q_noise
+from dsrl_torchrl.networks.encoders import ObservationEncoder, StateEncoder
+from dsrl_torchrl.networks.latent_actor import LatentActor, LatentPolicy
 
-SIZES = {"latent_dim": 3, "action_magnitude": 1.2, "num_cells": (16, 16)}
+FEATURES, DIM, MAGNITUDE = 5, 3, 1.2
+SIZES = {"num_cells": (16, 16), "activation": nn.Tanh}
 
 
-def features():
-    return ObservationFeatures(torch.zeros(5), torch.ones(5))
+def make_actor(latent_dim=DIM, initial_std=0.5):
+    return LatentActor(FEATURES, latent_dim, MAGNITUDE, **SIZES, initial_std=initial_std)
+
+
+def features(*batch):
+    return TensorDict({"features": torch.randn(*batch, FEATURES)}, batch)
 
 
 def test_the_first_policy_is_zero_mean_noise_of_the_asked_width():
-    actor = make_latent_actor(features=features(), initial_std=0.3, **SIZES)
-    td = TensorDict({"observation": torch.randn(5000, 5)}, [5000])
+    torch.manual_seed(0)
+    actor, td = make_actor(initial_std=0.3), features(5000)
     with set_exploration_type(ExplorationType.RANDOM):
         w = actor(td.clone())["action"].detach()
-    assert w.abs().max() <= 1.2
-    assert w.std() == pytest.approx(1.2 * 0.28, abs=0.02)  # tanh narrows 0.3 a little
+    assert w.abs().max() <= MAGNITUDE
+    assert w.std() == pytest.approx(MAGNITUDE * 0.28, abs=0.02)  # tanh narrows 0.3 a little
     with set_exploration_type(ExplorationType.DETERMINISTIC):
         assert actor(td.clone())["action"].abs().max() < 0.05
 
 
 def test_any_leading_dims():
-    td = TensorDict({"observation": torch.randn(2, 4, 5)}, [2, 4])
-    td = make_latent_actor(features=features(), **SIZES)(td)
-    assert td["action"].shape == (2, 4, 3)
-    assert make_latent_critic(features=features(), **SIZES)(td)["state_action_value"].shape == (2, 4, 1)
+    td = make_actor()(features(2, 4))
+    assert td["action"].shape == (2, 4, DIM)
+    assert make_q_noise(FEATURES, DIM, MAGNITUDE, **SIZES, layer_norm=True)(td)["state_action_value"].shape == (2, 4, 1)
 
 
 def test_log_prob_is_a_density_over_the_box():
     """Integrates to one over ±magnitude, one dimension, by the trapezoid rule."""
-    sizes = SIZES | {"latent_dim": 1}
-    actor = make_latent_actor(features=features(), initial_std=0.8, **sizes)
+    actor = make_actor(latent_dim=1, initial_std=0.8)
     grid = torch.linspace(-1.2 + 1e-4, 1.2 - 1e-4, 20001).unsqueeze(-1)
-    td = TensorDict({"observation": torch.zeros(1, 5)}, [1])
+    td = TensorDict({"features": torch.zeros(1, FEATURES)}, [1])
     density = actor.get_dist(td).log_prob(grid.unsqueeze(1)).exp().reshape(-1).detach()
     assert torch.trapezoid(density, grid.squeeze(-1)).item() == pytest.approx(1.0, abs=1e-3)
+
+
+def test_its_distribution_is_torchrls():
+    """:meth:`get_dist` takes a short cut past the tensordict."""
+    torch.manual_seed(0)
+    actor, td = make_actor(), features(7)
+    for p in actor.parameters():
+        p.data.add_(0.3 * torch.randn_like(p))
+    short, whole = actor.get_dist(td), super(LatentActor, actor).get_dist(td.clone())
+    w = whole.sample()
+    torch.testing.assert_close(short.log_prob(w), whole.log_prob(w))
+    torch.testing.assert_close(short.deterministic_sample, whole.deterministic_sample)
+
+
+def test_a_draw_and_its_density_belong_together():
+    torch.manual_seed(0)
+    dist = make_actor().get_dist(features(50))
+    w, log_prob = dist.rsample_and_log_prob()
+    assert w.requires_grad and log_prob.requires_grad
+    torch.testing.assert_close(log_prob, dist.log_prob(w.detach()), rtol=1e-3, atol=1e-3)
+
+
+def test_a_latent_policy_reads_entries_and_writes_the_action_alone():
+    torch.manual_seed(0)
+    encoders = {
+        "observation": StateEncoder((2,), fourier_bands=()),
+        ("agent", "state"): StateEncoder((3,), fourier_bands=()),
+    }
+    policy = LatentPolicy(ObservationEncoder(encoders), make_actor())
+    assert policy.in_keys == ["observation", ("agent", "state")] and policy.out_keys == ["action"]
+    entries = {"observation": torch.randn(4, 2), "agent": {"state": torch.randn(4, 3).double()}, "other": torch.ones(4)}
+    td = policy(TensorDict(entries, [4]))
+    assert set(td.keys(True, True)) == {"observation", ("agent", "state"), "other", "action"}
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        flat = TensorDict({"features": torch.cat([td["observation"], td["agent", "state"].float()], -1)}, [4])
+        torch.testing.assert_close(policy(td)["action"], policy.actor(flat)["action"])
 
 
 def test_prior_noise_is_plain_and_unbounded():

@@ -1,4 +1,4 @@
-"""AW-MLE against an independent float64 evaluation of SPEC §4 S1, and closed forms of its weights."""
+"""AW-MLE against an independent float64 evaluation of Eq. 14 and 15, and closed forms of its weights."""
 
 from __future__ import annotations
 
@@ -15,32 +15,31 @@ from .macro_batch import DIM, MAGNITUDE, B, gaussian, log_density, make_actor, m
 M, BETA, TAU = 6, 0.7, 1.3
 
 
-def quadratic(observation, noise):
+def quadratic(observations, noise):
     """Two critics that differ: ``-|w - c|²`` and ``-|w + c|²``, and depend on the state."""
-    centre = observation[..., :1]
+    centre = observations["features"][..., :1]
     return torch.stack([-(noise - centre).square().sum(-1), -(noise + centre).square().sum(-1)])
 
 
-def make_loss(noise_values=quadratic, **kwargs):
+def make_loss(noise_values=quadratic, actor=None, **kwargs):
     torch.manual_seed(0)
-    options = {"m_candidates": M, "beta_latent": BETA, "tau_baseline": TAU} | kwargs
-    return AdvantageWeightedMLELoss(
-        make_actor(), noise_values, latent_dim=DIM, action_magnitude=MAGNITUDE, **options
-    ).double()
+    options = {"m_candidates": M, "beta_latent": BETA, "tau_baseline": TAU, "backup": "min"} | kwargs
+    actor = make_actor() if actor is None else actor
+    return AdvantageWeightedMLELoss(actor, noise_values, latent_dim=DIM, action_magnitude=MAGNITUDE, **options).double()
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("backup", ["min", "mean"])
 def test_loss_equals_the_equation(reduction, backup):
-    loss, batch = make_loss(reduction=reduction, backup=backup), make_batch()
-    s = batch["observation"]
+    actor, batch = make_actor(), make_batch()
+    loss = make_loss(actor=actor, reduction=reduction, backup=backup)
     torch.manual_seed(5)
-    w = truncated_prior(M, B, DIM, bound=MAGNITUDE, like=s)
+    w = truncated_prior(M, B, DIM, bound=MAGNITUDE, like=batch["features"])
     torch.manual_seed(5)
     out = loss(batch)
-    both = quadratic(s.expand(M, *s.shape), w)
+    both = quadratic(batch, w)
     q = both.min(0)[0] if backup == "min" else both.mean(0)
-    loc, scale = gaussian(loss.actor_network_params, s)
+    loc, scale = gaussian(actor, batch)
     log_pi = log_density(loc, scale, torch.atanh(w / MAGNITUDE))
     value = TAU * torch.log(torch.exp(q / TAU).mean(0))
     omega = torch.exp(BETA * (q - value)) / M
@@ -48,6 +47,8 @@ def test_loss_equals_the_equation(reduction, backup):
     expected = {"none": each, "mean": each.mean(), "sum": each.sum()}[reduction]
     torch.testing.assert_close(out["loss_aw_mle"], expected, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(out["advantage"], (omega * q).sum(0) / omega.sum(0) - q.mean(0), rtol=1e-6, atol=1e-9)
+    effective = omega.sum(0) ** 2 / (omega**2).sum(0)
+    torch.testing.assert_close(out["effective_candidates"], effective, rtol=1e-6, atol=1e-9)
 
 
 def test_weights_are_a_softmax_when_the_temperatures_agree():
@@ -76,7 +77,8 @@ def test_the_policy_moves_to_the_better_candidates():
     """``Q = -4 |w - c|²`` and β = τ = 1: the tilted prior ``N(0, I) e^Q`` has mean 8 c / 9, well inside the box."""
     centre = torch.tensor([0.6, -0.4, 0.0, 0.3, -0.6, 0.1], dtype=torch.float64)
     values = lambda s, w: (-4 * (w - centre).square().sum(-1)).expand(2, *w.shape[:-1])  # noqa: E731
-    loss = make_loss(values, m_candidates=2048, beta_latent=1.0, tau_baseline=1.0)
+    actor = make_actor()
+    loss = make_loss(values, actor, m_candidates=2048, beta_latent=1.0, tau_baseline=1.0)
     optimiser = torch.optim.Adam(loss.parameters(), lr=0.01)
     batch = make_batch()
     for _ in range(250):
@@ -84,20 +86,25 @@ def test_the_policy_moves_to_the_better_candidates():
         optimiser.zero_grad()
         value.backward()
         optimiser.step()
-    with loss.actor_network_params.to_module(loss.actor_network):
-        w = loss.actor_network.get_dist(batch).sample((2000,)).mean((0, 1))
+    w = actor.get_dist(batch).sample((2000,)).mean((0, 1))
     torch.testing.assert_close(w, 8 / 9 * centre, rtol=0, atol=0.08)
 
 
 def test_gradients_reach_the_actor_alone():
     critic = torch.nn.Linear(DIM, 1).double()
-    loss = make_loss(lambda s, w: critic(w).squeeze(-1).expand(2, *w.shape[:-1]))
+    actor = make_actor()
+    loss = make_loss(lambda s, w: critic(w).squeeze(-1).expand(2, *w.shape[:-1]), actor)
     loss(make_batch())["loss_aw_mle"].backward()
-    assert all(
-        p.grad is not None and p.grad.any() for p in loss.actor_network_params.values(True, True) if p.requires_grad
-    )
+    assert all(p.grad is not None and p.grad.any() for p in actor.parameters())
     assert all(p.grad is None for p in critic.parameters())
-    assert not {p.data_ptr() for p in critic.parameters()} & {p.data_ptr() for p in loss.parameters()}
+    assert {p.data_ptr() for p in actor.parameters()} == {p.data_ptr() for p in loss.parameters()}
+
+
+def test_features_may_train_an_encoder_only_where_the_caller_asks_for_it():
+    loss, batch = make_loss(), make_batch()
+    batch["features"].requires_grad_()
+    loss(batch)["loss_aw_mle"].backward()
+    assert batch["features"].grad.any()  # an agent hands over detached ones
 
 
 def test_candidates_are_the_prior_inside_the_box():
@@ -110,7 +117,7 @@ def test_candidates_are_the_prior_inside_the_box():
     assert w.mean().item() == pytest.approx(0, abs=0.01)
 
 
-def test_renamed_keys_and_state_dict():
+def test_in_keys_and_state_dict():
     loss, batch = make_loss(), make_batch()
     torch.manual_seed(5)
     expected = loss(batch)["loss_aw_mle"]
@@ -122,8 +129,7 @@ def test_renamed_keys_and_state_dict():
     out = other(batch.select(*other.in_keys))
     torch.testing.assert_close(out["loss_aw_mle"], expected)
     assert set(out.keys()) == set(other.out_keys)
-    other.set_keys(observation="state")
-    assert "state" in other.in_keys
+    assert other.in_keys == ["features"]
     with pytest.raises(ValueError, match="not an accepted"):
         other.set_keys(reward="r")
 

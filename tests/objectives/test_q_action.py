@@ -1,4 +1,4 @@
-"""``Q^A``'s loss against an independent float64 evaluation of SPEC §3, and TorchRL's properties of a loss."""
+"""``Q^A``'s loss against an independent float64 evaluation of Eq. 12, and TorchRL's properties of a loss."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from tensordict import TensorDict
 from torchrl.objectives import SoftUpdate, ValueEstimators
 
 from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.objectives.q_action import ActionValueLoss
+from dsrl_torchrl.networks.critics import Critic, MLPCritic
+from dsrl_torchrl.objectives.q_action import QActionLoss
 
 from .macro_batch import (
     ALPHA,
@@ -16,75 +17,80 @@ from .macro_batch import (
     B,
     Decoder,
     N,
+    draws_of,
+    keep,
+    macro_target,
     make_actor,
     make_batch,
     make_q_action,
+    move,
     policy,
     q_action_by_hand,
+    trained,
 )  # fmt: skip
 
 
-def make_loss(**kwargs):
+def make_loss(actor=None, **kwargs):
     torch.manual_seed(0)
-    options = {"num_critics": N, "temperature": ALPHA} | kwargs
-    loss = ActionValueLoss(make_actor(), make_q_action(), options.pop("decode", Decoder()), **options).double()
-    for key, p in loss.target_action_value_network_params.items(True, True):
-        if "mlp" in key:
-            p.data.add_(0.1 * torch.randn_like(p))  # targets that differ from the critics
+    options = {"num_critics": N, "temperature": ALPHA, "backup": "min", "decode": Decoder()} | kwargs
+    actor = make_actor() if actor is None else actor
+    loss = QActionLoss(make_q_action(), draws_of(actor), options.pop("decode"), **options).double()
+    move(loss.target_q_action_params)  # targets that differ from the critics
     return loss.make_value_estimator(ValueEstimators.TD0, gamma=GAMMA)
 
 
-def keep(values, backup):
-    return values.min(0)[0] if backup == "min" else values.mean(0)
+def make_all(**kwargs):
+    actor = make_actor()
+    return actor, make_loss(actor, **kwargs), make_batch()
 
 
-def by_hand(loss, batch, seed, backup="min"):
+def by_hand(actor, loss, batch, seed, backup="min"):
     following = batch["next"]
-    w, log_prob = policy(loss.actor_network_params, following["observation"], seed)
-    chunk = Decoder()(following["observation"], w).detach()
-    value = keep(q_action_by_hand(loss.target_action_value_network_params, following["observation"], chunk), backup)
-    alive = (~following["terminated"].squeeze(-1)).double()  # truncation bootstraps
-    k = following["macro_steps"].squeeze(-1)
-    return following["reward"].squeeze(-1) + GAMMA**k * alive * (value - ALPHA * log_prob)
+    w, log_prob = policy(actor, following, seed)
+    chunk = Decoder()(following, w).detach()
+    value = keep(q_action_by_hand(loss.target_q_action_params, following, chunk), backup)
+    return macro_target(following, value - ALPHA * log_prob)
 
 
 @pytest.mark.parametrize("backup", ["min", "mean"])
-@pytest.mark.parametrize("vmap_off", [False, True])
-def test_target_and_loss_equal_the_equation(backup, vmap_off):
-    loss, batch = make_loss(backup=backup, deactivate_vmap=vmap_off), make_batch()
-    y = by_hand(loss, batch, 5, backup)
+@pytest.mark.parametrize("vmap", [False, True])
+def test_target_and_loss_equal_the_equation(backup, vmap, monkeypatch):
+    if vmap:  # the way of any other network
+        monkeypatch.setattr(MLPCritic, "ensemble", Critic.ensemble)
+    actor, loss, batch = make_all(backup=backup)
+    y = by_hand(actor, loss, batch, 5, backup)
     torch.manual_seed(5)
     out = loss(batch)
     torch.testing.assert_close(out["value_target"], y, rtol=1e-6, atol=1e-9)
-    q = q_action_by_hand(loss.action_value_network_params, batch["observation"], batch["next", "executed_chunk"])
+    q = q_action_by_hand(loss.q_action_params, batch, batch["next", "action_chunk"])
     torch.testing.assert_close(out["q_action"], q, rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(out["loss_action_value"], ((q - y) ** 2).mean(1).sum(), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(out["loss_q_action"], ((q - y) ** 2).mean(1).sum(), rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(out["td_error"], (q - y).abs().max(0)[0], rtol=1e-6, atol=1e-9)
 
 
 def test_the_temperature_may_move_between_calls():
     alpha = torch.tensor(0.0, dtype=torch.float64)
-    loss, batch = make_loss(temperature=lambda: alpha), make_batch()
+    actor, loss, batch = make_all(temperature=lambda: alpha)
     torch.manual_seed(5)
     without = loss(batch)["value_target"]
     alpha.fill_(ALPHA)
     torch.manual_seed(5)
-    torch.testing.assert_close(loss(batch)["value_target"], by_hand(loss, batch, 5), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(loss(batch)["value_target"], by_hand(actor, loss, batch, 5), rtol=1e-6, atol=1e-9)
     assert not torch.allclose(without, loss(batch)["value_target"])
 
 
 def test_chunks_drawn_before_give_the_same_target_without_a_decode():
     calls = []
 
-    def decode(observation, noise):
+    def decode(observations, noise):
         calls.append(noise.shape[:-1])
-        return Decoder()(observation, noise)
+        return Decoder()(observations, noise)
 
-    loss, batch = make_loss(decode=decode), make_batch()
+    actor, loss, batch = make_all(decode=decode)
     torch.manual_seed(5)
     drawn = loss.draw_next_chunks(batch.copy())
     assert calls == [batch.shape]
-    torch.testing.assert_close(loss(drawn)["value_target"], by_hand(loss, batch, 5), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(loss(drawn)["value_target"], by_hand(actor, loss, batch, 5), rtol=1e-6, atol=1e-9)
     assert len(calls) == 1
     several = loss.draw_next_chunks(torch.stack([batch, batch]))  # the batches of two updates
     assert calls[1:] == [(2, B)]
@@ -94,73 +100,100 @@ def test_chunks_drawn_before_give_the_same_target_without_a_decode():
     assert not drawn["next", "chunk"].requires_grad and not drawn["next", "noise_log_prob"].requires_grad
 
 
+def test_a_batch_is_left_as_it_was():
+    _, loss, batch = make_all()
+    before = batch.clone()
+    loss(batch)
+    assert set(batch.keys(True, True)) == set(before.keys(True, True))
+    assert (batch == before).all()
+
+
 def test_gradients_reach_the_critics_alone():
     decoder = Decoder()
-    loss, batch = make_loss(decode=decoder), make_batch()
-    loss(batch)["loss_action_value"].backward()
-    assert all(p.grad is not None for p in loss.action_value_network_params.values(True, True) if p.requires_grad)
-    others = [
-        *loss.actor_network_params.values(True, True),
-        *loss.target_action_value_network_params.values(True, True),
-    ]
-    assert all(p.grad is None for p in [*others, *decoder.parameters()])
-    assert not any("decode" in name for name, _ in loss.named_parameters())
+    actor, loss, batch = make_all(decode=decoder)
+    loss(batch)["loss_q_action"].backward()
+    assert all(p.grad is not None and p.grad.any() for p in trained(loss.q_action_params))
+    others = [*actor.parameters(), *loss.target_q_action_params.values(True, True), *decoder.parameters()]
+    assert all(p.grad is None for p in others)
+
+
+def test_its_parameters_are_the_critics_alone():
+    """An optimiser on ``loss.parameters()`` must move neither the latent policy nor the frozen one."""
+    decoder = Decoder()
+    actor, loss, _ = make_all(decode=decoder)
+    mine = {p.data_ptr() for p in loss.parameters()}
+    assert mine == {p.data_ptr() for p in trained(loss.q_action_params)}
+    assert not mine & {p.data_ptr() for p in [*actor.parameters(), *decoder.parameters()]}
+    assert not any("decode" in name or "draw" in name for name in loss.state_dict())
+
+
+def test_features_of_the_next_observation_train_nothing():
+    """A trained encoder learns from ``Q(s, a)`` alone: the target is a constant."""
+    _, loss, batch = make_all()
+    here, there = (batch[key].requires_grad_() for key in ("features", ("next", "features")))
+    loss(batch)["loss_q_action"].backward()
+    assert here.grad.any() and there.grad is None
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_reduction(reduction):
-    loss, batch = make_loss(reduction=reduction), make_batch()
-    y = by_hand(loss, batch, 5)
+    actor, loss, batch = make_all(reduction=reduction)
+    y = by_hand(actor, loss, batch, 5)
     torch.manual_seed(5)
-    value = loss(batch)["loss_action_value"]
-    q = q_action_by_hand(loss.action_value_network_params, batch["observation"], batch["next", "executed_chunk"])
+    value = loss(batch)["loss_q_action"]
+    q = q_action_by_hand(loss.q_action_params, batch, batch["next", "action_chunk"])
     each = ((q - y) ** 2).sum(0)
     expected = {"none": each, "mean": each.mean(), "sum": each.sum()}[reduction]
     torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_renamed_keys():
-    loss, batch = make_loss(), make_batch()
+    _, loss, batch = make_all()
     torch.manual_seed(5)
-    expected = loss(batch)["loss_action_value"]
-    loss.set_keys(executed_chunk=("next", "head"), macro_steps=("next", "k"), reward="r", done="d", terminated="t")
-    following = batch["next"]
-    for new, old in {
-        "head": "executed_chunk",
-        "k": "macro_steps",
-        "r": "reward",
-        "d": "done",
-        "t": "terminated",
-    }.items():
-        following.rename_key_(old, new)
+    expected = loss(batch)["loss_q_action"]
+    loss.set_keys(
+        action_chunk=("next", "head"), steps_to_next_obs=("next", "k"), reward="r", done="d", terminated="t", value="v"
+    )
+    names = {"head": "action_chunk", "k": "steps_to_next_obs", "r": "reward", "d": "done", "t": "terminated"}
+    for new, old in names.items():
+        batch["next"].rename_key_(old, new)
     torch.manual_seed(5)
-    torch.testing.assert_close(loss(batch)["loss_action_value"], expected)
-    assert ("next", "k") in loss.in_keys
-    assert ("next", "r") in loss.in_keys
+    torch.testing.assert_close(loss(batch)["loss_q_action"], expected)
+    assert {("next", "head"), ("next", "k"), ("next", "r")} <= set(loss.in_keys)
     with pytest.raises(ValueError, match="not an accepted"):
         loss.set_keys(chunk="x")
 
 
 def test_in_keys_are_all_that_it_reads():
-    loss, batch = make_loss(), make_batch()
+    _, loss, batch = make_all()
     torch.manual_seed(5)
-    expected = loss(batch)["loss_action_value"]
+    expected = loss(batch)["loss_q_action"]
     torch.manual_seed(5)
-    torch.testing.assert_close(loss(batch.select(*loss.in_keys))["loss_action_value"], expected)
+    filtered = batch.select(*loss.in_keys)
+    torch.testing.assert_close(loss(filtered)["loss_q_action"], expected)
     assert set(loss(batch).keys()) == set(loss.out_keys)
+    for key in set(loss.in_keys) - {("next", "done"), ("next", "terminated")}:  # of which TorchRL needs one
+        with pytest.raises((AttributeError, TypeError, KeyError, UserError)):
+            loss(filtered.exclude(key))
+
+
+def test_a_batch_without_its_step_counts_is_refused():
+    """TorchRL's TD(0) would take k = 1, silently."""
+    _, loss, batch = make_all()
+    with pytest.raises(UserError, match=r"needs \('next', 'steps_to_next_obs'\).*no such entry"):
+        loss(batch.exclude(("next", "steps_to_next_obs")))
 
 
 def test_state_dict_restores_the_loss():
-    loss, batch = make_loss(), make_batch()
-    torch.manual_seed(9)
-    other = make_loss()
+    actor, loss, batch = make_all()
+    other = make_loss(actor)
     for p in other.parameters():
         p.data.normal_()
     other.load_state_dict(loss.state_dict())
     results = []
     for module in (loss, other):
         torch.manual_seed(5)
-        results.append(module(batch)["loss_action_value"])
+        results.append(module(batch)["loss_q_action"])
     torch.testing.assert_close(*results)
 
 
@@ -168,27 +201,35 @@ def test_soft_update_moves_the_targets_by_tau():
     loss = make_loss()
     key = ("module", "mlp", "0", "weight")
     updater = SoftUpdate(loss, tau=0.25)
-    loss.target_action_value_network_params[key].data.add_(1.0)
-    before = loss.target_action_value_network_params[key].clone()
+    loss.target_q_action_params[key].data.add_(1.0)
+    before = loss.target_q_action_params[key].clone()
     updater.step()
-    expected = 0.75 * before + 0.25 * loss.action_value_network_params[key].detach()
-    torch.testing.assert_close(loss.target_action_value_network_params[key], expected)
+    expected = 0.75 * before + 0.25 * loss.q_action_params[key].detach()
+    torch.testing.assert_close(loss.target_q_action_params[key], expected)
 
 
-def test_the_actor_is_shared_with_its_own_loss():
-    actor = make_actor()
-    loss = ActionValueLoss(actor, make_q_action(), Decoder())
-    mine = {p.data_ptr() for p in loss.actor_network_params.values(True, True)}
-    assert {p.data_ptr() for p in actor.parameters()} <= mine
+def test_functional_parameters_are_those_that_it_uses():
+    """One member's parameters in all places: every member says the same."""
+    _, loss, batch = make_all()
+    with torch.no_grad():
+        for p in loss.q_action_params.values(True, True):
+            p.copy_(p[:1].expand_as(p).clone())
+    q = loss(batch)["q_action"]
+    torch.testing.assert_close(q, q[:1].expand_as(q))
 
 
 def test_a_batch_of_sequences_gives_the_same_as_a_flat_one():
-    loss, batch = make_loss(temperature=0.0), make_batch()
+    _, loss, batch = make_all(temperature=0.0)
     batch = torch.cat([batch, batch])
     torch.manual_seed(5)
-    flat_loss = loss(batch)["loss_action_value"]
+    flat_loss = loss(batch)["loss_q_action"]
     torch.manual_seed(5)
-    torch.testing.assert_close(loss(TensorDict(batch.reshape(2, B)))["loss_action_value"], flat_loss)
+    torch.testing.assert_close(loss(TensorDict(batch.reshape(2, B)))["loss_q_action"], flat_loss)
+
+
+def test_other_targets_are_refused():
+    with pytest.raises(NotImplementedError, match="TD\\(0\\)"):
+        make_loss().make_value_estimator(ValueEstimators.TDLambda, gamma=GAMMA)
 
 
 @pytest.mark.parametrize(("kwargs", "message"), [({"backup": "max"}, "backup"), ({"num_critics": 0}, "num_critics")])
@@ -198,9 +239,10 @@ def test_bad_arguments(kwargs, message):
 
 
 def test_it_can_be_called_without_a_tensordict():
-    loss, batch = make_loss(), make_batch().select(*make_loss().in_keys)
+    _, loss, batch = make_all()
+    batch = batch.select(*loss.in_keys)
     torch.manual_seed(5)
-    expected = loss(batch)["loss_action_value"]
+    expected = loss(batch)["loss_q_action"]
     arguments = {"_".join(k) if isinstance(k, tuple) else k: v for k, v in batch.items(True, True)}
     torch.manual_seed(5)
     value = loss(**arguments)[0]

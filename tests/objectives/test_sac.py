@@ -1,4 +1,4 @@
-"""The SAC loss against an independent evaluation of SPEC §2's equations, in float64."""
+"""The SAC loss against an independent float64 evaluation of Eq. 8 to 10."""
 
 from __future__ import annotations
 
@@ -9,23 +9,46 @@ import torch
 from torchrl.objectives import SoftUpdate
 
 from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.networks.latent_actor import make_latent_actor
-from dsrl_torchrl.networks.latent_critic import make_latent_critic
-from dsrl_torchrl.networks.encoders import ObservationFeatures
-from dsrl_torchrl.objectives.sac import make_sac_loss
+from dsrl_torchrl.networks.critics import Critic, MLPCritic
+from dsrl_torchrl.objectives.sac import LatentSACLoss, SACOptions, make_sac_loss
 
 from . import macro_batch
-from .macro_batch import ALPHA, DIM, GAMMA, MAGNITUDE, OBS, B, N, make_actor, make_q_noise, policy, q_noise_by_hand
+from .macro_batch import (
+    ALPHA,
+    DIM,
+    GAMMA,
+    MAGNITUDE,
+    B,
+    N,
+    keep,
+    macro_target,
+    make_actor,
+    make_q_noise,
+    move,
+    policy,
+    q_noise_by_hand,
+    trained,
+)  # fmt: skip
 
 
-def make_loss(**kwargs):
+def make_loss(actor=None, num_critics=N, **kwargs):
     torch.manual_seed(0)
-    options = {"num_critics": N, "alpha_init": ALPHA, "gamma": GAMMA} | kwargs
-    loss = make_sac_loss(make_actor(), make_q_noise(), latent_dim=DIM, action_magnitude=MAGNITUDE, **options).double()
-    for key, p in loss.target_qvalue_network_params.items(True, True):
-        if "mlp" in key:
-            p.data.add_(0.1 * torch.randn_like(p))  # targets that differ from the critics
+    loss = make_sac_loss(
+        make_actor() if actor is None else actor,
+        make_q_noise(),
+        SACOptions(**{"alpha_init": ALPHA} | kwargs),
+        latent_dim=DIM,
+        action_magnitude=MAGNITUDE,
+        gamma=GAMMA,
+        num_critics=num_critics,
+    ).double()
+    move(loss.target_qvalue_network_params)  # targets that differ from the critics
     return loss
+
+
+def make_all(**kwargs):
+    actor = make_actor()
+    return actor, make_loss(actor, **kwargs), make_batch()
 
 
 def make_batch():
@@ -33,42 +56,61 @@ def make_batch():
     return batch.set("action", torch.randn(B, DIM, dtype=torch.float64))
 
 
-def keep(values, backup):
-    return values.min(0)[0] if backup == "min" else values.mean(0)
-
-
 @pytest.mark.parametrize("backup", ["min", "mean"])
-def test_target_and_critic_loss_equal_the_equation(backup):
-    loss, batch = make_loss(backup=backup), make_batch()
+@pytest.mark.parametrize("vmap", [False, True])
+def test_target_and_critic_loss_equal_the_equation(backup, vmap, monkeypatch):
+    if vmap:  # the way of any other network
+        monkeypatch.setattr(MLPCritic, "ensemble", Critic.ensemble)
+    actor, loss, batch = make_all(backup=backup)
     following = batch["next"]
     torch.manual_seed(5)
     loss_critic, metadata = loss.qvalue_v2_loss(batch)
-    w, log_prob = policy(loss.actor_network_params, following["observation"], seed=5)
-    value = keep(q_noise_by_hand(loss.target_qvalue_network_params, following["observation"], w), backup)
-    k = following["macro_steps"].squeeze(-1)
-    alive = (~following["terminated"].squeeze(-1)).double()  # truncation bootstraps
-    y = following["reward"].squeeze(-1) + GAMMA**k * alive * (value - ALPHA * log_prob)
+    w, log_prob = policy(actor, following, seed=5)
+    value = keep(q_noise_by_hand(loss.target_qvalue_network_params, following, w), backup)
+    y = macro_target(following, value - ALPHA * log_prob)
     torch.testing.assert_close(metadata["target"], y, rtol=1e-6, atol=1e-9)
-    q = q_noise_by_hand(loss.qvalue_network_params, batch["observation"], batch["action"])
+    q = q_noise_by_hand(loss.qvalue_network_params, batch, batch["action"])
     torch.testing.assert_close(loss_critic, ((q - y) ** 2).mean(1).sum(), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(metadata["td_error"], (q - y).abs().max(0)[0], rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("backup", ["min", "mean"])
 def test_actor_loss_equals_the_equation(backup):
-    loss, batch = make_loss(backup=backup), make_batch()
+    actor, loss, batch = make_all(backup=backup)
     torch.manual_seed(6)
     value, metadata = loss.actor_loss(batch)
-    w, log_prob = policy(loss.actor_network_params, batch["observation"], seed=6)
-    q = keep(q_noise_by_hand(loss.qvalue_network_params, batch["observation"], w), backup)
+    w, log_prob = policy(actor, batch, seed=6)
+    q = keep(q_noise_by_hand(loss.qvalue_network_params, batch, w), backup)
     torch.testing.assert_close(value, (ALPHA * log_prob - q).mean(), rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(metadata["log_prob"], log_prob, rtol=1e-6, atol=1e-9)
 
 
+def test_the_whole_loss_is_its_parts():
+    """As a TorchRL user calls it: everything under the names of ``out_keys``, read from ``in_keys`` alone."""
+    _, loss, batch = make_all()
+    results = []
+    for td in (batch, batch.select(*loss.in_keys, strict=False)):
+        torch.manual_seed(5)
+        results.append(loss(td))
+    for name in ("loss_actor", "loss_qvalue", "loss_alpha"):
+        assert name in loss.out_keys
+        torch.testing.assert_close(results[1][name], results[0][name])
+    torch.manual_seed(5)
+    torch.testing.assert_close(results[0]["loss_qvalue"], loss.qvalue_v2_loss(batch)[0])
+
+
+def test_a_batch_without_its_step_counts_is_refused():
+    _, loss, batch = make_all()
+    assert ("next", "steps_to_next_obs") in loss.in_keys
+    with pytest.raises(UserError, match="no such entry"):
+        loss.qvalue_v2_loss(batch.exclude(("next", "steps_to_next_obs")))
+
+
 def test_a_saturated_policy_has_a_finite_sensible_entropy():
     """Far in the corner of the noise box the density is high, but not e^100000."""
-    loss, batch = make_loss(), make_batch()
-    loss.actor_network_params["module", "0", "module", "2", "bias"].data[:DIM] = 100.0
-    loss.actor_network_params["module", "0", "module", "2", "bias"].data[DIM:] = -100.0
+    actor, loss, batch = make_all()
+    head = dict(actor.named_parameters())["module.0.module.1.bias"]
+    head.data[:DIM], head.data[DIM:] = 100.0, -100.0
     _, metadata = loss.actor_loss(batch)
     assert metadata["log_prob"].abs().max() < 30 * DIM
 
@@ -88,26 +130,22 @@ def test_temperature(parameterisation):
 
 
 def test_gradients_reach_only_what_they_should():
-    loss, batch = make_loss(), make_batch()
-    actor = [p for p in loss.actor_network_params.values(True, True) if p.requires_grad]
-    critic = [p for p in loss.qvalue_network_params.values(True, True) if p.requires_grad]
+    actor, loss, batch = make_all()
+    critic = trained(loss.qvalue_network_params)
     targets = list(loss.target_qvalue_network_params.values(True, True))
     loss.qvalue_v2_loss(batch)[0].backward()
     assert all(p.grad is not None for p in critic)
-    assert all(p.grad is None for p in [*actor, *targets, loss.log_alpha])
+    assert all(p.grad is None for p in [*actor.parameters(), *targets, loss.log_alpha])
     loss.zero_grad()
     loss.actor_loss(batch)[0].backward()
-    assert all(p.grad is not None for p in actor)
+    assert all(p.grad is not None for p in actor.parameters())
     assert all(p.grad is None or not p.grad.any() for p in [*critic, *targets, loss.log_alpha])
 
 
 def test_members_start_different_and_targets_equal():
     torch.manual_seed(0)
-    sizes = {"features": ObservationFeatures(torch.zeros(OBS), torch.ones(OBS)), "latent_dim": DIM}
-    sizes |= {"action_magnitude": 1.0, "num_cells": (16, 16)}
-    loss = make_sac_loss(
-        make_latent_actor(**sizes), make_latent_critic(**sizes), latent_dim=DIM, action_magnitude=1.0, num_critics=2
-    )
+    sizes = {"latent_dim": DIM, "action_magnitude": 1.0, "gamma": GAMMA, "num_critics": 2}
+    loss = make_sac_loss(make_actor(), make_q_noise(), SACOptions(), **sizes)
     weights = loss.qvalue_network_params["module", "mlp", "0", "weight"]
     assert not torch.equal(weights[0], weights[1])
     assert torch.equal(weights, loss.target_qvalue_network_params["module", "mlp", "0", "weight"])
@@ -121,6 +159,19 @@ def test_soft_update_moves_targets_by_tau():
     updater.step()
     expected = 0.75 * before + 0.25 * loss.qvalue_network_params[key].detach()
     torch.testing.assert_close(loss.target_qvalue_network_params[key], expected)
+
+
+def test_state_dict_restores_the_loss():
+    _, loss, batch = make_all()
+    with torch.no_grad():
+        loss.log_alpha.add_(1.0)
+    other = make_loss(make_actor())
+    other.load_state_dict(loss.state_dict())
+    results = []
+    for module in (loss, other):
+        torch.manual_seed(5)
+        results.append(torch.stack([module.qvalue_v2_loss(batch)[0], module.actor_loss(batch)[0]]))
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize(
@@ -137,13 +188,7 @@ def test_bad_arguments(kwargs, message):
         make_loss(**kwargs)
 
 
-@pytest.mark.parametrize("vmap", [True, False])
-def test_candidates_of_any_network_are_scored_with_their_own_observation(vmap):
-    loss, batch = make_loss(), make_batch()
-    loss.deactivate_vmap = not vmap  # the way of a network that takes one action for each observation
-    w = torch.randn(3, B, DIM, dtype=torch.float64)
-    values = loss.noise_values(batch["observation"], w)
-    assert values.shape == (N, 3, B)
-    for i in range(3):
-        by_hand = q_noise_by_hand(loss.qvalue_network_params, batch["observation"], w[i])
-        torch.testing.assert_close(values[:, i], by_hand, rtol=1e-6, atol=1e-9)
+@pytest.mark.parametrize("argument", ["backup", "alpha_parameterisation"])
+def test_bad_arguments_of_the_loss_itself(argument):
+    with pytest.raises(UserError, match=argument):
+        LatentSACLoss(make_actor(), make_q_noise(), **{argument: "exp"})

@@ -1,4 +1,4 @@
-"""Small policies of every kind, with normalisation that is not the identity."""
+"""Small policies of every kind, with scales that are not the identity."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def make_policy(policy_type: str, network: str = "mlp", **kwargs):
     )
     observations = 3 + 2 * torch.randn(200, OBSERVATION_DIM)
     actions = torch.tensor([0.5, 2.0, 4.0]) * (2 * torch.rand(200, PRED_HORIZON, ACTION_DIM) - 1) + 1
-    return policy.set_normalisation(observations, actions)
+    return policy.fit_scales(observations, actions)
 
 
 @pytest.fixture(params=[(p, n) for p in POLICIES for n in NETWORKS], ids="-".join)

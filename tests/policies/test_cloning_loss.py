@@ -33,12 +33,15 @@ def value(loss, batch, seed=0):
     return loss(batch)[loss.loss_key]
 
 
+def normalised(policy, batch):
+    scale, low, high = policy.observation_scale, policy.action_low, policy.action_high
+    return (batch["observation"] - scale.mean) / scale.std, 2 * (batch["action"] - low) / (high - low) - 1
+
+
 def test_flow_loss_value():
     policy = make_policy("flow")
     batch = make_batch(policy, 16)
-    scales = policy.normalisation
-    observation = (batch["observation"] - scales.observation_mean) / scales.observation_std
-    action = 2 * (batch["action"] - scales.action_low) / (scales.action_high - scales.action_low) - 1
+    observation, action = normalised(policy, batch)
     torch.manual_seed(0)
     noise, t = torch.randn(16, 5, 3), torch.rand(16)
     x_t = torch.lerp(noise, action, t[:, None, None])
@@ -49,9 +52,7 @@ def test_flow_loss_value():
 def test_diffusion_loss_value():
     policy = make_policy("diffusion")
     batch = make_batch(policy, 16)
-    scales = policy.normalisation
-    observation = (batch["observation"] - scales.observation_mean) / scales.observation_std
-    action = 2 * (batch["action"] - scales.action_low) / (scales.action_high - scales.action_low) - 1
+    observation, action = normalised(policy, batch)
     torch.manual_seed(0)
     noise, t = torch.randn(16, 5, 3), torch.randint(100, (16,))
     signal = policy.alpha_bars[t].view(16, 1, 1)
@@ -95,6 +96,17 @@ def test_set_keys(trainable):
         loss.set_keys(reward="reward")
 
 
+def test_the_loss_reads_the_policys_entry_and_is_made_by_the_policy():
+    for policy_type, loss_class in LOSSES.items():
+        policy = make_policy(policy_type, in_key=("robot", "state"))
+        loss = policy.cloning_loss()
+        assert type(loss) is loss_class
+        assert loss.in_keys == [("robot", "state"), "action"]
+        batch = make_batch(policy, 8)
+        expected = value(make_loss(make_policy(policy_type)), batch)
+        torch.testing.assert_close(value(loss, batch.rename_key_("observation", ("robot", "state"))), expected)
+
+
 def test_dispatch_and_select_out_keys(trainable):
     batch = make_batch(trainable, 8)
     loss = make_loss(trainable)
@@ -118,14 +130,14 @@ def test_state_dict_round_trip(trainable):
     torch.testing.assert_close(value(loss, batch), before)
 
 
-def test_gradient_reaches_the_policy_and_its_normalisation_is_shared(trainable):
+def test_gradient_reaches_the_policy_and_its_scales_are_shared(trainable):
     loss = make_loss(trainable)
     assert {id(p) for p in loss.parameters()} == {id(p) for p in trainable.parameters()}
     batch = make_batch(trainable, 8)
     value(loss, batch).backward()
     assert all(p.grad is not None for p in trainable.parameters())
     before = value(loss, batch)
-    trainable.set_normalisation(torch.randn(50, trainable.observation_dim), 9 * torch.rand(50, 5, 3))
+    trainable.fit_scales(torch.randn(50, trainable.observation_dim), 9 * torch.rand(50, 5, 3))
     assert value(loss, batch) != before
 
 

@@ -6,39 +6,62 @@ import pytest
 import torch
 
 from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.policies import FlowPolicy, Normalisation
+from dsrl_torchrl.policies import BasePolicy, FlowPolicy
+from dsrl_torchrl.policies.normalisation import ObservationScale, action_range
+
+
+def with_range(low, high):
+    policy = BasePolicy(len(low), 4)
+    policy.action_low.copy_(low)
+    policy.action_high.copy_(high)
+    return policy
 
 
 def test_scales_of_data():
     observations = 3 + 2 * torch.randn(1000, 4)
     actions = torch.tensor([0.5, 5.0]) * (torch.rand(1000, 8, 2) - 0.3)
-    scales = Normalisation(4, 2)
-    assert not scales.fitted
-    scales.fit(observations, actions)
-    assert scales.fitted
-    normalised = scales.normalise_observation(observations)
+    scale = ObservationScale(4)
+    assert not scale.fitted
+    assert torch.equal(scale(observations), observations)
+    scale.fit(observations)
+    assert scale.fitted
+    normalised = scale(observations)
     torch.testing.assert_close(normalised.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
     torch.testing.assert_close(normalised.std(0, correction=0), torch.ones(4))
-    scaled = scales.normalise_action(actions)
+    policy = with_range(*action_range(actions, 2))
+    scaled = policy.normalise_action(actions)
     torch.testing.assert_close(scaled.amin((0, 1)), -torch.ones(2))
     torch.testing.assert_close(scaled.amax((0, 1)), torch.ones(2))
-    torch.testing.assert_close(scales.denormalise_action(scaled), actions)
+    torch.testing.assert_close(policy.denormalise_action(scaled), actions)
+
+
+def test_a_policy_takes_both_and_tells_its_statistics():
+    observations, actions = 3 + 2 * torch.randn(500, 6), 5 * torch.rand(500, 4, 3)
+    policy = FlowPolicy(6, 3, 4, in_key=("robot", "state"))
+    assert policy.observation_statistics(("robot", "state")) is None  # nothing is known yet
+    assert policy.fit_scales(observations, actions) is policy
+    mean, std = policy.observation_statistics(("robot", "state"))
+    torch.testing.assert_close(mean, observations.mean(0))
+    torch.testing.assert_close(std, observations.std(0, correction=0))
+    assert policy.observation_statistics("observation") is None
+    torch.testing.assert_close(policy.action_low, actions.amin((0, 1)))
+    torch.testing.assert_close(policy.action_high, actions.amax((0, 1)))
 
 
 def test_dimensions_that_never_moved():
     observations, actions = torch.randn(100, 2), torch.rand(100, 4, 2)
     observations[:, 1], actions[..., 1] = 7.0, 1.0
-    scales = Normalisation(2, 2)
-    scales.fit(observations, actions)
-    assert scales.observation_std[1] == 1.0
-    decoded = scales.denormalise_action(torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
+    scale = ObservationScale(2)
+    scale.fit(observations)
+    assert scale.std[1] == 1.0
+    policy = with_range(*action_range(actions, 2))
+    decoded = policy.denormalise_action(torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
     assert ((decoded[:, 1] - 1.0).abs() <= 0.011).all()
-    assert scales.normalise_action(torch.tensor([0.5, 1.0]))[1].abs() < 1e-4
+    assert policy.normalise_action(torch.tensor([0.5, 1.0]))[1].abs() < 1e-4
 
 
 def test_far_observations_are_clipped():
-    scales = Normalisation(1, 1)
-    assert scales.normalise_observation(torch.tensor([1e9])) == 10.0
+    assert ObservationScale(1)(torch.tensor([1e9])) == 10.0
 
 
 def test_padding_does_not_widen_the_action_range():
@@ -46,9 +69,10 @@ def test_padding_does_not_widen_the_action_range():
     actions[:, 3] = 100.0
     valid = torch.ones(50, 4, dtype=torch.bool)
     valid[:, 3] = False
-    scales = Normalisation(1, 1)
-    scales.fit(torch.randn(50, 1), actions, valid)
-    assert scales.action_high < 1.01
+    low, high = action_range(actions, 1, valid)
+    assert high < 1.01
+    policy = FlowPolicy(1, 1, 4).fit_scales(torch.randn(50, 1), actions, valid)
+    assert torch.equal(policy.action_low, low) and torch.equal(policy.action_high, high)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -56,16 +80,20 @@ def test_padding_does_not_widen_the_action_range():
 def test_non_finite_data_is_rejected(where, bad):
     data = {"observation": torch.randn(20, 6), "action": torch.rand(20, 4, 3)}
     data[where][3, ..., 0] = bad
+    policy = FlowPolicy(6, 3, 4)
     with pytest.raises(UserError, match=f"{where} data holds NaN or infinite") as error:
-        FlowPolicy(6, 3, 4).set_normalisation(data["observation"], data["action"])
+        policy.fit_scales(data["observation"], data["action"])
     assert "\n" not in str(error.value)
+    assert not policy.observation_scale.fitted and (policy.action_high == 1).all()  # nothing was changed
 
 
 def test_wrong_sizes_and_no_data_are_rejected():
-    scales = Normalisation(6, 3)
+    policy = FlowPolicy(6, 3, 4)
     with pytest.raises(UserError, match=r"\[..., 6\], got \(20, 5\)"):
-        scales.fit(torch.randn(20, 5), torch.rand(20, 4, 3))
+        policy.fit_scales(torch.randn(20, 5), torch.rand(20, 4, 3))
+    with pytest.raises(UserError, match=r"\[..., 3\], got \(20, 4, 2\)"):
+        policy.fit_scales(torch.randn(20, 6), torch.rand(20, 4, 2))
     with pytest.raises(UserError, match="without valid observations"):
-        scales.fit(torch.randn(0, 6), torch.rand(0, 4, 3))
+        policy.fit_scales(torch.randn(0, 6), torch.rand(0, 4, 3))
     with pytest.raises(UserError, match="one flag per action"):
-        scales.fit(torch.randn(20, 6), torch.rand(20, 4, 3), torch.ones(20, dtype=torch.bool))
+        policy.fit_scales(torch.randn(20, 6), torch.rand(20, 4, 3), torch.ones(20, dtype=torch.bool))

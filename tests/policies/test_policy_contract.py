@@ -60,8 +60,8 @@ def test_trainable_policy_follows_train(trainable):
 def test_actions_stay_in_the_range_of_the_data(policy):
     observation, noise = random_inputs(policy, 50)
     chunk = policy(100 * observation, 10 * noise)
-    assert (chunk >= policy.normalisation.action_low - 1e-5).all()
-    assert (chunk <= policy.normalisation.action_high + 1e-5).all()
+    assert (chunk >= policy.action_low - 1e-5).all()
+    assert (chunk <= policy.action_high + 1e-5).all()
 
 
 def test_float64_inputs_are_accepted(policy):

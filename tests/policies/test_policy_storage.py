@@ -27,6 +27,20 @@ def test_round_trip_is_bit_equal(policy, tmp_path):
     assert torch.equal(loaded(observation, noise), policy(observation, noise))
 
 
+@pytest.mark.parametrize("in_key", ["observation", "state", ("robot", "state")])
+@pytest.mark.parametrize("policy_type", ["flow", "diffusion", "shortcut"])
+def test_everything_that_is_not_a_default_comes_back(policy_type, in_key, tmp_path):
+    policy = make_policy(policy_type, "unet", in_key=in_key, sampler_steps=4, control_mode="pd_ee_delta_pos").freeze()
+    loaded = load_policy(save_policy(policy, tmp_path))
+    assert loaded.in_keys == [in_key]
+    assert (loaded.obs_horizon, loaded.sampler_steps, loaded.control_mode) == (2, 4, "pd_ee_delta_pos")
+    assert loaded.content_hash() == policy.content_hash()
+    for loaded_value, value in zip(
+        loaded.observation_statistics(in_key), policy.observation_statistics(in_key), strict=True
+    ):
+        assert torch.equal(loaded_value, value)
+
+
 def test_loaded_policy_is_frozen(policy, tmp_path):
     loaded = load_policy(save_policy(policy, tmp_path))
     assert loaded.frozen
@@ -123,4 +137,4 @@ def test_interrupted_save_keeps_the_old_checkpoint(tmp_path, monkeypatch):
 
 def test_foreign_policy_cannot_be_saved(tmp_path):
     with pytest.raises(UserError, match="cannot save a BasePolicy"):
-        save_policy(BasePolicy(6, 3, 4), tmp_path)
+        save_policy(BasePolicy(3, 4), tmp_path)

@@ -1,163 +1,161 @@
-"""Stage 2 on a task whose optimum is known in closed form, and its checkpoints."""
+"""Stage 2 on a task whose optimum is known in closed form, its counts, and its checkpoints."""
 
 from __future__ import annotations
 
-import multiprocessing
-
 import pytest
 import torch
+from tensordict.nn import TensorDictModule
 
 from dsrl_torchrl import LatentActionEnv
-from dsrl_torchrl.errors import CheckpointError, NonFiniteError, UserError
+from dsrl_torchrl.agents.actor_agent import ACTOR
+from dsrl_torchrl.data.macro_transitions import to_macro_transitions
+from dsrl_torchrl.envs.toy import STEP_SIZE, optimal_steps
+from dsrl_torchrl.errors import NonFiniteError, UserError
 from dsrl_torchrl.evaluation.evaluate import evaluate
 from dsrl_torchrl.latent_env.prior_noise import PriorNoise
 from dsrl_torchrl.policies import BasePolicy
-from dsrl_torchrl.training.latent_networks import load_actor, save_actor
-from dsrl_torchrl.training.network_config import NetworkConfig
-from dsrl_torchrl.training.online import train_stage2
-from dsrl_torchrl.training.stage2_config import Stage2Config
-from dsrl_torchrl.training.update import LatentUpdate
-from dsrl_torchrl.envs.toy import PointReachEnv, optimal_steps
+from dsrl_torchrl.training import online
+from dsrl_torchrl.training.online import OnlineConfig
+from tests.scripted_env import ScriptedCameraEnv
+from tests.training.toy import (
+    AGENTS,
+    DSRLAWMLE,
+    DSRLNA,
+    DSRLSAC,
+    FULL_SPEED,
+    TD3,
+    BestOfN,
+    Killed,
+    assert_same_state,
+    make_agent,
+    make_env,
+    run_online,
+)
+
+SEEDS = range(500, 564)
 
 
-class NoiseIsAction(BasePolicy):
-    """The policy that can do everything and wants nothing: chunk = noise / 1.5."""
-
-    def __init__(self) -> None:
-        super().__init__(observation_dim=2, action_dim=2, pred_horizon=2)
-        self.freeze()
-
-    def forward(self, observation, noise):
-        return noise / 1.5
+def optimal_length(env):
+    """Mean over ``SEEDS``; lengths are whole macro steps of 2 env steps."""
+    size = len(env.reset())
+    starts = [env.reset(seed=list(SEEDS[i : i + size]))["observation"] for i in range(0, len(SEEDS), size)]
+    return (2 * torch.ceil(optimal_steps(torch.cat(starts), torch.zeros(2)) / 2)).mean().item()
 
 
-def make_env(gamma=0.9, **options):
-    return LatentActionEnv(
-        PointReachEnv(num_envs=8, max_episode_steps=20, **options),
-        NoiseIsAction(),
-        gamma=gamma,
-        noise_layout="repeat",
-        action_magnitude=1.5,
-    )
+def best_of_prior_length(env, candidates):
+    """Mean over ``SEEDS`` for whoever knows the dynamics and takes the best of so many noises of the prior."""
+
+    def choose(position):
+        noise = torch.randn(candidates, *position.shape).clamp(-FULL_SPEED, FULL_SPEED)
+        after = position + 2 * STEP_SIZE * noise / FULL_SPEED
+        return noise.gather(0, after.abs().amax(-1).argmin(0)[None, :, None].expand(1, *position.shape))[0]
+
+    return evaluate(env, TensorDictModule(choose, ["observation"], ["action"]), SEEDS).length_mean
 
 
-def config(**options):
-    small = {
-        "total_env_steps": 800,
-        "warmup_env_steps": 200,
-        "macro_steps_per_round": 16,
-        "utd": 1,
-        "critic_only_updates": 10,
-        "batch_size": 32,
-        "replay_size": 2000,
-        "checkpoint_env_steps": 200,
-        "log_env_steps": 50,
-        "gamma": 0.9,
-        "noise_aliasing": False,
-        "aw_mle": False,
-        "actor_interval": 1,
-        "init_actor": False,
-        "init_critics": False,
-        "offline_fraction": 0.0,
-    }
-    return Stage2Config(**(small | options))
-
-
-SMALL = NetworkConfig(num_cells=(16, 16), activation="tanh")
-
-
-@pytest.mark.parametrize("noise_aliasing", [False, True], ids=["sac", "na"])
-def test_the_known_optimum_is_reached(tmp_path, noise_aliasing):
-    settings = config(
-        total_env_steps=8_000, warmup_env_steps=1_000, utd=1, batch_size=128, replay_size=20_000,
-        actor_lr=1e-3, critic_lr=1e-3, tau=0.02, checkpoint_env_steps=8_000, noise_aliasing=noise_aliasing,
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", AGENTS)
+def test_what_is_reachable_is_reached(tmp_path, kind):
+    """The optimum for agents that search all noises; for those that choose among the prior's, the best of as many."""
+    learning = {"critic_lr": 2e-3, "actor_lr": 3e-4 if kind is TD3 else 1e-3, "actor_interval": 1, "tau": 0.02}
+    agent = make_agent(
+        kind, num_cells=(64, 64), batch_size=128, critic_only_updates=300, actor_average=0.9, m_candidates=32,
+        candidates=16, **learning,
     )  # fmt: skip
-    networks = NetworkConfig(num_cells=(64, 64))
-    result = train_stage2(make_env(), settings, networks, seed=0, folder=tmp_path, progress=False)
-    env = make_env(gamma=1.0)
-    seeds = range(500, 564)
-    learned = evaluate(env, result.actor, seeds, deterministic=True)
-    base = evaluate(env, PriorNoise(2), seeds)
-    optimum = torch.cat(
-        [optimal_steps(env.reset(seed=list(seeds[i : i + 8]))["observation"], torch.zeros(2)) for i in range(0, 64, 8)]
-    )
-    # Lengths are whole macro steps of 2; an optimal controller needs `rounded` on average.
-    rounded = (2 * torch.ceil(optimum / 2)).mean().item()
+    run_online(
+        agent, tmp_path, env=make_env(num_envs=32), seed=0, total_env_steps=10_000, warmup_env_steps=4_000, utd=0.2,
+        macro_steps_per_round=32, replay_size=20_000, checkpoint_env_steps=10_000,
+    )  # fmt: skip
+    env = make_env(gamma=1.0, num_envs=32)
+    reachable = optimal_length(env)
+    if kind in (DSRLAWMLE, BestOfN):
+        reachable = best_of_prior_length(env, 32 if kind is DSRLAWMLE else 16)
+    learned = evaluate(env, agent.kept_policy, SEEDS, deterministic=True)
     assert learned.success_once.value == 1.0
-    assert learned.length_mean <= 1.15 * rounded
-    assert base.success_once.value < 0.7
+    assert learned.length_mean <= 1.15 * reachable
+    assert evaluate(env, PriorNoise(2), SEEDS).success_once.value < 0.7
 
 
-class Killed(Exception):
-    pass
+def tiny(agent, folder, **options):
+    """Four segments of few macro steps, the first one without updates."""
+    small = {"total_env_steps": 200, "warmup_env_steps": 60, "checkpoint_env_steps": 50, "log_env_steps": 30}
+    return run_online(agent, folder, **small | {"macro_steps_per_round": 8} | options)
 
 
-def run(folder, resume=False, kill_at=None, make_worker_env=None, **options):
-    rows = []
-
-    def make_log(keep_until):
-        def log(step, metrics):
-            if kill_at is not None and step >= kill_at:
-                raise Killed
-            rows.append((step, metrics))
-
-        return log
-
-    result = train_stage2(
-        make_env(), config(**options), SMALL, seed=3, folder=folder, make_worker_env=make_worker_env, resume=resume,
-        make_log=make_log, progress=False,
-    )  # fmt: skip
-    return result, rows
+@pytest.fixture(scope="module")
+def offline():
+    """Transitions of the prior, with their noise."""
+    env = make_env()
+    env.set_seed(1)
+    torch.manual_seed(1)
+    return to_macro_transitions(env.rollout(8, PriorNoise(2), break_when_any_done=False), ["observation"])
 
 
-@pytest.mark.parametrize("noise_aliasing", [False, True], ids=["sac", "na"])
-def test_kill_and_resume_equals_the_uninterrupted_run(tmp_path, noise_aliasing):
-    whole, rows = run(tmp_path / "whole", noise_aliasing=noise_aliasing)
+@pytest.mark.parametrize("kind", AGENTS)
+def test_kill_and_resume_equals_the_uninterrupted_run(tmp_path, offline, kind):
+    whole, killed, resumed = (make_agent(kind, batch_size=8) for _ in range(3))
+    result, rows = tiny(whole, tmp_path / "whole", offline=offline, utd=0.5)
     with pytest.raises(Killed):
-        run(tmp_path / "killed", kill_at=550, noise_aliasing=noise_aliasing)
-    resumed, resumed_rows = run(tmp_path / "killed", resume=True, noise_aliasing=noise_aliasing)
-    assert (resumed.env_steps, resumed.updates) == (whole.env_steps, whole.updates)
-    for name, value in whole.actor.state_dict().items():
-        assert torch.equal(resumed.actor.state_dict()[name], value), name
+        tiny(killed, tmp_path / "killed", offline=offline, utd=0.5, kill_at=140)
+    again, resumed_rows = tiny(resumed, tmp_path / "killed", offline=offline, utd=0.5, resume=True)
+    counts = ("env_steps", "macro_steps", "updates")
+    assert [getattr(again, name) for name in counts] == [getattr(result, name) for name in counts]
+    assert_same_state(resumed, whole)
     assert resumed_rows == rows[-len(resumed_rows) :]
     assert 0 < len(resumed_rows) < len(rows)
 
 
-def test_an_overlapped_run_is_counted_exactly_and_resumes(tmp_path):
-    """Killed between two checkpoints: no step of the last one is lost, and the totals are those of a whole run."""
+@pytest.mark.parametrize("utd", [0.25, 1.5])
+def test_utd_is_counted_exactly_through_a_kill(tmp_path, utd):
     with pytest.raises(Killed):
-        run(tmp_path, kill_at=550, make_worker_env=make_env, utd=1.5)
-    assert not multiprocessing.active_children()
-    result, rows = run(tmp_path, resume=True, make_worker_env=make_env, utd=1.5)
-    assert not multiprocessing.active_children()
-    assert 400 <= rows[0][0] < 550  # from the checkpoint on
-    assert 800 <= result.env_steps <= 800 + 16 * 2  # less than a batch beyond the total
-    assert result.updates == int(1.5 * result.macro_steps)
-    assert rows[-1][1]["replay_buffer/size"] == result.macro_steps
-    assert rows[-1][1]["env/episodes"] > 0
+        tiny(make_agent(DSRLSAC, batch_size=8), tmp_path, utd=utd, kill_at=140)
+    result, rows = tiny(make_agent(DSRLSAC, batch_size=8), tmp_path, utd=utd, resume=True)
+    assert result.updates == int(utd * result.macro_steps) > 0
+    for _, row in rows:
+        assert row["train/updates"] == int(utd * row["replay_buffer/size"])
+        assert row["train/utd"] == pytest.approx(utd, abs=1 / row["replay_buffer/size"])
 
 
-def test_a_prior_candidate_actor_has_no_temperature(tmp_path):
-    result, rows = run(tmp_path, noise_aliasing=True, aw_mle=True, m_candidates=8)
-    assert result.updates > 0
-    assert {"aw_mle/loss", "aw_mle/advantage"} <= rows[-1][1].keys()
-    assert "sac/alpha" not in rows[-1][1]
+def test_updates_begin_after_the_warm_up_and_catch_up(tmp_path):
+    _, rows = tiny(make_agent(DSRLSAC, batch_size=8), tmp_path)
+    updates = [row["train/updates"] for _, row in rows]
+    assert updates[:2] == [0, 0]
+    assert updates[2] == rows[2][1]["replay_buffer/size"]
 
 
-def test_utd_is_counted_exactly(tmp_path):
-    result, rows = run(tmp_path)
-    assert rows[-1][1]["train/utd"] == pytest.approx(1.0, abs=0.02)
-    assert result.updates == result.macro_steps > 0
+@pytest.mark.parametrize("by_prior", [True, False])
+def test_the_warm_up_is_the_priors_or_the_agents_own(tmp_path, monkeypatch, by_prior):
+    """The prior has no bound; the latent policy stays inside of it."""
+    agent, seen = make_agent(DSRLSAC, batch_size=8), []
+    original = agent.store
+
+    def watched(transitions, *, online):
+        seen.append(transitions["action"].clone())
+        return original(transitions, online=online)
+
+    monkeypatch.setattr(agent, "store", watched)
+    tiny(agent, tmp_path, warmup_env_steps=120, total_env_steps=180, warm_up_by_prior=by_prior)
+    noise = torch.cat(seen)
+    assert len(noise) >= 90
+    assert bool((noise[:60].abs() > FULL_SPEED).any()) == by_prior
+    assert (noise[64:].abs() <= FULL_SPEED).all()
 
 
-def test_everything_that_must_be_logged_is(tmp_path):
-    _, rows = run(tmp_path)
+@pytest.mark.parametrize("kind", AGENTS)
+def test_everything_that_must_be_logged_is(tmp_path, kind):
+    env = make_env(max_episode_steps=6)  # episodes end in so short a run
+    _, rows = tiny(make_agent(kind, batch_size=8), tmp_path, env=env, checkpoint_env_steps=200)
     wanted = {
-        "sac/alpha", "sac/q_mean", "sac/q_std", "sac/td_error", "actor/policy_entropy", "train/utd", "sac/critic_loss",
-        "sac/actor_loss", "sac/alpha_loss", "critic/grad_norm", "actor/grad_norm", "replay_buffer/size",
-        "replay_buffer/utilization", "env/success_running", "env/return", "env/episode_len",
+        "train/utd", "train/updates", "replay_buffer/size", "replay_buffer/utilization", "env/success_running",
+        "env/return", "env/episode_len", "env/episodes",
     }  # fmt: skip
+    wanted |= {metric for metrics, _ in kind.panels for metric in metrics}
+    critic = "q_noise" if kind in (DSRLSAC, TD3) else "q_action"
+    wanted |= {f"{critic}/{name}" for name in ("loss", "td_error", "q_mean", "q_std", "grad_norm")}
+    wanted |= set() if kind is BestOfN else {"actor/loss", "actor/grad_norm"}
     assert wanted <= rows[-1][1].keys()
+    with_temperature = kind in (DSRLSAC, DSRLNA)  # the imitating actor has none, nor has TD3's
+    assert ("actor/alpha" in rows[-1][1], "actor/alpha_loss" in rows[-1][1]) == (with_temperature, with_temperature)
 
 
 def test_nan_rewards_are_named_and_the_last_checkpoint_stays(tmp_path):
@@ -169,64 +167,103 @@ def test_nan_rewards_are_named_and_the_last_checkpoint_stays(tmp_path):
         nonlocal steps
         steps += 1
         observation, success, reward, terminated, truncated = advance(action)
-        return observation, success, reward * (float("nan") if steps > 50 else 1.0), terminated, truncated
+        return observation, success, reward * (float("nan") if steps > 16 else 1.0), terminated, truncated
 
     base._advance = poisoned
     with pytest.raises(NonFiniteError, match=r"next\.reward is NaN or infinite at env step \d+"):
-        train_stage2(env, config(), SMALL, seed=0, folder=tmp_path, progress=False)
+        tiny(make_agent(DSRLSAC, env=env), tmp_path, env=env)
     assert len(list((tmp_path / "checkpoints").iterdir())) >= 1
 
 
-@pytest.mark.parametrize("make_worker_env", [None, make_env], ids=["in turn", "overlapped"])
-def test_nan_losses_are_named(tmp_path, make_worker_env):
-    with pytest.raises(NonFiniteError, match=r"sac/.* at update"):
-        run(tmp_path, make_worker_env=make_worker_env, critic_lr=1e30)
-    assert not multiprocessing.active_children()
+@pytest.mark.parametrize(("kind", "critic"), [(DSRLSAC, "q_noise"), (DSRLNA, "q_action"), (BestOfN, "q_action")])
+def test_nan_losses_are_named(tmp_path, kind, critic):
+    with pytest.raises(NonFiniteError, match=rf"{critic}/.* at update"):
+        tiny(make_agent(kind, batch_size=8, critic_lr=1e30), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"utd": 0.5}, "utd"),
-        ({"batch_size": 0}, "batch_size"),
-        ({"tau": 0.0}, "tau"),
-        ({"warmup_env_steps": 900}, "warmup_env_steps"),
+        ({"utd": 0.0}, "utd"),
+        ({"total_env_steps": 0}, "total_env_steps"),
+        ({"warmup_env_steps": -1}, "warmup_env_steps"),
         ({"offline_fraction": 1.0}, "offline_fraction"),
-        ({"gamma": 0.0}, "gamma"),
+        ({"replay_size": "large"}, "replay_size"),
     ],
 )
 def test_bad_options(options, message):
     with pytest.raises(UserError, match=message):
-        config(**options)
-
-
-def test_actor_round_trip_and_damage(tmp_path):
-    result, _ = run(tmp_path)
-    save_actor(result.actor, tmp_path)
-    again = load_actor(make_env(), SMALL, tmp_path)
-    for name, value in result.actor.state_dict().items():
-        assert torch.equal(again.state_dict()[name], value)
-    path = tmp_path / "actor.safetensors"
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match=r"actor\.safetensors"):
-        load_actor(make_env(), SMALL, tmp_path)
+        OnlineConfig(**options)
 
 
 def test_the_kept_actor_is_the_average_of_the_actors_updates(tmp_path, monkeypatch):
-    seen = []
-    original = LatentUpdate.forward
+    agent, seen = make_agent(DSRLSAC, batch_size=8, actor_average=0.9), []
+    original = agent.update
 
-    def watched(self, batch, *, update_actor=True, distil=True):
-        out = original(self, batch, update_actor=update_actor, distil=distil)
-        if update_actor:
-            seen.append(torch.cat([p.detach().flatten().clone() for p in self._actor_params]))
-        return out
+    def watched(batch, parts):
+        metrics = original(batch, parts)
+        if ACTOR in parts:
+            seen.append([p.detach().clone() for p in agent.policy.actor.parameters()])
+        return metrics
 
-    monkeypatch.setattr(LatentUpdate, "forward", watched)
-    result, _ = run(tmp_path, actor_average=0.9)
+    monkeypatch.setattr(agent, "update", watched)
+    tiny(agent, tmp_path)
     expected = seen[0]
     for parameters in seen[1:]:
-        expected = 0.9 * expected + 0.1 * parameters
-    kept = torch.cat([p.detach().flatten() for p in result.actor.parameters()])
-    assert kept.shape == expected.shape and not torch.equal(expected, seen[-1])
-    torch.testing.assert_close(kept.sort()[0], expected.sort()[0])  # the two orders of the parameters may differ
+        expected = [0.9 * mean + 0.1 * now for mean, now in zip(expected, parameters, strict=True)]
+    kept = list(agent.kept_policy.actor.parameters())
+    for mean, now, last in zip(kept, expected, seen[-1], strict=True):
+        torch.testing.assert_close(mean, now)
+        assert not torch.equal(mean, last)
+
+
+class Watcher(BasePolicy):
+    """Reads a nested state and an image; chunk = tanh(noise + state + brightness)."""
+
+    def __init__(self):
+        super().__init__(action_dim=1, pred_horizon=2, in_keys=[("agent", "state"), "pixels"])
+        self.freeze()
+
+    def forward(self, state, pixels, noise):
+        assert pixels.dtype == torch.uint8
+        return torch.tanh(noise + state[..., None, :1] + pixels.float().mean((-3, -2, -1))[..., None, None])
+
+
+@pytest.mark.parametrize("kind", [DSRLNA, DSRLAWMLE])
+def test_nested_entries_and_images_are_learned_from_and_survive_a_kill(tmp_path, monkeypatch, kind):
+    replays = []
+
+    class Watched(online.Replay):
+        def __init__(self, *args):
+            super().__init__(*args)
+            replays.append(self)
+
+    monkeypatch.setattr(online, "Replay", Watched)
+
+    def make():
+        env = LatentActionEnv(ScriptedCameraEnv([5, 7], [True, False]), Watcher(), gamma=0.9)
+        return env, make_agent(kind, env=env, batch_size=8, critic_only_updates=4)
+
+    env, agent = make()
+    data = to_macro_transitions(env.rollout(10, break_when_any_done=False), agent.in_keys).exclude("action")
+    before = {name: value.clone() for name, value in agent.state_dict().items()}
+    options = {"offline": data, "total_env_steps": 120, "warmup_env_steps": 40}
+    result, rows = tiny(agent, tmp_path / "whole", env=env, **options)
+    assert result.updates > 0
+    stored = replays[0]._online[:]
+    assert stored["pixels"].dtype == stored["next", "pixels"].dtype == torch.uint8
+    assert stored["agent", "state"].shape == (result.macro_steps, 2)
+    assert "observation" not in stored.keys()
+    assert "features" not in stored.keys()
+    moved = {name for name, value in agent.state_dict().items() if not torch.equal(value, before[name])}
+    assert any(name.startswith("encoder.encoders.1") for name in moved)
+    assert any(name.startswith("target_encoder.encoders.1") for name in moved)
+    assert any(name.startswith("policy.actor") for name in moved)
+
+    env, killed = make()
+    with pytest.raises(Killed):
+        tiny(killed, tmp_path / "killed", env=env, kill_at=90, **options)
+    env, resumed = make()
+    _, resumed_rows = tiny(resumed, tmp_path / "killed", env=env, resume=True, **options)
+    assert_same_state(resumed, agent)
+    assert resumed_rows == rows[-len(resumed_rows) :]

@@ -29,9 +29,9 @@ class NoiseIsAction(BasePolicy):
         return noise / FULL_SPEED
 
 
-def make_env(gamma=GAMMA, **options):
-    """Eight points; a macro step is one action, taken twice."""
-    env = PointReachEnv(num_envs=8, max_episode_steps=20, **options)
+def make_env(gamma=GAMMA, num_envs=8, max_episode_steps=20):
+    """Points that run to the origin; a macro step is one action, taken twice."""
+    env = PointReachEnv(num_envs=num_envs, max_episode_steps=max_episode_steps)
     return LatentActionEnv(env, NoiseIsAction(), gamma=gamma, noise_layout="repeat", action_magnitude=FULL_SPEED)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dsrl_torchrl import seeds
 from dsrl_torchrl.cli.config import TaskOptions
 from dsrl_torchrl.cli.targets import make
 from dsrl_torchrl.data.episode import Episode
@@ -21,7 +20,7 @@ def record_demonstrations(task: TaskOptions, path: Path, *, seed: int, progress:
         path=str(path),
         count=demonstrations.count,
         action_noise=demonstrations.action_noise,
-        seed=seeds.demonstration_seeds(seed).start,
+        seed=seed,
         progress=progress,
     )
 

@@ -33,7 +33,7 @@ def train_stage2(
             seed=config.seed,
             folder=folder,
             offline=offline,
-            # A policy that has learned offline collects its own warm-up; an untrained one would be worse than the prior.
+            # A policy that has learned offline collects its own warm-up; an untrained one is worse than the prior.
             warm_up_by_prior="actor" not in config.stage2.from_stage1,
             resume=config.resume,
             make_log=make_log,

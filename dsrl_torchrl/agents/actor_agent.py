@@ -1,0 +1,60 @@
+"""What the algorithms with a learned latent policy share: its pace and its average."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dsrl_torchrl.agents.agent import Agent, AgentConfig
+from dsrl_torchrl.options import option
+
+ACTOR = "actor"
+
+
+class ActorConfig(AgentConfig):
+    """Hyper-parameters of algorithms with a learned latent policy."""
+
+    critic_only_updates: int = option(300, "first updates, which leave the actor alone", ge=0)
+    actor_interval: int = option(1, "critic updates per actor update", ge=1)
+    actor_lr: float = option(2e-4, "Adam's learning rate of the latent policy", gt=0)
+    actor_average: float = option(0.99, "decay of the averaged actor that a run keeps; 0: the last actor", ge=0, lt=1)
+
+
+class ActorAgent(Agent):
+    """An algorithm with a learned latent policy, which is trained at its own pace and averaged."""
+
+    Config: ClassVar[type[ActorConfig]] = ActorConfig
+    averaged: Tensor
+
+    def parts(self, update: int) -> frozenset[str]:
+        due = update >= self.config.critic_only_updates and update % self.config.actor_interval == 0
+        return super().parts(update) | {ACTOR} if due else super().parts(update)
+
+    def keep_average(self, actor: nn.Module) -> nn.Module:
+        """The average of the actor's parameters over its updates (Eq. 16), or the actor itself where none is asked for.
+
+        Late in a run the critics' errors outweigh what is left to gain and the actor wanders; its average does not.
+        """
+        self.average = deepcopy(actor).requires_grad_(False) if self.config.actor_average else None
+        self.register_buffer("averaged", torch.zeros((), device=self.device))  # 1 once there is one to go on with
+        return actor if self.average is None else self.average
+
+    @torch.no_grad()
+    def move_average(self, actor: nn.Module) -> None:
+        """Called after every update of the actor; the first one starts the average."""
+        if self.average is not None:
+            # On the device: torch's AveragedModel asks the host for its count, which a CUDA graph cannot.
+            weight = torch.where(self.averaged > 0, 1 - self.config.actor_average, 1.0)
+            for average, new in zip(self.average.parameters(), actor.parameters(), strict=True):
+                average.lerp_(new, weight)
+            self.averaged.fill_(1.0)
+
+    def load(self, folder: Path, components: Sequence[str] = ("actor", "critics")) -> None:
+        super().load(folder, components)
+        if "actor" in components:
+            self.averaged.fill_(1.0)

@@ -1,0 +1,147 @@
+"""Networks made for a latent env: which entries they read, by which encoder, in whose units."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import nn
+
+from dsrl_torchrl import LatentActionEnv
+from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.networks.config import (
+    NetworkConfig,
+    make_actor,
+    make_critics,
+    make_encoder,
+    network_keys,
+    observation_keys,
+)
+from dsrl_torchrl.networks.encoders import PixelEncoder, StateEncoder
+from tests.steerability.bases import CameraPolicy, CoinCameraEnv, CoinEnv, diagonal
+
+STATE = ("agent", "state")
+
+
+def coin_env(policy=None):
+    policy = diagonal(0.2, 0.2, pred_horizon=2, action_dim=1) if policy is None else policy
+    return LatentActionEnv(CoinEnv(3), policy, act_horizon=2, action_magnitude=2.0)
+
+
+def camera_env():
+    return LatentActionEnv(CoinCameraEnv(3), CameraPolicy(), act_horizon=2, action_magnitude=2.0)
+
+
+class Knowing(type(diagonal(1.0, pred_horizon=1, action_dim=1))):
+    """A base policy that knows the statistics of its observations."""
+
+    def observation_statistics(self, key):
+        return torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
+
+
+@pytest.mark.parametrize(
+    ("in_keys", "read", "kept"),
+    [
+        (None, ["pixels", STATE], ["pixels", STATE]),
+        ([["agent", "state"]], [STATE], ["pixels", STATE]),  # as YAML has a nested key
+        (["pixels", "success"], ["pixels", "success"], ["pixels", STATE, "success"]),
+    ],
+)
+def test_networks_read_what_the_base_policy_reads_or_what_they_are_told(in_keys, read, kept):
+    policy, config = CameraPolicy(), NetworkConfig(in_keys=in_keys)
+    assert network_keys(policy, config) == read
+    assert observation_keys(policy, config) == kept  # the base policy decodes from replay, too
+
+
+def test_each_kind_of_entry_gets_its_encoder():
+    env = camera_env()
+    encoder = make_encoder(
+        env, NetworkConfig(encoders={"state": StateEncoder, "pixels": partial(PixelEncoder, features=6)})
+    )
+    assert encoder.in_keys == ["pixels", STATE]
+    assert [type(e) for e in encoder.encoders] == [PixelEncoder, StateEncoder]
+    td = encoder(env.reset())
+    assert td["features"].shape == (3, encoder.out_features) and td["features"].dtype == torch.float32
+    assert encoder.out_features == 6 + 2 * 5 and encoder.trainable
+    state_only = make_encoder(env, NetworkConfig(in_keys=[["agent", "state"]]))
+    assert state_only.out_features == 10 and not state_only.trainable
+
+
+def test_a_factory_of_ones_own_replaces_an_encoder():
+    class Mean(nn.Module):
+        out_features = 1
+
+        def __init__(self, shape):
+            super().__init__()
+
+        def forward(self, image):
+            return image.float().mean((-3, -2, -1)).unsqueeze(-1)
+
+    env = camera_env()
+    encoder = make_encoder(env, NetworkConfig(in_keys=["pixels"], encoders={"state": StateEncoder, "pixels": Mean}))
+    td = env.reset()
+    torch.testing.assert_close(encoder(td)["features"].squeeze(-1), td["pixels"].float().mean((-3, -2, -1)))
+
+
+def statistics(encoder):
+    return torch.stack([encoder.encoders[0].mean, encoder.encoders[0].std])
+
+
+def test_states_are_standardised_by_the_base_policy_then_by_the_data():
+    data = TensorDict({"observation": torch.tensor([[0.0, 1.0], [4.0, 1.0]])}, [2])
+    known = coin_env(Knowing(lambda noise: noise, pred_horizon=2, action_dim=1))
+    config = NetworkConfig()
+    torch.testing.assert_close(statistics(make_encoder(known, config, data)), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    plain = torch.tensor([[2.0, 1.0], [2.0, 1.0]])  # what never moves keeps its scale
+    torch.testing.assert_close(statistics(make_encoder(coin_env(), config, data)), plain)
+    torch.testing.assert_close(statistics(make_encoder(coin_env(), config)), torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
+
+
+def test_an_entry_that_the_env_lacks_is_named():
+    with pytest.raises(UserError, match=r"networks\.in_keys names 'image', but the env gives .*observation"):
+        make_encoder(coin_env(), NetworkConfig(in_keys=["image"]))
+
+
+def test_actor_and_critics_have_the_latent_envs_sizes():
+    policy = diagonal(1.0, 1.0, 1.0, 1.0, pred_horizon=2, action_dim=2)
+    policy.action_low.copy_(torch.tensor([-1.0, -4.0]))
+    policy.action_high.copy_(torch.tensor([1.0, 2.0]))
+
+    class Env(CoinEnv):
+        def __init__(self):
+            super().__init__(3)
+            self.action_spec = self.action_spec.unsqueeze(-1).expand(3, 1, 2).squeeze(1).clone()
+
+    env = LatentActionEnv(Env(), policy, act_horizon=1, action_magnitude=2.0)
+    config = NetworkConfig(num_cells=(8,), chunk_gain=4.0)
+    actor, critics = make_actor(env, config, 5), make_critics(env, config, 5)
+    td = TensorDict({"features": torch.randn(3, 5)}, [3])
+    assert actor(td)["action"].shape == (3, 4)
+    assert td["action"].abs().max() <= 2.0
+    assert critics["q_noise"](td)["state_action_value"].shape == (3, 1)
+    assert critics["q_action"](td.set("chunk", torch.randn(3, 1, 2)))["state_action_value"].shape == (3, 1)
+    scale = critics["q_action"].module
+    torch.testing.assert_close(scale.centre, torch.tensor([0.0, -1.0]))
+    torch.testing.assert_close(scale.unit, torch.tensor([0.25, 0.75]))  # ±gain at the ends of the range
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_critics": 0}, "num_critics should be greater than or equal to 1, got 0"),
+        ({"num_critics": 2.5}, "num_critics"),
+        ({"num_cells": ()}, "num_cells"),
+        ({"activation": "gelu"}, "activation"),
+        ({"layer_norm": "yes"}, "layer_norm"),
+        ({"chunk_gain": 0.0}, "chunk_gain"),
+        ({"initial_std": float("nan")}, "initial_std"),
+        ({"encoders": {"pixels": 3}}, "encoders.pixels"),
+        ({"widths": (8,)}, "unknown option widths"),
+    ],
+)
+def test_bad_options_are_one_line(options, message):
+    with pytest.raises(UserError, match=message) as error:
+        NetworkConfig(**options)
+    assert "\n" not in str(error.value)
