@@ -68,11 +68,11 @@ class Artifact:
         """Whether the step finished here with this configuration.
 
         Raises:
-            UserError: it was begun here with another configuration.
+            UserError: it finished here with another configuration, or left a checkpoint.
         """
         stored = self._read()
-        if stored is None:
-            return False
+        if stored is None or not (stored["finished"] or self.has_checkpoint):
+            return False  # what failed at once claims nothing: the corrected command may begin anew
         differences = list(config_differences(filled(stored["config"], self.default), self.config))
         if differences:
             shown = ", ".join(differences[:3]) + (f" and {len(differences) - 3} more" if len(differences) > 3 else "")
@@ -80,6 +80,11 @@ class Artifact:
                 f"{self.folder} belongs to another configuration: {shown}; choose another name= or go back to that one"
             )
         return bool(stored["finished"])
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether the step was interrupted here and can go on."""
+        return any((self.folder / "checkpoints").glob("checkpoint*"))
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class RunFolder:
 
     def refuse_unfinished(self, artifact: Artifact, resume: bool) -> None:
         """Raises :class:`UserError` if a stage was interrupted here and ``resume`` is not asked for."""
-        if any((artifact.folder / "checkpoints").glob("checkpoint*")) and not resume:
+        if artifact.has_checkpoint and not artifact.exists and not resume:
             raise UserError(
                 f"{artifact.folder} holds an unfinished run: resume=true continues it, another name= starts anew"
             )

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from dsrl_torchrl.cli.targets import argument_meanings, find_target
 from dsrl_torchrl.errors import UserError
@@ -46,9 +46,9 @@ def build(cls: type[Options], values: Any, where: str = "", find: Callable[[str]
     built: dict[str, Any] = {}
     for name, field in cls.model_fields.items():
         if name in values:
-            nested = inspect.isclass(field.annotation) and issubclass(field.annotation, Options)
-            value = values[name]
-            built[name] = build(field.annotation, value, _join(where, name), find) if nested else from_yaml(value)
+            kind, value = field.annotation, values[name]
+            nested = inspect.isclass(kind) and issubclass(kind, Options)
+            built[name] = build(cast(Any, kind), value, _join(where, name), find) if nested else from_yaml(value)
         elif field.is_required():
             raise UserError(f"{_join(where, name)} is missing: {field.description}")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+import pytest
 import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
@@ -74,6 +75,7 @@ def test_it_is_short():
     assert len([line for line in lines if line.strip()]) < 40
 
 
+@pytest.mark.slow
 def test_it_learns_offline_and_online_and_is_saved(tmp_path):
     agent, data = make_shooter(), make_data()
     result, rows = run_offline(agent, data, tmp_path / "stage1", updates=200, log_updates=50)

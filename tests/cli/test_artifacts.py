@@ -17,10 +17,27 @@ def test_an_artifact_exists_once_finished(tmp_path):
 
 
 def test_another_configuration_is_named(tmp_path):
-    Artifact(tmp_path, {"a": {"b": 1, "c": 2}}).begin()
+    Artifact(tmp_path, {"a": {"b": 1, "c": 2}}).finish()
     with pytest.raises(UserError, match=r"a\.b \(1 there, 3 here\)") as caught:
         Artifact(tmp_path, {"a": {"b": 3, "c": 2}}).begin()
     assert "\n" not in str(caught.value)
+
+
+def test_what_failed_at_once_claims_nothing(tmp_path):
+    Artifact(tmp_path, {"a": 1}).begin()
+    corrected = Artifact(tmp_path, {"a": 2})
+    assert not corrected.exists
+    corrected.begin()
+    corrected.finish()
+    assert corrected.exists
+
+
+def test_a_checkpoint_belongs_to_its_configuration(tmp_path):
+    Artifact(tmp_path, {"a": 1}).begin()
+    (tmp_path / "checkpoints" / "checkpoint-100").mkdir(parents=True)
+    assert not Artifact(tmp_path, {"a": 1}).exists
+    with pytest.raises(UserError, match=r"a \(1 there, 2 here\)"):
+        Artifact(tmp_path, {"a": 2}).begin()
 
 
 def test_a_folder_survives_a_new_option_at_its_default(tmp_path):

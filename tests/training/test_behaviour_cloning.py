@@ -88,15 +88,15 @@ def test_ema_weights_are_returned():
     assert not torch.equal(results[0.0][name], results[0.5][name])
 
 
-def test_log_and_existing_normalisation():
+def test_log_and_existing_scales():
     policy, loss = make("flow")
-    policy.set_normalisation(torch.randn(50, 2), 5 * torch.rand(50, 2, 1))
-    high = policy.normalisation.action_high.clone()
+    policy.fit_scales(torch.randn(50, 2), 5 * torch.rand(50, 2, 1))
+    high = policy.action_high.clone()
     seen = []
     train_base_policy(policy, loss, two_mode_dataset(100), steps=150, log=lambda s, m: seen.append((s, m)))
     assert [s for s, _ in seen] == [100, 150]
     assert set(seen[0][1]) == {"base/loss_flow_bc", "base/lr"}
-    assert torch.equal(policy.normalisation.action_high, high)
+    assert torch.equal(policy.action_high, high)
 
 
 def test_non_finite_loss_names_quantity_and_step():
@@ -112,7 +112,7 @@ def test_renamed_keys_and_padding():
     dataset["mask"] = torch.tensor([True, False]).expand(100, 2)
     dataset["chunk"][:, 1] = 50.0
     train_base_policy(policy, loss, dataset, steps=5)
-    assert policy.normalisation.action_high < 1
+    assert policy.action_high < 1
 
 
 def test_bad_arguments_are_one_line():

@@ -1,173 +1,173 @@
-"""Stage 1 on a task whose optimum is known, its transfer into stage 2, and its checkpoints."""
+"""Stage 1 on a task whose optimum is known, its check, its transfer into stage 2, and its checkpoints."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from tensordict import TensorDict
 
-from dsrl_torchrl.errors import NonFiniteError, UserError
+from dsrl_torchrl.collect.rollouts import collect_rollouts
+from dsrl_torchrl.errors import CheckpointError, NonFiniteError, UserError
 from dsrl_torchrl.evaluation.evaluate import evaluate
 from dsrl_torchrl.latent_env.prior_noise import PriorNoise
-from dsrl_torchrl.training.latent_networks import load_actor, make_actor
-from dsrl_torchrl.training.learner import make_update, save_learner
-from dsrl_torchrl.training.network_config import NetworkConfig
-from dsrl_torchrl.collect.rollouts import collect_rollouts
-from dsrl_torchrl.training.offline import train_stage1
-from dsrl_torchrl.training.stage1_config import Stage1Config
-from dsrl_torchrl.training.online import train_stage2
-
-from tests.training.test_online import SMALL, Killed, make_env
-from tests.training.test_online import config as stage2_config
-
-NETWORKS = NetworkConfig(num_cells=(64, 64))
-
-
-def config(**options):
-    small = {
-        "updates": 60,
-        "critic_only_updates": 10,
-        "batch_size": 32,
-        "gamma": 0.9,
-        "log_updates": 10,
-        "checkpoint_updates": 20,
-        "m_candidates": 8,
-    }
-    return Stage1Config(**(small | options))
+from dsrl_torchrl.training.offline import OfflineConfig, check_gain
+from tests.training.toy import (
+    AGENTS,
+    DSRLAWMLE,
+    DSRLNA,
+    DSRLSAC,
+    TD3,
+    BestOfN,
+    Killed,
+    assert_same_state,
+    make_agent,
+    make_env,
+    run_offline,
+    run_online,
+)
 
 
 @pytest.fixture(scope="module")
 def rollouts():
-    data, rate = collect_rollouts(make_env(), PriorNoise(2), 3_000, seed=1, progress=False)
-    assert 0 < rate.value < 0.8
-    assert int(data["next", "macro_steps"].sum()) >= 3_000
+    env = make_env(num_envs=32)
+    data, successes = collect_rollouts(
+        env, PriorNoise(2), 3_000, seed=1, observation_keys=["observation"], progress=False
+    )
+    assert 0 < sum(successes) / len(successes) < 0.8
+    assert int(data["next", "steps_to_next_obs"].sum()) >= 3_000
     return data
 
 
-@pytest.mark.parametrize(
-    "switches", [{}, {"aw_mle": False}, {"use_na": False}], ids=["na-aw_mle", "na-sac_actor", "td_on_noise-aw_mle"]
-)
-def test_the_offline_policy_beats_the_prior_by_its_critic_and_in_the_env(tmp_path, rollouts, switches):
-    settings = config(
-        updates=900, critic_only_updates=200, actor_interval=2, batch_size=128, actor_lr=2e-3, critic_lr=2e-3, tau=0.02,
-        beta_latent=3.0, tau_baseline=0.3, m_candidates=32, log_updates=100, **switches,
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", AGENTS)
+def test_the_offline_policy_beats_the_prior_by_its_critic_and_in_the_env(tmp_path, rollouts, kind):
+    agent = make_agent(
+        kind, num_cells=(64, 64), batch_size=128, critic_only_updates=200, actor_interval=2, critic_lr=2e-3,
+        actor_lr=3e-4 if kind is TD3 else 2e-3, actor_average=0.9, tau=0.02, m_candidates=32, beta_latent=3.0,
+        tau_baseline=0.3, distillation_interval=1,
     )  # fmt: skip
-    result = train_stage1(make_env(), rollouts, settings, NETWORKS, seed=0, folder=tmp_path, progress=False)
+    result, _ = run_offline(agent, rollouts, tmp_path, updates=600, log_updates=100, checkpoint_updates=600, seed=0)
     assert result.q_gain > 4 * result.q_gain_stderr
     seeds = range(500, 564)
-    steered = evaluate(make_env(), result.actor, seeds)
-    base = evaluate(make_env(), PriorNoise(2), seeds)
-    assert steered.success_once.low > base.success_once.value + 0.1
+    env = make_env(num_envs=32)
+    steered = evaluate(env, agent.kept_policy, seeds)
+    assert steered.success_once.low > evaluate(env, PriorNoise(2), seeds).success_once.value + 0.1
 
 
-def test_noise_of_the_data_is_not_read(tmp_path, rollouts):
-    """Demonstrations have none: NA must give the same result without it."""
-    actors = []
-    for name, data in (("with", rollouts), ("without", rollouts.exclude("action"))):
-        result = train_stage1(make_env(), data, config(), SMALL, seed=0, folder=tmp_path / name, progress=False)
-        actors.append(result.actor.state_dict())
-    assert all(torch.equal(actors[0][key], actors[1][key]) for key in actors[0])
+class Ranked(SimpleNamespace):
+    """In the place of an agent: ``Q(s, w) = -|w|²`` and, in another member, 1 more; the policy acts by zero noise."""
+
+    device = torch.device("cpu")
+    decoder = SimpleNamespace(latent_dim=3)
+
+    def policy(self, observations):
+        return observations.set("action", torch.zeros(len(observations), 3))
+
+    def noise_values(self, observations, noise):
+        q = -noise.square().sum(-1)
+        return torch.stack([q + 1, q])
+
+
+def test_the_gain_is_the_mean_difference_and_its_standard_error():
+    """``|w|²`` is a chi-square of 3 degrees: mean 3, variance 6."""
+    observations, state = TensorDict({"observation": torch.zeros(40_000, 2)}, [40_000]), torch.get_rng_state()
+    gain = check_gain(Ranked(), observations)
+    assert gain["q_policy"] == 0.0
+    assert gain["q_prior"] == pytest.approx(-3.0, abs=5 * (6 / 40_000) ** 0.5)
+    assert gain["q_gain"] == pytest.approx(-gain["q_prior"], rel=1e-5)
+    assert gain["q_gain_stderr"] == pytest.approx((6 / 40_000) ** 0.5, rel=0.05)
+    assert check_gain(Ranked(), observations) == gain
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in AGENTS if not kind.reads_noise])
+def test_noise_of_the_data_is_not_read(tmp_path, rollouts, kind):
+    """Demonstrations have none: the result must be the same without it."""
+    agents = [make_agent(kind) for _ in range(2)]
+    for agent, data in zip(agents, (rollouts, rollouts.exclude("action")), strict=True):
+        run_offline(agent, data, tmp_path / str(len(data.keys())), updates=20)
+    assert_same_state(*agents)
+
+
+def test_the_data_stays_as_it_was(tmp_path, rollouts):
+    before = rollouts.clone()
+    run_offline(make_agent(DSRLAWMLE), rollouts, tmp_path, updates=2)
+    assert set(rollouts.keys(True, True)) == set(before.keys(True, True))
+    assert (rollouts == before).all()
 
 
 def test_no_env_step_is_made(tmp_path, rollouts):
     env = make_env()
     env.base_env.base_env._advance = None
-    train_stage1(env, rollouts, config(), SMALL, seed=0, folder=tmp_path, progress=False)
+    run_offline(make_agent(DSRLAWMLE, env=env), rollouts, tmp_path, updates=20)
 
 
-def run(folder, data, resume=False, kill_at=None):
-    rows = []
-
-    def make_log(keep_until):
-        def log(step, metrics):
-            if step == kill_at:
-                raise Killed
-            rows.append((step, metrics))
-
-        return log
-
-    result = train_stage1(
-        make_env(), data, config(), SMALL, seed=0, folder=folder, resume=resume, make_log=make_log, progress=False
-    )
-    return result, rows
-
-
-def test_kill_and_resume_equals_the_uninterrupted_run(tmp_path, rollouts):
-    whole, rows = run(tmp_path / "whole", rollouts)
+@pytest.mark.parametrize("kind", AGENTS)
+def test_kill_and_resume_equals_the_uninterrupted_run(tmp_path, rollouts, kind):
+    whole, killed, resumed = (make_agent(kind, actor_interval=2, critic_only_updates=4) for _ in range(3))
+    result, rows = run_offline(whole, rollouts, tmp_path / "whole")
     with pytest.raises(Killed):
-        run(tmp_path / "killed", rollouts, kill_at=50)
-    resumed, resumed_rows = run(tmp_path / "killed", rollouts, resume=True)
-    for name, value in whole.actor.state_dict().items():
-        assert torch.equal(resumed.actor.state_dict()[name], value), name
+        run_offline(killed, rollouts, tmp_path / "killed", kill_at=50)
+    again, resumed_rows = run_offline(resumed, rollouts, tmp_path / "killed", resume=True)
+    assert_same_state(resumed, whole)
     assert resumed_rows == rows[-2:]
-    assert {"stage1/q_prior", "stage1/q_policy", "sac/td_error", "noise_aliasing/loss"} <= rows[-1][1].keys()
+    assert (again.updates, again.q_gain, again.q_gain_stderr) == (60, result.q_gain, result.q_gain_stderr)
+    assert {"stage1/q_prior", "stage1/q_policy", "stage1/q_gain", "stage1/q_gain_stderr"} <= rows[-1][1].keys()
+    assert {metric for metrics, _ in kind.panels for metric in metrics} <= rows[-1][1].keys()
 
 
-def test_stage2_starts_from_actor_and_critics(tmp_path, rollouts):
-    """One env step of warm-up and no update: what comes out is what stage 1 put in."""
-    env = make_env()
-    result, _ = run(tmp_path / "stage1", rollouts)
-    options = {"noise_aliasing": True, "offline_fraction": 0.5, "critic_only_updates": 10_000}
-    seen = {}
-    for name, init in (("warm", True), ("cold", False)):
-        online = train_stage2(
-            env,
-            stage2_config(total_env_steps=260, init_actor=init, init_critics=init, **options),
-            SMALL,
-            seed=5,
-            folder=tmp_path / name,
-            stage1=tmp_path / "stage1",
-            offline=rollouts.exclude("action"),
-            progress=False,
-        )
-        seen[name] = online.actor.state_dict()
-        assert online.updates > 0
-    same = {n: all(torch.equal(s[k], result.actor.state_dict()[k]) for k in s) for n, s in seen.items()}
-    assert same == {"warm": True, "cold": False}
+@pytest.fixture(scope="module", params=AGENTS)
+def stage1(request, rollouts, tmp_path_factory):
+    """A saved stage 1 of every algorithm: the agent and its folder."""
+    folder, agent = tmp_path_factory.mktemp("stage1"), make_agent(request.param, critic_only_updates=4)
+    run_offline(agent, rollouts, folder, updates=12)
+    agent.save(folder)
+    return agent, folder
 
 
-def test_saved_critics_come_back(tmp_path):
-    from dsrl_torchrl.errors import CheckpointError
-    from dsrl_torchrl.training.learner import load_learned_critics
-
-    env = make_env()
-
-    def fresh(noise_aliasing=True, networks=SMALL):
-        return make_update(env, make_actor(env, networks), config(), networks, noise_aliasing=noise_aliasing)
-
-    update = fresh()
-    save_learner(update, make_actor(env, SMALL), tmp_path)
-    other, sac = fresh(), fresh(noise_aliasing=False)
-    load_learned_critics(other, tmp_path)
-    load_learned_critics(sac, tmp_path)  # plain SAC takes Q^W alone, as its targets too
-    for module in (
-        other.sac.qvalue_network_params,
-        sac.sac.qvalue_network_params,
-        sac.sac.target_qvalue_network_params,
-    ):
-        for key, value in update.sac.qvalue_network_params.items(True, True):
-            assert torch.equal(module[key], value)
-    for key, value in update.action_value.target_action_value_network_params.items(True, True):
-        assert torch.equal(other.action_value.target_action_value_network_params[key], value)
-    with pytest.raises(CheckpointError, match=r"q_noise\.safetensors does not fit .* should be \[3"):
-        load_learned_critics(fresh(networks=NetworkConfig(num_critics=3, num_cells=(16, 16))), tmp_path)
-    with pytest.raises(CheckpointError, match=r"actor\.safetensors does not fit"):
-        load_actor(env, NETWORKS, tmp_path)
+def is_critic(name):
+    return name.startswith("q_")
 
 
-def test_nan_losses_are_named(tmp_path, rollouts):
-    with pytest.raises(NonFiniteError, match="at stage 1 update"):
-        train_stage1(make_env(), rollouts, config(critic_lr=1e30), SMALL, seed=0, folder=tmp_path, progress=False)
+@pytest.mark.parametrize("components", [(), ("actor",), ("critics",), ("actor", "critics")], ids="+".join)
+def test_stage_2_starts_with_what_it_takes_from_stage_1(tmp_path, rollouts, stage1, components):
+    """Env steps but no update: what comes out is what stage 1 put in."""
+    (first, folder), kind = stage1, type(stage1[0])
+    agent = make_agent(kind, seed=5)
+    agent.load(folder, components)
+    fresh = {name: dict(tensors) for name, tensors in make_agent(kind, seed=5).tensors().items()}
+    options = {"total_env_steps": 40, "warmup_env_steps": 40}
+    result, _ = run_online(agent, tmp_path, offline=rollouts, **options)
+    assert result.env_steps >= 40 and result.updates == 0
+    for name, tensors in agent.tensors().items():
+        taken = ("critics" if is_critic(name) else "actor") in components
+        source = first.tensors()[name] if taken else fresh[name]
+        assert all(torch.equal(tensors[key], source[key]) for key in source), name
+        assert any(not torch.equal(fresh[name][key], first.tensors()[name][key]) for key in source), name
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"updates": 0}, "updates"),
-        ({"critic_only_updates": 60}, "critic_only_updates"),
-        ({"rollout_env_steps": -1}, "rollout_env_steps"),
-        ({"batch_size": "many"}, "batch_size must be a number"),
-    ],
-)
-def test_bad_options(options, message):
-    with pytest.raises(UserError, match=message):
-        config(**options)
+def test_what_does_not_fit_is_one_line(tmp_path, stage1):
+    (agent, folder), kind = stage1, type(stage1[0])
+    with pytest.raises(CheckpointError, match=r"\.safetensors does not fit: tensor .* should be \["):
+        make_agent(kind, num_cells=(8, 8)).load(folder)
+    agent.save(tmp_path)
+    path = tmp_path / "q_action.safetensors"
+    path = path if path.exists() else tmp_path / "q_noise.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=path.name):
+        make_agent(kind).load(tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "critic"), [(DSRLSAC, "q_noise"), (DSRLNA, "q_action"), (BestOfN, "q_action")])
+def test_nan_losses_are_named(tmp_path, rollouts, kind, critic):
+    with pytest.raises(NonFiniteError, match=rf"{critic}/.* at update"):
+        run_offline(make_agent(kind, critic_lr=1e30), rollouts, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["updates", "checkpoint_updates", "log_updates"])
+@pytest.mark.parametrize("value", [0, 1.5, "many"])
+def test_bad_options(name, value):
+    with pytest.raises(UserError, match=name):
+        OfflineConfig(**{name: value})

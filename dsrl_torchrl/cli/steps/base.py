@@ -9,7 +9,7 @@ from dsrl_torchrl.cli.targets import Target, make
 from dsrl_torchrl.data.chunks import cut_chunks
 from dsrl_torchrl.data.episode import Episode
 from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.policies import BasePolicy, GenerativePolicy, Steerability, probe, steerability
+from dsrl_torchrl.policies import BasePolicy, BehaviourCloningLoss, GenerativePolicy, Steerability, probe, steerability
 from dsrl_torchrl.training.behaviour_cloning import train_base_policy
 
 #: Chunks of the demonstrations that steerability is measured on.
@@ -30,10 +30,11 @@ def clone_policy(
     assert options.policy is not None
     policy = make_cloned(options.policy, task, data[_in_key(options.policy)].shape[-1], data["action"].shape[-1], seed)
     policy = policy.to(device)
-    training = options.training
+    loss, training = policy.cloning_loss(), options.training
+    assert isinstance(loss, BehaviourCloningLoss)
     policy = train_base_policy(
         policy,
-        policy.cloning_loss(),
+        loss,
         data,
         steps=training.steps,
         batch_size=training.batch_size,

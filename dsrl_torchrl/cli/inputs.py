@@ -1,0 +1,232 @@
+"""What the steps of a run work with, each made once: demonstrations, base policy, training env, offline data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from typing_extensions import Self
+
+from dsrl_torchrl.agents.agent import Agent
+from dsrl_torchrl.cli.auto import settle_machine
+from dsrl_torchrl.cli.config import AUTO, RunConfig
+from dsrl_torchrl.cli.folder import CONFIG_FILE, RunFolder, loaded_key
+from dsrl_torchrl.cli.latent_env import make_latent_env
+from dsrl_torchrl.cli.steps import base, demos, offline_data
+from dsrl_torchrl.cli.steps.action_magnitude import measure_magnitude
+from dsrl_torchrl.data.macro_transitions import load_transitions, save_transitions
+from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
+from dsrl_torchrl.networks.config import observation_keys
+from dsrl_torchrl.policies import BasePolicy, load_policy, probe, save_policy
+
+
+class Inputs:
+    """Finds in the run folder, or makes, what the steps need; one settled configuration.
+
+    Args:
+        config: checked (:func:`dsrl_torchrl.cli.compose.compose`).
+        say: prints one line to the user.
+
+    Raises:
+        UserError: an option that does not fit this machine, a base policy that cannot be loaded or does not fit, a
+            folder that cannot be written; found before any work.
+    """
+
+    def __init__(self, config: RunConfig, say: Callable[[str], None] = print) -> None:
+        self.say = say
+        self.config, counts = settle_machine(config, config.folder / CONFIG_FILE)
+        self._policy: BasePolicy | None = None
+        self._env: LatentActionEnv | None = None
+        self._data: TensorDictBase | None = None
+        self._recorded = self._probed = False
+        key = None
+        if self.config.base_policy.load is not None:
+            self._policy = base.load_base(self.config.base_policy.load, self.config.device)
+            base.check_fits(self._policy, self.config.task)
+            content = self._policy.content_hash()
+            key = loaded_key(self.config, content)
+            if content is None:
+                say("base policy: it has no content hash: changed weights cannot be noticed, give them another name=")
+        else:
+            self._check_cloned()
+        self.folder = RunFolder(self.config, key)
+        self.set_threads()
+        if counts is not None:
+            say(counts)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close_env()
+
+    def demos(self) -> Path:
+        """The h5 file of the demonstrations: recorded, or the user's."""
+        task, artifact = self.config.task, self.folder.demos
+        if task.demonstrations.path is not None:
+            path = Path(task.demonstrations.path).expanduser()
+            demos.read_task_demonstrations(task, path)
+            return path
+        path = artifact.folder / demos.FILE
+        if artifact.exists:
+            if not self._recorded:
+                self.say(f"demonstrations: {path} (exists)")
+            return path
+        artifact.begin()
+        demos.record_demonstrations(task, path, seed=self.config.seed, progress=self.config.progress)
+        episodes = demos.read_task_demonstrations(task, path)
+        artifact.finish(episodes=len(episodes))
+        self._recorded = True
+        self.say(f"demonstrations: {len(episodes)} episodes in {path}")
+        return path
+
+    def base(self) -> BasePolicy:
+        """The frozen base policy: the user's, or cloned from the demonstrations."""
+        if self._policy is not None:
+            return self._policy
+        config, artifact = self.config, self.folder.base
+        if artifact.exists:
+            self.say(f"base policy: {artifact.folder} (exists), steerability {artifact.facts['steerability']:.3f}")
+        else:
+            episodes = demos.read_task_demonstrations(config.task, self.demos())
+            artifact.begin()
+            policy, measured, chunks = base.clone_policy(
+                config.base_policy,
+                config.task,
+                episodes,
+                seed=config.seed,
+                device=config.device,
+                progress=config.progress,
+            )
+            save_policy(policy, artifact.folder)
+            artifact.finish(steerability=measured.spread)
+            self.say(f"base policy: cloned from {chunks} chunks, in {artifact.folder}")
+            for line in base.steerability_lines(measured):
+                self.say(line)
+        self._policy = load_policy(artifact.folder, config.device)
+        base.check_fits(self._policy, config.task)
+        return self._policy
+
+    def training_env(self) -> LatentActionEnv:
+        """The latent env of rollouts, stage 1's check and stage 2; the base policy is probed in it."""
+        if self._env is None:
+            policy = self.base()
+            self.settle_magnitude()
+            self._env = make_latent_env(self.config, policy)
+            self.set_threads()
+            self.probe_in(self._env)
+        return self._env
+
+    def offline_data(self) -> TensorDictBase:
+        """All offline macro transitions ``[n]``; collects the rollouts where they are missing.
+
+        An algorithm that reads the data's noise gets what has one: the rollouts, and demonstrations whose noise
+        ``stage1.inversion`` finds. The others get everything, without noise.
+        """
+        if self._data is None:
+            rollouts, demonstrations = self._rollouts(), self._demonstrations()
+            noise = self.config.agent.reads_noise
+            if noise and demonstrations is not None:
+                inversion = self.config.stage1.inversion
+                if inversion is None:
+                    demonstrations = None
+                else:
+                    demonstrations, line = offline_data.with_noise(
+                        demonstrations,
+                        self.training_env().decoder,
+                        inversion,
+                        self.folder.path.parent / "inversion_cache",  # the other runs of the same base policy find it
+                        progress=self.config.progress,
+                    )
+                    self.say(line)
+            self._data = offline_data.joined(rollouts, demonstrations, noise=noise)
+        return self._data
+
+    def agent(self, env: LatentActionEnv, algorithm: Any, data: TensorDictBase | None = None) -> Agent:
+        """A fresh agent; its weights depend on the run's seed alone."""
+        torch.manual_seed(self.config.seed)
+        return self.config.agent(env, algorithm, self.config.networks, data)
+
+    def set_threads(self) -> None:
+        """Torch's threads as configured; again after every ``ParallelEnv``, which leaves a number of its own."""
+        if self.config.collector.threads is not None:
+            torch.set_num_threads(self.config.collector.threads)
+
+    def _rollouts(self) -> TensorDictBase:
+        artifact = self.folder.rollouts
+        path = artifact.folder / "rollouts.safetensors"
+        if artifact.exists:
+            return load_transitions(path)
+        env, config = self.training_env(), self.config
+        artifact.begin()
+        rollouts, line = offline_data.base_rollouts(
+            env,
+            observation_keys(self.base(), config.networks),
+            config.stage1.rollout_env_steps,
+            seed=config.seed,
+            progress=config.progress,
+        )
+        save_transitions(rollouts, path)
+        artifact.finish()
+        self.say(line)
+        return rollouts
+
+    def _demonstrations(self) -> TensorDictBase | None:
+        task = self.config.task
+        if not self.config.stage1.use_demonstrations:
+            return None
+        if self.config.base_policy.load is not None and task.demonstrations.path is None:
+            self.say(
+                "offline data: base rollouts alone; task.demonstrations.path adds the demonstrations of your policy"
+            )
+            return None
+        return offline_data.demonstrated_transitions(
+            task,
+            demos.read_task_demonstrations(task, self.demos()),
+            observation_keys(self.base(), self.config.networks),
+            self.config.algorithm.gamma,
+        )
+
+    def settle_magnitude(self) -> None:
+        """Replaces ``latent.action_magnitude=auto`` by a number, before any env of a step is made."""
+        config, artifact = self.config, self.folder.magnitude
+        if config.latent.action_magnitude != AUTO:
+            return
+        if not artifact.exists:
+            env = make_latent_env(config, self.base())
+            self.set_threads()
+            try:
+                self.probe_in(env)
+                artifact.begin()
+                choice = measure_magnitude(env, seed=config.seed, progress=config.progress)
+            finally:
+                env.close()
+            artifact.finish(**asdict(choice))
+        self.config = config.replace(latent=config.latent.replace(action_magnitude=artifact.facts["value"]))
+        self.say(f"auto: {artifact.facts['reason']}")
+
+    def probe_in(self, env: LatentActionEnv) -> None:
+        """Probes the base policy, once per command: is the chunk a function of the noise, at what the env gives."""
+        if not self._probed:
+            policy = env.decoder.base_policy
+            probe(policy, env.reset().select(*policy.in_keys).reshape(-1))
+            self._probed = True
+
+    def _check_cloned(self) -> None:
+        """Makes a tiny policy of the same options: what is wrong with them shows before the demonstrations are made."""
+        spec = self.config.base_policy.policy
+        assert spec is not None
+        base.make_cloned(spec, self.config.task, self.config.task.obs_horizon, 1, self.config.seed)
+
+    def close_env(self) -> None:
+        """Ends the training env and its worker processes; it is made anew where it is needed again."""
+        if self._env is not None:
+            self._env.close(raise_if_closed=False)
+            self._env = None

@@ -1,0 +1,86 @@
+"""What is saved of an agent comes back: whole, in parts, and with the optimisers bit for bit."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+
+from dsrl_torchrl.agents import DSRLAWMLE
+from dsrl_torchrl.errors import CheckpointError
+
+from .cases import changed, every_part, files, make_agent, make_batch, state
+
+ACTOR_FILES = {"actor", "kept_actor", "target_actor"}
+
+
+def trained(kind, env, updates=3, seed=0):
+    agent = make_agent(kind, env, seed)
+    for _ in range(updates):
+        agent.update(make_batch(agent, env), every_part(agent))
+    return agent
+
+
+def test_saved_components_come_back(kind, make_env, tmp_path):
+    env = make_env()
+    agent = trained(kind, env)
+    agent.save(tmp_path)
+    saved = files(agent)
+    assert {path.stem for path in Path(tmp_path).iterdir()} == set(saved)
+    whole = make_agent(kind, env, seed=7)
+    whole.load(tmp_path)
+    assert not changed(saved, files(whole))
+    td, w = env.reset().select(*agent.in_keys), torch.randn(4, env.latent_dim)
+    torch.testing.assert_close(whole.noise_values(td, w), agent.noise_values(td, w), rtol=0, atol=0)
+    part = make_agent(kind, env, seed=7)
+    part.load(tmp_path, components=("critics",))
+    assert changed(saved, files(part)) == set(saved) & ACTOR_FILES
+    torch.testing.assert_close(part.noise_values(td, w), agent.noise_values(td, w), rtol=0, atol=0)
+    none = make_agent(kind, env, seed=7)
+    before = files(none)
+    none.load(tmp_path, components=())
+    assert not changed(before, files(none))
+
+
+def test_files_that_do_not_fit_are_named(kind, tmp_path):
+    trained(kind, None, updates=1).save(tmp_path)
+    with pytest.raises(CheckpointError, match=r"q_\w+\.safetensors does not fit.*should be \[3"):
+        make_agent(kind, networks={"num_critics": 3}).load(tmp_path)
+    path = next(tmp_path.glob("q_*.safetensors"))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=rf"cannot read .*{path.name}"):
+        make_agent(kind).load(tmp_path)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=rf"cannot read .*{path.name}"):
+        make_agent(kind).load(tmp_path, components=("critics",))
+
+
+def test_an_exact_resume_goes_on_bit_for_bit(kind, make_env):
+    env = make_env()
+    agent = trained(kind, env)
+    other = make_agent(kind, env, seed=7)
+    other.load_state_dict(agent.state_dict())
+    other.optimiser_state().load_state_dict(deepcopy(agent.optimiser_state().state_dict()))
+    batch = make_batch(agent, env)
+    for learner in (agent, other):
+        torch.manual_seed(5)
+        learner.update(batch, every_part(agent))
+    first, second = state(agent), state(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(second[name], value) for name, value in first.items())
+
+
+def test_an_average_goes_on_where_it_was_saved(tmp_path):
+    """Stage 2 goes on with what stage 1 kept: the first update moves it by 1 - ρ."""
+    agent, other = make_agent(DSRLAWMLE, actor_average=0.9), make_agent(DSRLAWMLE, seed=7, actor_average=0.9)
+    batch = make_batch(agent)
+    for _ in range(3):
+        agent.update(batch, every_part(agent))
+    agent.save(tmp_path)
+    other.load(tmp_path)
+    before = [p.detach().clone() for p in other.kept_policy.actor.parameters()]
+    other.update(batch, every_part(other))
+    for old, kept, new in zip(before, other.kept_policy.actor.parameters(), other.actor.parameters(), strict=True):
+        torch.testing.assert_close(kept, 0.9 * old + 0.1 * new)
