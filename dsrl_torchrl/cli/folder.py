@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from dsrl_torchrl.cli.config import RunConfig
 from dsrl_torchrl.cli.schema import defaults, plain
 from dsrl_torchrl.errors import CheckpointError, UserError
 from dsrl_torchrl.files import write_atomically
-from dsrl_torchrl.training.metrics_log import MetricsLog
+from dsrl_torchrl.training.metrics_log import LoggerConfig, MetricsLog
 
 CONFIG_FILE = "config.yaml"
 #: What cannot change a result, wherever it stands.
@@ -69,6 +70,18 @@ class RunFolder:
 def loaded_key(config: RunConfig, content_hash: str | None) -> dict[str, Any]:
     """What tells a loaded base policy: a hash of what it computes, or else how it was loaded."""
     return {"load": config.base_policy.load} if content_hash is None else {"content_hash": content_hash}
+
+
+def check_logger(logger: LoggerConfig) -> None:
+    """Raises :class:`UserError` for a logger that could not begin: it is opened late, when stage 1 starts to learn."""
+    if logger.type is None:
+        return
+    try:
+        package = importlib.import_module(logger.type)
+    except ImportError as error:
+        raise UserError(f"logger={logger.type} needs its package: pip install {logger.type} ({error})") from None
+    if logger.type == "wandb" and logger.mode == "online" and package.api.api_key is None:
+        raise UserError("wandb is not logged in: run `wandb login`, set WANDB_API_KEY, or choose logger.mode=offline")
 
 
 @contextmanager

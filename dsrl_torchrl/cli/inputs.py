@@ -15,7 +15,7 @@ from typing_extensions import Self
 from dsrl_torchrl.agents.agent import Agent
 from dsrl_torchrl.cli.auto import settle_machine
 from dsrl_torchrl.cli.config import AUTO, RunConfig
-from dsrl_torchrl.cli.folder import CONFIG_FILE, RunFolder, loaded_key
+from dsrl_torchrl.cli.folder import CONFIG_FILE, RunFolder, check_logger, loaded_key
 from dsrl_torchrl.cli.latent_env import make_latent_env
 from dsrl_torchrl.cli.steps import base, demos, offline_data
 from dsrl_torchrl.cli.steps.action_magnitude import measure_magnitude
@@ -40,6 +40,7 @@ class Inputs:
     def __init__(self, config: RunConfig, say: Callable[[str], None] = print) -> None:
         self.say = say
         self.config, counts = settle_machine(config, config.folder / CONFIG_FILE)
+        check_logger(self.config.logger)
         self._policy: BasePolicy | None = None
         self._env: LatentActionEnv | None = None
         self._data: TensorDictBase | None = None

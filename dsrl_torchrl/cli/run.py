@@ -102,8 +102,7 @@ class Run(Inputs):
             results = evaluate.evaluate_policies(env, policies, starts, progress=config.progress)
         finally:
             env.close()
-        self._record_videos(policies, starts[: config.evaluation.videos])
-        return write_summary(
+        summary = write_summary(
             folder.path,
             results,
             panels=config.agent.panels,
@@ -113,6 +112,8 @@ class Run(Inputs):
             title=config.title,
             say=self.say,
         )
+        self._record_videos(policies, starts[: config.evaluation.videos])
+        return summary
 
     def diagnose(self) -> None:
         """Measures the base policy, and what stage 1 learned if that is there; prints the advice."""

@@ -7,10 +7,12 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from pydantic import TypeAdapter, ValidationError
 
 from dsrl_torchrl.errors import UserError
 
@@ -65,9 +67,16 @@ def check_target(spec: Mapping[str, Any] | None, where: str, given: Iterable[str
     for needed in missing:
         if needed not in keywords:
             raise UserError(f"{where}.{needed} is missing: {name} needs it")
+    hints = _simple_hints(target)
     for keyword, value in spec.items():
         if isinstance(value, Mapping) and "_target_" in value:
             check_target(value, f"{where}.{keyword}")
+        elif keyword in hints:
+            try:
+                TypeAdapter(hints[keyword]).validate_python(value, strict=True)
+            except ValidationError as error:
+                expected = " or ".join(dict.fromkeys(e["msg"].removeprefix("Input should be ") for e in error.errors()))
+                raise UserError(f"{where}.{keyword} should be {expected}, got {value!r}") from None
 
 
 def make(spec: Mapping[str, Any], **given: Any) -> Any:
@@ -97,6 +106,19 @@ def argument_meanings(spec: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
+def _simple_hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of numbers, flags and texts, which can be checked without calling anything."""
+    try:
+        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except (NameError, TypeError, AttributeError):  # imported for type checking only, or a builtin
+        return {}
+    return {name: hint for name, hint in hints.items() if _alternatives(hint) <= _SIMPLE}
+
+
+def _alternatives(hint: Any) -> set[Any]:
+    return set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
+
+
 def _plain(text: str) -> str:
     """Without reStructuredText's marks."""
     return re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"\1", text).replace("``", "")
@@ -104,6 +126,7 @@ def _plain(text: str) -> str:
 
 #: ``    name, other: text``, continued on lines that are indented further.
 _ARGUMENT = re.compile(r"^ {4}(\w+(?:, \w+)*): (.+(?:\n {5,}.+)*)", re.MULTILINE)
+_SIMPLE: set[Any] = {int, float, bool, str, type(None)}
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 

@@ -25,10 +25,6 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import LazyMemmapStorage, LazyTensorStorage, TensorDictReplayBuffer
 
 
-#: Between the parts of a nested entry's name in a checkpoint; a single dot may be part of one.
-SEPARATOR = "::"
-
-
 def has_images(transitions: TensorDictBase) -> bool:
     """Whether any entry is an image: uint8 with three axes behind the batch's."""
     return any(
@@ -114,8 +110,7 @@ class Replay:
         """
         if self._online is None:
             return {"transitions": {}, "writer": {}}
-        stored = self._online[:].flatten_keys(SEPARATOR)
-        return {"transitions": dict(stored.items()), "writer": self._online.writer.state_dict()}
+        return {"transitions": self._online[:].to_dict(), "writer": self._online.writer.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
         """Restores :meth:`state_dict` into an empty buffer: every transition to the place it had.
@@ -128,6 +123,6 @@ class Replay:
         stored = TensorDict(state["transitions"]).auto_batch_size_(1)
         if len(stored) > self.size:
             raise ValueError(f"{len(stored)} transitions, but the buffer has room for {self.size}")
-        self.extend(stored.unflatten_keys(SEPARATOR))
+        self.extend(stored)
         assert self._online is not None
         self._online.writer.load_state_dict(state["writer"])

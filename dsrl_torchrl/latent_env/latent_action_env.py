@@ -45,8 +45,8 @@ class LatentActionEnv(TransformedEnv):
         >>> env = PointReachEnv(num_envs=3)
         >>> policy = FlowPolicy(observation_dim=2, action_dim=2, pred_horizon=4).freeze()
         >>> latent_env = LatentActionEnv(env, policy, act_horizon=2)
-        >>> latent_env.rollout(5)["next", "steps_to_next_obs"].shape
-        torch.Size([3, 5, 1])
+        >>> latent_env.rollout(5, break_when_any_done=False)["next", "action_chunk"].shape
+        torch.Size([3, 5, 2, 2])
     """
 
     def __init__(

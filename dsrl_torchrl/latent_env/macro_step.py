@@ -187,7 +187,7 @@ def _history(env: EnvBase, key: NestedKey, obs_horizon: int) -> CatFrames:
     spec = env.observation_spec[key]
     dim = env.batch_dims - spec.ndim  # of the entry's first axis, counted from the end
     frames = CatFrames(N=obs_horizon, dim=dim, in_keys=[key], padding="same")
-    # The macro step's own env is a copy that shares the transforms' buffers. CatFrames makes its float32 one at the first
-    # reset, and replaces it for an entry of another dtype: the copy would keep the old one.
+    # The macro step's own env is a copy that shares the transforms' buffers. CatFrames begins with a float32 one, and
+    # replaces it at the first reset for an entry of another dtype: the copy would keep the old one.
     frames._make_missing_buffer(spec.zero(), f"_cat_buffers_{key}")
     return frames

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from tensordict.utils import NestedKey
@@ -84,7 +84,7 @@ class BasePolicy(nn.Module):
         self.register_buffer("action_high", torch.ones(action_dim))
         self._frozen = False
 
-    def forward(self, *entries_and_noise: Tensor) -> Tensor:
+    def forward(self, *entries_and_noise: Any, **kwargs: Any) -> Tensor:
         """Decodes noise into an action chunk.
 
         Args:

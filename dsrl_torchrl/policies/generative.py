@@ -100,7 +100,7 @@ class GenerativePolicy(BasePolicy):
         """Normalised observation ``[B, obs]``, noise ``[B, H, A]`` -> normalised chunk ``[B, H, A]`` in [-1, 1]."""
         raise NotImplementedError
 
-    def forward(self, observation: Tensor, noise: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, observation: Tensor, noise: Tensor) -> Tensor:
         """``[*B, observation_dim]``, ``[*B, pred_horizon, action_dim]`` -> ``[*B, pred_horizon, action_dim]``."""
         self.check_shapes(observation, noise)
         dtype = self.action_low.dtype  # simulators often hand out float64

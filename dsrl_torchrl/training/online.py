@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import model_validator
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
@@ -46,6 +47,14 @@ class OnlineConfig(Options):
     offline_fraction: float = option(0.25, "of every batch, from stage 1's data", ge=0, lt=1)
     checkpoint_env_steps: int = option(5_000, "env steps between two checkpoints, at which all envs are reset", ge=1)
     log_env_steps: int = option(250, "env steps between two rows of metrics", ge=1)
+
+    @model_validator(mode="after")
+    def _learns(self) -> OnlineConfig:
+        if self.warmup_env_steps >= self.total_env_steps:
+            raise ValueError(
+                f"warmup_env_steps ({self.warmup_env_steps}) must be below total_env_steps ({self.total_env_steps})"
+            )
+        return self
 
 
 @dataclass(frozen=True)

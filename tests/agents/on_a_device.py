@@ -73,7 +73,9 @@ def check_training(kind, make_env, device, folder, updates=4, **options):
         )  # fmt: skip
         assert result.env_steps >= total and result.updates > 0 and log
     assert log[0][0] > 48  # resumed, not started anew
-    assert devices(value for value in agent.state_dict().values() if torch.is_tensor(value)) == {env.device.type}
+    # A number may stay on the CPU, as the discount of TorchRL's estimators does until it is first used.
+    learned = [value for value in agent.state_dict().values() if torch.is_tensor(value) and value.ndim]
+    assert devices(learned) == {env.device.type}
 
     agent.save(folder / "saved")
     on_cpu = make_agent(kind, make_env("cpu"), seed=1, **options)

@@ -1,8 +1,8 @@
 """A device that every machine has: its tensors' numbers lie on the CPU, but it refuses to mix them with the CPU's.
 
-Importing this registers the device ``sim`` in torch's place for other backends (``PrivateUse1``), for the whole process:
-do so in one of its own. As on CUDA an operation takes tensors of one device, numbers aside (0 dimensions); copies go
-between the two, and CPU tensors may be indices.
+Importing this registers the device ``sim``, in torch's place for other backends (``PrivateUse1``), for the whole
+process: do so in one of its own. As on CUDA an operation takes tensors of one device, numbers aside (0 dimensions);
+copies go between the two, and CPU tensors may be indices.
 """
 
 from __future__ import annotations

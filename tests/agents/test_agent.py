@@ -26,7 +26,6 @@ from .cases import (
 
 CRITIC = frozenset({"critic"})
 WITH_ACTOR = [kind for kind in AGENTS if kind is not BestOfN]
-ACTOR_FILES = {"actor", "kept_actor", "target_actor"}
 
 
 def test_metrics_are_finite_scalars_by_the_names_that_figures_and_checks_read(kind, make_env):

@@ -225,6 +225,14 @@ def test_mistakes_beyond_the_schema(capsys, arguments, message):
     assert not os.path.exists("runs")
 
 
+def test_a_logger_that_cannot_log_in_is_refused_at_once(monkeypatch, capsys):
+    import wandb
+
+    monkeypatch.setattr(type(wandb.api), "api_key", None)
+    assert "wandb is not logged in" in fails(capsys, "run", *TINY, "logger=wandb")
+    assert not os.path.exists("runs")
+
+
 def test_a_mistake_does_not_lock_the_folder(capsys):
     assert "steps" in fails(capsys, "base", *TINY, "base_policy.training.steps=0")
     main(["base", *TINY])

@@ -34,6 +34,10 @@ class Env(EnvBase):
     def _set_seed(self, seed): ...
 
 
+def typed(count: int, share: float | None = None, names: list[str] = (), own: Thing | None = None):
+    return count
+
+
 def anything(first, **kwargs):
     return first, kwargs
 
@@ -76,6 +80,15 @@ def test_mistakes(given, message):
     with pytest.raises(UserError, match=message) as caught:
         check_target(given, "x")
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_flags_and_texts_are_checked_by_their_annotation():
+    check_target(spec("typed", count=1, share=2, names="whatever", own=3), "x")
+    check_target(spec("typed", count=1, share=None), "x")
+    with pytest.raises(UserError, match=r"x\.count should be a valid integer, got 1\.5"):
+        check_target(spec("typed", count=1.5), "x")
+    with pytest.raises(UserError, match=r"x\.share should be a valid number, got 'much'"):
+        check_target(spec("typed", count=1, share="much"), "x")
 
 
 def test_a_target_that_cannot_take_what_it_is_given():

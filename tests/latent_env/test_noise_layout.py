@@ -49,6 +49,6 @@ def test_bad_arguments():
     with pytest.raises(UserError, match="noise_layout must be one of full, act_horizon, repeat; got 'half'"):
         layout("half")
     for sizes in ({"act_horizon": 5}, {"first_action": 3}):
-        with pytest.raises(UserError, match="needs a noise for each of the . executed steps from step .* has 4"):
+        with pytest.raises(UserError, match=r"needs a noise for each of the . executed steps from step .* has 4"):
             layout("act_horizon", **sizes)
     assert layout("repeat", act_horizon=5).dim == 3  # one noise for a chunk that is longer

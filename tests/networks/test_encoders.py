@@ -1,4 +1,4 @@
-"""What latent policy and critics see of an observation: standardised states with waves, encoded pixels, side by side."""
+"""What latent policy and critics see: standardised states with waves, encoded pixels, side by side."""
 
 from __future__ import annotations
 

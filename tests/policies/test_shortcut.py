@@ -10,9 +10,9 @@ import torch
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.policies import ShortcutBCLoss, ShortcutPolicy
 from dsrl_torchrl.training.behaviour_cloning import train_base_policy
+from tests.training.test_behaviour_cloning import LEFT, RIGHT, make, two_mode_dataset
 
 from .conftest import NETWORKS, make_policy
-from tests.training.test_behaviour_cloning import LEFT, RIGHT, make, two_mode_dataset
 
 RATE = -0.7
 

@@ -47,6 +47,7 @@ def make(kind, **kwargs):
     return policy, loss_class(policy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "sampler_steps"), [("flow", 20), ("diffusion", 20), ("shortcut", 8)])
 def test_both_modes_are_recovered(kind, sampler_steps):
     policy, loss = make(kind, sampler_steps=sampler_steps)

@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict
 
 from dsrl_torchrl.collect.rollouts import collect_rollouts
-from dsrl_torchrl.errors import CheckpointError, NonFiniteError, UserError
+from dsrl_torchrl.errors import NonFiniteError, UserError
 from dsrl_torchrl.evaluation.evaluate import evaluate
 from dsrl_torchrl.latent_env.prior_noise import PriorNoise
 from dsrl_torchrl.training.offline import OfflineConfig, check_gain
@@ -138,7 +138,7 @@ def test_stage_2_starts_with_what_it_takes_from_stage_1(tmp_path, rollouts, stag
     agent = make_agent(kind, seed=5)
     agent.load(folder, components)
     fresh = {name: dict(tensors) for name, tensors in make_agent(kind, seed=5).tensors().items()}
-    options = {"total_env_steps": 40, "warmup_env_steps": 40}
+    options = {"total_env_steps": 40, "warmup_env_steps": 0, "utd": 1e-6}
     result, _ = run_online(agent, tmp_path, offline=rollouts, **options)
     assert result.env_steps >= 40 and result.updates == 0
     for name, tensors in agent.tensors().items():
@@ -146,18 +146,6 @@ def test_stage_2_starts_with_what_it_takes_from_stage_1(tmp_path, rollouts, stag
         source = first.tensors()[name] if taken else fresh[name]
         assert all(torch.equal(tensors[key], source[key]) for key in source), name
         assert any(not torch.equal(fresh[name][key], first.tensors()[name][key]) for key in source), name
-
-
-def test_what_does_not_fit_is_one_line(tmp_path, stage1):
-    (agent, folder), kind = stage1, type(stage1[0])
-    with pytest.raises(CheckpointError, match=r"\.safetensors does not fit: tensor .* should be \["):
-        make_agent(kind, num_cells=(8, 8)).load(folder)
-    agent.save(tmp_path)
-    path = tmp_path / "q_action.safetensors"
-    path = path if path.exists() else tmp_path / "q_noise.safetensors"
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match=path.name):
-        make_agent(kind).load(tmp_path)
 
 
 @pytest.mark.parametrize(("kind", "critic"), [(DSRLSAC, "q_noise"), (DSRLNA, "q_action"), (BestOfN, "q_action")])

@@ -10,7 +10,7 @@ from dsrl_torchrl.agents.actor_agent import ACTOR
 from dsrl_torchrl.agents.dsrl_aw_mle import DISTIL
 from dsrl_torchrl.errors import NonFiniteError
 from dsrl_torchrl.training.update_rounds import check_metrics, make_updates
-from tests.training.toy import AGENTS, DSRLAWMLE, BestOfN, make_agent
+from tests.training.toy import DSRLAWMLE, make_agent
 
 
 class Recorder:
@@ -59,13 +59,6 @@ def test_actor_and_distillation_keep_their_intervals_across_rounds():
         make_updates(update, sample, first=first, count=count)
     assert [ACTOR in parts for _, parts in update.updates] == [step >= 3 and step % 2 == 0 for step in range(9)]
     assert [DISTIL in parts for _, parts in update.updates] == [step % 3 == 0 for step in range(9)]
-
-
-@pytest.mark.parametrize("kind", AGENTS)
-def test_the_actor_waits_for_the_critics(kind):
-    agent = make_agent(kind, critic_only_updates=4, actor_interval=2)
-    moved = [step for step in range(8) if ACTOR in agent.parts(step)]
-    assert moved == ([] if kind is BestOfN else [4, 6])
 
 
 def test_no_update_samples_nothing():
