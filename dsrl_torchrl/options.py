@@ -30,7 +30,12 @@ class Options(BaseModel):
 
     # Lists of YAML become tuples, but `true` is no number and `1.5` no integer: strict for all but sequences.
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, arbitrary_types_allowed=True, validate_default=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        arbitrary_types_allowed=True,
+        validate_default=True,
     )
 
     def __init__(self, **values: Any) -> None:

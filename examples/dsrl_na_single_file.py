@@ -109,7 +109,7 @@ def make_env_and_policy(args: Args):
     from dsrl_torchrl.policies import load_policy
 
     policy = load_policy(args.base_policy).to(args.device)
-    options = {"control_mode": policy.control_mode, "max_episode_steps": args.max_episode_steps}
+    options: dict = {"control_mode": policy.control_mode, "max_episode_steps": args.max_episode_steps}
     options |= {"num_envs": args.num_envs, "obs_mode": "state", "reward_mode": "none", "render_backend": "none"}
     env = gymnasium.make(f"mani_skill.envs:{args.env}", **options)
     return env, policy, (policy.pred_horizon, policy.action_dim), policy.observation_statistics("observation")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
@@ -166,12 +167,12 @@ class Agent(nn.Module):
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
         """All that is learned, by file: ``actor``, ``kept_actor`` and critics, whose names begin with ``q_``."""
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes a safetensors file for each of :meth:`tensors`, and the encoder's."""
         for name, tensors in self._files().items():
-            save_tensors(tensors, folder / f"{name}.safetensors")
+            save_tensors(tensors, Path(folder) / f"{name}.safetensors")
 
-    def load(self, folder: Path, components: Sequence[str] = ("actor", "critics")) -> None:
+    def load(self, folder: str | os.PathLike[str], components: Sequence[str] = ("actor", "critics")) -> None:
         """Reads what :meth:`save` wrote, in place.
 
         Args:
@@ -180,11 +181,14 @@ class Agent(nn.Module):
 
         Raises:
             CheckpointError: a file is missing, damaged or of another size.
+            UserError: a component that is neither.
         """
+        if set(components) - {"actor", "critics"}:
+            raise UserError(f"components are actor and critics, got {', '.join(components)}")
         for name, tensors in self._files().items():
             kind = "critics" if name.startswith("q_") else "actor"
             if kind in components or (name == "encoder" and components):
-                path = folder / f"{name}.safetensors"
+                path = Path(folder) / f"{name}.safetensors"
                 copy_strictly(load_tensors(path), tensors, path)
 
     def optimiser_state(self) -> OptimiserState:

@@ -12,6 +12,8 @@ from dsrl_torchrl.cli.main import main
 
 from .pipeline_run import TINY, fails, loaded, start, wait_for, wait_until_empty
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path, monkeypatch):

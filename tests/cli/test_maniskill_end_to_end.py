@@ -12,6 +12,8 @@ from dsrl_torchrl.policies import FlowPolicy, save_policy
 
 from .pipeline_run import loaded
 
+pytestmark = pytest.mark.simulator
+
 
 def run(*arguments, cwd):
     command = [sys.executable, "-m", "dsrl_torchrl", *arguments]

@@ -11,6 +11,8 @@ from dsrl_torchrl.envs.maniskill import ManiSkillEnv
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.seeds import demonstration_seeds
 
+pytestmark = pytest.mark.simulator
+
 pytest.importorskip("mani_skill")
 
 TASK = ("PickCube-v1", "pd_ee_delta_pos")

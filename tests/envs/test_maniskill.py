@@ -14,6 +14,8 @@ from dsrl_torchrl.envs.headless import rendering_available
 from dsrl_torchrl.envs.maniskill import ManiSkillEnv
 from dsrl_torchrl.errors import UserError
 
+pytestmark = pytest.mark.simulator
+
 pytest.importorskip("mani_skill")
 
 LIMIT = 12

@@ -26,6 +26,7 @@ def test_task(name):
     assert task.generator_spec["max_episode_steps"] == task.env["max_episode_steps"]
 
 
+@pytest.mark.simulator
 @pytest.mark.parametrize("name", [name for name in TASKS if name != "toy"])
 def test_maniskill_task_steps(name):
     pytest.importorskip("mani_skill")

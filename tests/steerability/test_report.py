@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from dsrl_torchrl.envs.toy import PointReachEnv
 from tensordict.nn import TensorDictModule
 
 from dsrl_torchrl import LatentActionEnv
+from dsrl_torchrl.envs.toy import PointReachEnv
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.evaluation.rates import make_rate
 from dsrl_torchrl.policies.probe import Steerability
