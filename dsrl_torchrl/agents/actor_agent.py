@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -54,7 +54,7 @@ class ActorAgent(Agent):
                 average.lerp_(new, weight)
             self.averaged.fill_(1.0)
 
-    def load(self, folder: Path, components: Sequence[str] = ("actor", "critics")) -> None:
+    def load(self, folder: str | os.PathLike[str], components: Sequence[str] = ("actor", "critics")) -> None:
         super().load(folder, components)
         if "actor" in components:
             self.averaged.fill_(1.0)
