@@ -11,10 +11,6 @@ class CheckpointError(UserError):
     """A checkpoint that is missing, truncated, foreign, or does not fit."""
 
 
-class CollectionError(UserError):
-    """The process that collects failed: its own error, in one line."""
-
-
 class NonFiniteError(UserError):
     """NaN or infinity, caught where it is born.
 

@@ -15,8 +15,8 @@ from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
+from dsrl_torchrl.agents.curve_checks import CurveCheck
 from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.evaluation.curve_checks import CurveCheck
 from dsrl_torchrl.files import copy_strictly, load_tensors, save_tensors
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
@@ -37,7 +37,7 @@ class AgentConfig(Options):
     gamma: float = option(0.98, "discount per primitive step; the bootstrap uses gamma^k", gt=0, le=1)
     tau: float = option(0.01, "Polyak rate of the target networks", gt=0, le=1)
     critic_lr: float = option(5e-4, "Adam's learning rate of the critics", gt=0)
-    compile: bool | None = option(None, "updates by torch.compile; null: on CUDA (with CUDA graphs), not on a CPU")
+    compile: bool = option(False, "updates by torch.compile, and on CUDA in CUDA graphs")
 
 
 class Agent(nn.Module):
@@ -143,7 +143,9 @@ class Agent(nn.Module):
     def optimise(self, name: str, parameters: Iterable[Tensor], lr: float) -> None:
         """Gives ``parameters`` an optimiser of that name."""
         self._trained[name] = [p for p in parameters if p.requires_grad]
-        self.optimisers[name] = torch.optim.Adam(self._trained[name], lr=lr, fused=self.device.type in ("cpu", "cuda"))
+        on_cuda = self.device.type == "cuda"  # where a CUDA graph may hold the step
+        fused = on_cuda or self.device.type == "cpu"
+        self.optimisers[name] = torch.optim.Adam(self._trained[name], lr=lr, fused=fused, capturable=on_cuda)
 
     def descend(self, name: str, loss: Tensor) -> Tensor:
         """One step of the optimiser ``name`` on ``loss``; returns the norm of its gradient."""

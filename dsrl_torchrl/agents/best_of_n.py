@@ -12,7 +12,7 @@ from torch import Tensor
 from torchrl.objectives import SoftUpdate, ValueEstimators
 
 from dsrl_torchrl.agents.agent import Agent, AgentConfig, flat, scalars
-from dsrl_torchrl.evaluation.curve_checks import grew
+from dsrl_torchrl.agents.curve_checks import grew
 from dsrl_torchrl.networks.config import make_critics
 from dsrl_torchrl.networks.critics import reduce_ensemble
 from dsrl_torchrl.objectives.q_action import QActionLoss

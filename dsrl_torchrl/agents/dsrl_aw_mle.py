@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -74,8 +75,12 @@ class DSRLAWMLE(DSRLNA):
     def store(self, transitions: TensorDictBase, *, online: bool) -> TensorDictBase:
         """Decodes the pairs that the distillation will read."""
         share = self.config.executed_share if online else 0.0
-        decoder, pairs = self.decoder, self.config.decoded_pairs
-        return draw_decoded_pairs(transitions, decoder.decode, decoder.latent_dim, pairs, share)
+
+        def decode(observations: TensorDictBase, noise: Tensor) -> Tensor:
+            # Offline data stay where they are, images above all; what is decoded at once goes to the policy.
+            return self.decoder.decode(observations.to(self.device), noise.to(self.device)).to(noise.device)
+
+        return draw_decoded_pairs(transitions, decode, self.decoder.latent_dim, self.config.decoded_pairs, share)
 
     def prepare(self, batches: TensorDictBase) -> TensorDictBase:
         """Picks a pair for every transition, and decodes the TD targets' chunks of all ``[k, n]`` at once."""
@@ -99,6 +104,10 @@ class DSRLAWMLE(DSRLNA):
             metrics |= self.learn_actor(batch)
         self.move_targets()
         return TensorDict(metrics)
+
+    def actor_tensors(self) -> dict[str, Mapping[str, Tensor]]:
+        """Actor and average."""
+        return {"actor": self.actor.state_dict(), "kept_actor": self.kept_policy.actor.state_dict()}
 
     def learn_actor(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """Eq. 14 and 15 on some states of the batch, online and offline ones in its proportion."""

@@ -11,7 +11,7 @@ from torchrl.objectives import SoftUpdate, ValueEstimators
 
 from dsrl_torchrl.agents.actor_agent import ACTOR, ActorAgent, ActorConfig
 from dsrl_torchrl.agents.agent import flat, scalars
-from dsrl_torchrl.evaluation.curve_checks import collapsed_early, grew, ran_away
+from dsrl_torchrl.agents.curve_checks import collapsed_early, grew, ran_away
 from dsrl_torchrl.networks.config import make_actor, make_critics
 from dsrl_torchrl.networks.critics import Critic
 from dsrl_torchrl.networks.latent_actor import LatentActor, LatentPolicy
@@ -26,6 +26,11 @@ class SACActorAgent(ActorAgent):
 
     actor: LatentActor
     sac: LatentSACLoss
+
+    def actor_tensors(self) -> dict[str, Mapping[str, Tensor]]:
+        """Actor, average and temperature, by file."""
+        actor, kept = self.actor.state_dict(), self.kept_policy.actor.state_dict()
+        return {"actor": actor, "kept_actor": kept, "temperature": {"log_alpha": self.sac.log_alpha.data}}
 
     def learn_actor(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """The actor on ``Q^W`` (Eq. 9), and the temperature (Eq. 10)."""
@@ -161,8 +166,7 @@ class DSRLNA(SACActorAgent):
 
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
         return {
-            "actor": self.actor.state_dict(),
-            "kept_actor": self.kept_policy.actor.state_dict(),
+            **self.actor_tensors(),
             "q_noise": flat(self.aliasing_loss.q_noise_params),
             "q_action": flat(self.q_action_loss.q_action_params),
             "q_action_target": flat(self.q_action_loss.target_q_action_params),

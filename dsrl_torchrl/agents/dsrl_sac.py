@@ -11,8 +11,8 @@ from torchrl.objectives import SoftUpdate
 
 from dsrl_torchrl.agents.actor_agent import ACTOR, ActorConfig
 from dsrl_torchrl.agents.agent import flat, scalars
+from dsrl_torchrl.agents.curve_checks import grew
 from dsrl_torchrl.agents.dsrl_na import DSRLNA, SACActorAgent
-from dsrl_torchrl.evaluation.curve_checks import grew
 from dsrl_torchrl.networks.config import make_actor, make_critics
 from dsrl_torchrl.networks.latent_actor import LatentPolicy
 from dsrl_torchrl.objectives.sac import SACOptions, make_sac_loss
@@ -75,8 +75,7 @@ class DSRLSAC(SACActorAgent):
 
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
         return {
-            "actor": self.actor.state_dict(),
-            "kept_actor": self.kept_policy.actor.state_dict(),
+            **self.actor_tensors(),
             "q_noise": flat(self.sac.qvalue_network_params),
             "q_noise_target": flat(self.sac.target_qvalue_network_params),
         }

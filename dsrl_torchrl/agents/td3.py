@@ -14,7 +14,7 @@ from torchrl.objectives import SoftUpdate, TD3Loss
 
 from dsrl_torchrl.agents.actor_agent import ACTOR, ActorAgent, ActorConfig
 from dsrl_torchrl.agents.agent import flat, scalars
-from dsrl_torchrl.evaluation.curve_checks import grew
+from dsrl_torchrl.agents.curve_checks import grew
 from dsrl_torchrl.networks.config import make_critics
 from dsrl_torchrl.networks.encoders import FEATURES_KEY
 from dsrl_torchrl.networks.latent_actor import LatentPolicy

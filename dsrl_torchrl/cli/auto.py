@@ -43,7 +43,8 @@ def settle_machine(config: RunConfig, stored: Path) -> tuple[RunConfig, str | No
         return config, None
     begun = _begun(stored)
     cores = available_cores()
-    chosen = {"num_workers": max(1, min(cores, MAX_WORKERS))}
+    batched = config.task.env.get("num_envs", 1) != 1  # one process has them all
+    chosen = {"num_workers": 1 if batched else max(1, min(cores, MAX_WORKERS))}
     workers = chosen["num_workers"] if collector.num_workers == AUTO else collector.num_workers
     chosen["threads"] = max(1, min(cores - workers, MAX_THREADS))
     kept = [name for name in automatic if begun.get(name, AUTO) != AUTO]

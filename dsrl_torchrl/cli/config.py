@@ -160,7 +160,7 @@ class CollectorOptions(Options):
     """Processes and threads."""
 
     num_workers: Annotated[Any, _count(AUTO)] = option(
-        AUTO, "env processes; 1 steps the env in this one; auto: one per core, at most 8"
+        AUTO, "env processes; 1: in this one; auto: one per core, at most 8, or 1 for a batched env"
     )
     threads: Annotated[Any, _count(AUTO, None)] = option(
         AUTO, "of torch on the CPU; auto: the cores without a worker, 1 to 4; null: torch's own choice"

@@ -21,7 +21,8 @@ from dsrl_torchrl.training.metrics_log import LoggerConfig, MetricsLog
 
 CONFIG_FILE = "config.yaml"
 #: What cannot change a result, wherever it stands.
-WITHOUT_EFFECT = ("log_updates", "log_env_steps", "render")
+WITHOUT_EFFECT = ("log_env_steps", "check_episodes", "replay_memmap", "render")
+OUR_LOADER = "dsrl_torchrl.policies.load_policy"
 
 
 class RunFolder:
@@ -68,8 +69,14 @@ class RunFolder:
 
 
 def loaded_key(config: RunConfig, content_hash: str | None) -> dict[str, Any]:
-    """What tells a loaded base policy: a hash of what it computes, or else how it was loaded."""
-    return {"load": config.base_policy.load} if content_hash is None else {"content_hash": content_hash}
+    """What tells a loaded base policy: how it was loaded, and a hash of what it computes where it has one.
+
+    Both: what a load's arguments change need not be in the weights. A folder of ours is its hash alone, so that it may
+    be moved.
+    """
+    load = dict(config.base_policy.load or {})
+    ours = load.get("_target_") == OUR_LOADER
+    return {"load": None if ours and content_hash else load, "content_hash": content_hash}
 
 
 def check_logger(logger: LoggerConfig) -> None:
@@ -120,11 +127,12 @@ def _keys(
         base["base_policy"] = {name: values.get("base_policy", {}).get(name) for name in ("policy", "training")}
     if config.task.demonstrations.path is not None:
         base["demonstrations_sha256"] = file_hash(config.task.demonstrations.path)
+        task["demonstrations"] = {name: value for name, value in demonstrations.items() if name != "path"}
     stage1 = _effective(values["stage1"])
     workers = {"num_workers": values["collector"]["num_workers"]}
     layout = {"noise_layout": values["latent"]["noise_layout"]}
     rollouts = base | layout | workers | {"gamma": values["algorithm"].get("gamma")}
-    rollouts |= {"rollout_env_steps": stage1.pop("rollout_env_steps")}
+    rollouts |= {"rollout_env_steps": stage1.pop("rollout_env_steps"), "in_keys": values["networks"].get("in_keys")}
     steering = base | {name: values[name] for name in ("latent", "networks")}
     data = rollouts | {name: stage1.pop(name) for name in ("use_demonstrations", "inversion")}
     stage1.pop("algorithm")

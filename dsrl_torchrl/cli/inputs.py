@@ -138,6 +138,7 @@ class Inputs:
                 inversion = self.config.stage1.inversion
                 if inversion is None:
                     demonstrations = None
+                    self.say("offline data: base rollouts alone; stage1.inversion finds a noise for demonstrations")
                 else:
                     demonstrations, line = offline_data.with_noise(
                         demonstrations,

@@ -15,6 +15,7 @@ from dsrl_torchrl.cli.config import AUTO, RunConfig
 from dsrl_torchrl.cli.targets import Target, make
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.latent_env.macro_step import make_macro_env
+from dsrl_torchrl.networks.config import observation_keys
 from dsrl_torchrl.policies.base_policy import BasePolicy
 from dsrl_torchrl.steerability.action_magnitude import DEFAULT_MAGNITUDE
 
@@ -45,7 +46,7 @@ def make_latent_env(
         act_horizon=task.act_horizon,
         gamma=config.algorithm.gamma if gamma is None else gamma,
         obs_horizon=policy.obs_horizon,
-        history_keys=policy.in_keys,
+        history_keys=observation_keys(policy, config.networks),
         below=below,
     )
     workers = config.collector.num_workers if workers is None else workers

@@ -30,9 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _interrupted(error: BaseException | None) -> bool:
     # An interruption in the middle of a torch transform can surface as the error that its clean-up runs into.
-    while error is not None and not isinstance(error, KeyboardInterrupt):
+    seen: set[int] = set()  # somebody's `raise` may have made a circle
+    while error is not None and id(error) not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
-    return error is not None
+    return False
 
 
 def _one_line(error: BaseException) -> str:

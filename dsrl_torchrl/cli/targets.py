@@ -88,7 +88,8 @@ def make(spec: Mapping[str, Any], **given: Any) -> Any:
     try:
         return instantiate(dict(spec), **given, _convert_="all")
     except InstantiationException as error:
-        raise error.__cause__ or error from None
+        cause = error.__cause__ or error
+    raise cause  # out here: raised above, cause and exception would be each other's context
 
 
 def argument_meanings(spec: Mapping[str, Any]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Offline data from the base policy itself: its own rollouts, failures included (SPEC §4)."""
+"""Offline data from the base policy itself: its own rollouts, failures included."""
 
 from __future__ import annotations
 

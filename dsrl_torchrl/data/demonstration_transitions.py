@@ -1,4 +1,4 @@
-"""Offline macro transitions: demonstrations in the schema of online data (SPEC §1, §4)."""
+"""Offline macro transitions: demonstrations in the schema of online data (Eq. 3 to 5)."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dsrl_torchrl.evaluation.curve_checks import SUCCESS, Rows
+from dsrl_torchrl.agents.curve_checks import SUCCESS, Rows
 from dsrl_torchrl.evaluation.rates import Rate
 
 #: Metrics that share a panel, with their labels, and the panel's title.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from dsrl_torchrl.evaluation.curve_checks import longest_dip, success_curve
+from dsrl_torchrl.agents.curve_checks import longest_dip, success_curve
 from dsrl_torchrl.evaluation.evaluate import Evaluation
 from dsrl_torchrl.evaluation.figures import Panel, plot_learning_curve
 from dsrl_torchrl.evaluation.rates import Rate

@@ -1,4 +1,4 @@
-"""Inverted noise on disk: computed once per base policy and data set, resumable shard by shard (SPEC §4.4)."""
+"""Inverted noise on disk: computed once per base policy and data set, resumable shard by shard."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def invert_transitions(
 ) -> tuple[TensorDictBase, InversionReport]:
     """Fills in the noise of macro transitions that came without: ``action`` such that it decodes to what was executed.
 
-    A tool for data whose noise is unknown; DSRL-NA itself needs none (SPEC §3). Elements that the base policy cannot
+    A tool for data whose noise is unknown; DSRL-NA itself needs none. Elements that the base policy cannot
     reproduce get the nearest noise all the same: read the report before trusting them.
 
     Args:

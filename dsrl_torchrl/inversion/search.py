@@ -1,4 +1,4 @@
-"""Inversion of the frozen policy: which noise would have decoded into this executed chunk (SPEC §4.4)."""
+"""Inversion of the frozen policy: which noise would have decoded into this executed chunk (Eq. 20, 21)."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class NoiseOptimisation:
     to the bound, where many solutions lie, and never reach it.
 
     Args:
-        steps: Adam steps; SPEC §4.4 has 20 to 50.
-        lr: Adam's learning rate, in standard deviations of the prior per step; SPEC §4.4 has 1e-2 to 1e-1.
+        steps: Adam steps; the seeds have 20 to 50.
+        lr: Adam's learning rate, in standard deviations of the prior per step; the seeds have 1e-2 to 1e-1.
         starts: initial noises per element.
 
     Raises:
@@ -95,7 +95,7 @@ class NoiseRetrieval:
     More samples help slowly in many dimensions.
 
     Args:
-        samples: prior noises per element, the M of SPEC §4.4.
+        samples: prior noises per element, M.
 
     Raises:
         UserError: a count below 1.

@@ -9,7 +9,7 @@ from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.envs.transforms import Compose, DeviceCastTransform
 
 from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.latent_env.macro_step import CHUNK_KEY, STEPS_KEY, make_macro_env
+from dsrl_torchrl.latent_env.macro_step import CHUNK_KEY, STEPS_KEY, MacroStep, make_macro_env
 from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
 from dsrl_torchrl.policies.base_policy import BasePolicy
 
@@ -55,7 +55,7 @@ class LatentActionEnv(TransformedEnv):
         base_policy: BasePolicy,
         *,
         act_horizon: int | None = None,
-        gamma: float = 0.99,
+        gamma: float = 0.98,
         noise_layout: str = "full",
         action_magnitude: float = 1.5,
     ) -> None:
@@ -81,6 +81,9 @@ class LatentActionEnv(TransformedEnv):
             super().__init__(env.to(simulator), DeviceCastTransform(decoder.device, orig_device=simulator))
             # Not in one Compose: the constructor moves the transforms that it gets to the simulator's device.
             self.append_transform(decoder)
+        macro_steps = [t for t in getattr(env, "transform", ()) if isinstance(t, MacroStep)]
+        #: Discount per primitive step; ``None`` where it is known in a ``ParallelEnv``'s workers alone.
+        self.__dict__["gamma"] = macro_steps[0].gamma if macro_steps else None
 
     @property
     def decoder(self) -> NoiseDecoder:
@@ -126,7 +129,7 @@ def _check_fit(macro_env: EnvBase, decoder: NoiseDecoder) -> None:
     try:
         with torch.no_grad():
             got = decoder.decode(observations, noise).shape
-    except UserError as error:
+    except (UserError, RuntimeError) as error:  # a foreign network's: mat1 and mat2 shapes cannot be multiplied
         raise UserError(
             f"the base policy does not fit the env (obs_horizon {policy.obs_horizon}): {error}; use the base policy "
             "trained for this task, or set obs_horizon to the one it was trained with"

@@ -55,12 +55,13 @@ class StateEncoder(nn.Module):
 
     Args:
         shape: of the entry; flattened.
-        statistics: mean and std, of that shape; ``None`` leaves the entry as it is.
+        statistics: mean and std, of that shape; ``None`` leaves the entry as it is, unclamped.
         fourier_bands: frequencies in half cycles per standard deviation; empty for the standardised entry alone.
     """
 
     mean: torch.Tensor  # (dim,)
     std: torch.Tensor  # (dim,)
+    limit: torch.Tensor  # ()
 
     def __init__(
         self,
@@ -74,6 +75,7 @@ class StateEncoder(nn.Module):
         mean, std = (torch.zeros(dim), torch.ones(dim)) if statistics is None else statistics
         self.register_buffer("mean", mean.detach().float().reshape(-1).clone())
         self.register_buffer("std", std.detach().float().reshape(-1).clone())
+        self.register_buffer("limit", torch.tensor(torch.inf if statistics is None else 10.0))
         self.bands = tuple(fourier_bands)
 
     @property
@@ -84,7 +86,7 @@ class StateEncoder(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[*B, *shape]`` of any dtype -> ``[*B, out_features]``."""
         x = x.flatten(x.ndim - self.ndim).to(self.mean.dtype) if self.ndim else x.unsqueeze(-1).to(self.mean.dtype)
-        z = ((x - self.mean) / self.std).clamp(-10.0, 10.0)
+        z = ((x - self.mean) / self.std).clamp(-self.limit, self.limit)
         waves = [wave(math.pi * band * z) for band in self.bands for wave in (torch.sin, torch.cos)]
         return torch.cat([z, *waves], dim=-1)
 

@@ -70,6 +70,7 @@ class BasePolicy(nn.Module):
         control_mode: str = "",
     ) -> None:
         super().__init__()
+        in_keys = [in_keys] if isinstance(in_keys, str) else in_keys
         self.in_keys: list[NestedKey] = [tuple(key) if isinstance(key, list) else key for key in in_keys]
         self.action_dim = positive_int("action_dim", action_dim)
         self.pred_horizon = positive_int("pred_horizon", pred_horizon)
@@ -107,9 +108,12 @@ class BasePolicy(nn.Module):
     def content_hash(self) -> str | None:
         """A hash of what the policy computes: the key under which anything derived from it may be kept.
 
-        ``None`` says that it cannot be hashed (a server): a run is then keyed by how the policy was loaded.
+        By default that is its class, sizes, state dict and ``config``, a property of plain JSON values for whatever
+        else changes its output. ``None`` says that it cannot be hashed (a server, a network that is no ``nn.Module``:
+        no state of its own): a run is then keyed by how the policy was loaded.
         """
-        return policy_hash(self)
+        stateless = self.state_dict().keys() == {"action_low", "action_high"} and not hasattr(self, "config")
+        return None if stateless else policy_hash(self)
 
     @property
     def device(self) -> torch.device:

@@ -22,16 +22,14 @@ class AcceleratedUpdate:
     optimiser states stay those of ``agent``: checkpoints and other readers see them as before.
 
     Args:
-        agent: it decides by its device: compiled and captured on CUDA, eager on a CPU; ``config.compile=True`` compiles
-            on a CPU, too, which takes a minute at the first calls and gains nothing there (the matrix products
-            dominate); ``False`` compiles nowhere.
+        agent: eager unless its ``config.compile`` says otherwise: then compiled, and on CUDA captured. On a CPU that
+            takes a minute at the first calls and gains nothing (the matrix products dominate).
     """
 
     def __init__(self, agent: Agent) -> None:
-        on_cuda = agent.device.type == "cuda"
         self.agent = agent
-        self.compile = on_cuda if agent.config.compile is None else agent.config.compile
-        self.cuda_graphs = on_cuda
+        self.compile = agent.config.compile
+        self.cuda_graphs = self.compile and agent.device.type == "cuda"
         self._steps: dict[frozenset[str], Callable[[TensorDictBase], TensorDictBase]] = {}
 
     def __call__(self, batch: TensorDictBase, parts: frozenset[str]) -> TensorDictBase:
@@ -45,5 +43,5 @@ class AcceleratedUpdate:
         if self.compile:
             step = torch.compile(step)
         if self.cuda_graphs:
-            step = CudaGraphModule(step, in_keys=[], out_keys=[], warmup=WARM_UP)
+            step = CudaGraphModule(step, in_keys=[], out_keys=[], warmup=WARM_UP, device=self.agent.device)
         return step

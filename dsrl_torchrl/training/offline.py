@@ -83,9 +83,9 @@ def train_offline(
         NonFiniteError: a metric became NaN or infinite.
     """
     torch.manual_seed(seed)
-    data = agent.store(data.to(agent.device).copy(), online=False)
+    data = agent.store(data.copy(), online=False)
     replay = Replay(0, agent.config.batch_size, data, offline_fraction=1.0, device=agent.device)
-    fixed = data[torch.randint(len(data), (CHECK_OBSERVATIONS,))].select(*agent.in_keys)
+    fixed = data[torch.randint(len(data), (CHECK_OBSERVATIONS,))].select(*agent.in_keys).to(agent.device)
     update = AcceleratedUpdate(agent)
     counters = Counters()
     checkpoint = Checkpoint(agent=agent, optimisers=agent.optimiser_state(), counters=counters, rng=GlobalRNGState())

@@ -22,6 +22,7 @@ from dsrl_torchrl.agents.agent import Agent
 from dsrl_torchrl.collect.episode_statistics import EpisodeTracker
 from dsrl_torchrl.data.macro_transitions import check_finite, to_macro_transitions
 from dsrl_torchrl.data.replay import Replay, transition_bytes
+from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.latent_env.macro_step import STEPS_KEY
 from dsrl_torchrl.latent_env.prior_noise import PriorNoise
@@ -101,11 +102,14 @@ def train_online(
         progress: show a progress bar.
 
     Raises:
+        UserError: the env's discount is not the agent's.
         NonFiniteError: an observation, reward or metric became NaN or infinite; the last checkpoint stays.
     """
+    if env.gamma is not None and env.gamma != agent.config.gamma:
+        raise UserError(f"the env sums rewards with gamma {env.gamma}, the agent bootstraps with {agent.config.gamma}")
     torch.manual_seed(seed)
     if offline is not None:
-        offline = agent.store(offline.to(agent.device).copy(), online=False)
+        offline = agent.store(offline.copy(), online=False)
     replay = Replay(
         min(config.replay_size, config.total_env_steps),  # a macro step is at least one env step
         agent.config.batch_size,

@@ -101,8 +101,9 @@ def check_update(kind, make_env, traffic):
 if __name__ == "__main__":
     from torchrl.modules.distributions import continuous
 
-    from tests.agents.simulated_device import traffic
+    from tests.agents.simulated_device import register, traffic
 
+    device = register()
     what, names = sys.argv[1], sys.argv[2:]
     for make_env in (state_env, pixel_env):
         if what == "bridge":

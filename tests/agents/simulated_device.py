@@ -1,6 +1,6 @@
 """A device that every machine has: its tensors' numbers lie on the CPU, but it refuses to mix them with the CPU's.
 
-Importing this registers the device ``sim``, in torch's place for other backends (``PrivateUse1``), for the whole
+:func:`register` makes it known as ``sim``, in torch's place for other backends (``PrivateUse1``), for the rest of the
 process: do so in one of its own. As on CUDA an operation takes tensors of one device, numbers aside (0 dimensions);
 copies go between the two, and CPU tensors may be indices.
 """
@@ -25,10 +25,6 @@ traffic: list[str] = []
 class _Backend(_DummyBackendModule):
     def synchronize(self, device=None):
         pass
-
-
-_setup_privateuseone_for_python_backend("sim", backend_module=_Backend())
-DeviceCastTransform._sync_device = staticmethod(lambda: None)  # it knows of CUDA, MPS and CPU
 
 
 class SimTensor(torch.Tensor):
@@ -106,12 +102,16 @@ def _arange(start, end, step=1, dtype=None, layout=None, device=None, pin_memory
     return SimTensor(torch.arange(start, end, step, dtype=dtype))
 
 
-# What makes tensors has no tensor to be dispatched by.
-_makers = torch.library.Library("_", "IMPL", "PrivateUse1")
-_makers.fallback(lambda func, *args, **kwargs: _run(func, args, kwargs))
-_kernels = torch.library.Library("aten", "IMPL", "PrivateUse1")
-_kernels.impl("empty_strided", _empty_strided)  # torch.tensor and torch.as_tensor go by these two alone
-_kernels.impl("copy_", _copy)
-_kernels.impl("arange", lambda end, **options: _arange(0, end, **options))  # else made empty, and resized
-_kernels.impl("arange.start", _arange)
-_kernels.impl("arange.start_step", _arange)
+def register():
+    """Makes ``sim`` a device; returns what keeps it one."""
+    _setup_privateuseone_for_python_backend("sim", backend_module=_Backend())
+    DeviceCastTransform._sync_device = staticmethod(lambda: None)  # it knows of CUDA, MPS and CPU
+    makers = torch.library.Library("_", "IMPL", "PrivateUse1")  # what makes tensors has none to be dispatched by
+    makers.fallback(lambda func, *args, **kwargs: _run(func, args, kwargs))
+    kernels = torch.library.Library("aten", "IMPL", "PrivateUse1")
+    kernels.impl("empty_strided", _empty_strided)  # torch.tensor and torch.as_tensor go by these two alone
+    kernels.impl("copy_", _copy)
+    kernels.impl("arange", lambda end, **options: _arange(0, end, **options))  # else made empty, and resized
+    kernels.impl("arange.start", _arange)
+    kernels.impl("arange.start_step", _arange)
+    return makers, kernels

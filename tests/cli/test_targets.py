@@ -99,8 +99,9 @@ def test_a_target_that_cannot_take_what_it_is_given():
 def test_make_calls_with_plain_values():
     assert make(spec("anything", first=[1, 2]), more={"a": (1,)}) == ([1, 2], {"more": {"a": [1]}})
     assert make(spec("Thing"), size=3).size == 3
-    with pytest.raises(ZeroDivisionError):  # not Hydra's exception around it
+    with pytest.raises(ZeroDivisionError) as raised:  # not Hydra's exception around it
         make(spec("broken"))
+    assert raised.value.__context__ is None
 
 
 def test_meanings_come_from_the_docstring():

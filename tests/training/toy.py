@@ -40,7 +40,7 @@ def make_agent(kind, seed=0, env=None, num_cells=(16, 16), **options):
     small = {"batch_size": 32, "gamma": GAMMA, "critic_only_updates": 10, "decoded_pairs": 4, "m_candidates": 8}
     known = {name: value for name, value in (small | options).items() if name in kind.Config.model_fields}
     torch.manual_seed(seed)
-    networks = NetworkConfig(num_critics=2, num_cells=num_cells, activation="tanh")
+    networks = NetworkConfig(num_critics=2, num_cells=num_cells)
     return kind(make_env() if env is None else env, kind.Config(**known), networks)
 
 

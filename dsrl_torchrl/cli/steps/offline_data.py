@@ -54,6 +54,12 @@ def demonstrated_transitions(
     Raises:
         UserError: a reward that demonstrations do not carry, or entries that they lack.
     """
+    takes = parameters(find_target(task.env, "task.env"))
+    if not {"reward", "success_bonus"} & takes.keys():
+        raise UserError(
+            "task.env does not say that its reward is -1 a step (an argument reward or success_bonus), which is what "
+            "demonstrations get: set stage1.use_demonstrations=false"
+        )
     reward = _argument(task, "reward", "step_penalty")
     if reward != "step_penalty":
         raise UserError(

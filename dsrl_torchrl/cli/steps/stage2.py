@@ -9,9 +9,9 @@ from typing import Any
 from tensordict import TensorDictBase
 
 from dsrl_torchrl.agents.agent import Agent
+from dsrl_torchrl.agents.curve_checks import curve_warnings
 from dsrl_torchrl.cli.config import RunConfig
 from dsrl_torchrl.cli.folder import metrics_log
-from dsrl_torchrl.evaluation.curve_checks import curve_warnings
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.training.metrics_log import read_metrics
 from dsrl_torchrl.training.online import train_online

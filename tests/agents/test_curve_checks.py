@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from dsrl_torchrl.evaluation.curve_checks import (
+from dsrl_torchrl.agents.curve_checks import (
     collapsed_early,
     curve_warnings,
     grew,
@@ -63,7 +63,7 @@ def test_small_beginnings_count_as_the_floor():
 def test_agents_can_list_checks_without_the_drawing_libraries():
     code = (
         "import sys; sys.modules |= dict.fromkeys(['matplotlib', 'tqdm', 'imageio', 'hydra']); "
-        "import dsrl_torchrl.evaluation.curve_checks"
+        "import dsrl_torchrl.agents.curve_checks"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

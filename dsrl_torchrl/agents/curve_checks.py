@@ -24,7 +24,7 @@ def curve_warnings(rows: Rows, latent_dim: int, checks: Sequence[CurveCheck]) ->
 
 
 def grew(metric: str, factor: float, hint: str, *, floor: float = 0.0) -> CurveCheck:
-    """Warns if the mean ``|metric|`` of the last quarter is over ``factor`` times that of the first (SPEC §5).
+    """Warns if the mean ``|metric|`` of the last quarter is over ``factor`` times that of the first.
 
     Fewer than 8 values say nothing.
 
@@ -49,7 +49,7 @@ def grew(metric: str, factor: float, hint: str, *, floor: float = 0.0) -> CurveC
 
 
 def ran_away(metric: str, factor: float, hint: str) -> CurveCheck:
-    """Warns if the last value is over ``factor`` times the first (SPEC §5), for positive metrics such as α.
+    """Warns if the last value is over ``factor`` times the first, for positive metrics such as α.
 
     Args:
         metric: name of the column.
@@ -67,7 +67,7 @@ def ran_away(metric: str, factor: float, hint: str) -> CurveCheck:
 
 
 def collapsed_early(metric: str, per_dim: float, hint: str) -> CurveCheck:
-    """Warns if the first tenth of a curve falls below ``per_dim`` per noise dimension (SPEC §5), e.g. the entropy.
+    """Warns if the first tenth of a curve falls below ``per_dim`` per noise dimension, e.g. the entropy.
 
     Args:
         metric: name of the column.
