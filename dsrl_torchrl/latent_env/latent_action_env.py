@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.utils import NestedKey
 from torchrl.envs import EnvBase, TransformedEnv
-from torchrl.envs.transforms import Compose, DeviceCastTransform
+from torchrl.envs.transforms import Compose, DeviceCastTransform, Transform
 
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.macro_step import CHUNK_KEY, STEPS_KEY, MacroStep, make_macro_env
@@ -81,15 +83,16 @@ class LatentActionEnv(TransformedEnv):
             super().__init__(env.to(simulator), DeviceCastTransform(decoder.device, orig_device=simulator))
             # Not in one Compose: the constructor moves the transforms that it gets to the simulator's device.
             self.append_transform(decoder)
-        macro_steps = [t for t in getattr(env, "transform", ()) if isinstance(t, MacroStep)]
-        #: Discount per primitive step; ``None`` where it is known in a ``ParallelEnv``'s workers alone.
-        self.__dict__["gamma"] = macro_steps[0].gamma if macro_steps else None
 
     @property
     def decoder(self) -> NoiseDecoder:
         """The frozen policy's transform; ``decoder.decode(observations, noise)`` gives the executed head."""
-        transforms = self.transform if isinstance(self.transform, Compose) else [self.transform]
-        return next(transform for transform in transforms if isinstance(transform, NoiseDecoder))
+        return next(transform for transform in _transforms(self) if isinstance(transform, NoiseDecoder))
+
+    @property
+    def gamma(self) -> float | None:
+        """Discount per primitive step; ``None`` where it is known in a ``ParallelEnv``'s workers alone."""
+        return next((transform.gamma for transform in _transforms(self) if isinstance(transform, MacroStep)), None)
 
     @property
     def latent_dim(self) -> int:
@@ -112,6 +115,13 @@ class LatentActionEnv(TransformedEnv):
         if tensordict is None:
             tensordict = TensorDict(batch_size=self.batch_size, device=self.device)
         return tensordict.set(decoder.action_key, noise)
+
+
+def _transforms(env: EnvBase) -> Iterator[Transform]:
+    """From the outermost env inwards; a ``ParallelEnv`` is not asked: it would start its workers."""
+    while isinstance(env, TransformedEnv):
+        yield from env.transform if isinstance(env.transform, Compose) else [env.transform]
+        env = env.base_env
 
 
 def _check_fit(macro_env: EnvBase, decoder: NoiseDecoder) -> None:

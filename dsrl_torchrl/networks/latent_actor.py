@@ -51,21 +51,25 @@ class LatentActor(ProbabilisticActor):
             NormalParamExtractor(scale_mapping=f"biased_softplus_{initial_std}", scale_lb=1e-4),
         )
         # tanh_loc keeps the mean within ±5 before the squashing, from where it can still come back.
-        self.bounds = {"low": -action_magnitude, "high": action_magnitude, "tanh_loc": True}
+        bounds = {"low": -action_magnitude, "high": action_magnitude, "tanh_loc": True}
         super().__init__(
             TensorDictModule(network, in_keys=[FEATURES_KEY], out_keys=["loc", "scale"]),
             in_keys=["loc", "scale"],
             out_keys=["action"],
             distribution_class=TanhNormal,
-            distribution_kwargs=self.bounds,
+            distribution_kwargs=bounds,
             spec=Bounded(-action_magnitude, action_magnitude, shape=(latent_dim,)),
             return_log_prob=False,
         )
+        self.action_magnitude = action_magnitude
 
     def get_dist(self, tensordict: TensorDictBase, *args, **kwargs) -> TanhNormal:
         """``π^W(· | s)``; on tensors: writing loc and scale to a tensordict costs as much as a small network itself."""
         loc, scale = self.module[0].module(tensordict.get(FEATURES_KEY))
-        return TanhNormal(loc, scale, **self.bounds)
+        high = loc.new_full(
+            (), self.action_magnitude
+        )  # a number would be copied from the host, which no graph can hold
+        return TanhNormal(loc, scale, low=-high, high=high, tanh_loc=True)
 
 
 class LatentPolicy(TensorDictModuleBase):

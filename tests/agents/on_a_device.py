@@ -17,18 +17,18 @@ from dsrl_torchrl.envs.toy import PointReachEnv
 from dsrl_torchrl.latent_env.prior_noise import PriorNoise
 from dsrl_torchrl.training.offline import OfflineConfig, train_offline
 from dsrl_torchrl.training.online import OnlineConfig, train_online
-from tests.agents.cases import AGENTS, Leaning, every_part, make_agent, make_batch
+from tests.agents.cases import AGENTS, GAMMA, Leaning, every_part, make_agent, make_batch
 from tests.steerability.bases import CameraPolicy, CoinCameraEnv
 
 
 def state_env(device):
     """An env that says that it is on the CPU."""
-    return LatentActionEnv(PointReachEnv(num_envs=4, max_episode_steps=5, seed=0), Leaning().to(device))
+    return LatentActionEnv(PointReachEnv(num_envs=4, max_episode_steps=5, seed=0), Leaning().to(device), gamma=GAMMA)
 
 
 def pixel_env(device):
     """Images and a nested float64 state, from an env that has no device."""
-    return LatentActionEnv(CoinCameraEnv(4), CameraPolicy().to(device), act_horizon=2)
+    return LatentActionEnv(CoinCameraEnv(4), CameraPolicy().to(device), act_horizon=2, gamma=GAMMA)
 
 
 def devices(tensors):

@@ -86,6 +86,7 @@ def test_the_critics_step_does_not_move_the_actor_nor_the_actors_step_the_critic
     assert "actor" not in moved
     assert moved >= {name for name in before if name.startswith("q_") and name != "q_noise"}
     actors = {"actor", "kept_actor"} if kind in WITH_ACTOR else set()
+    actors |= {"temperature"} & before.keys()
     assert changed(files(agent), files(twin)) - {"target_actor"} == actors
 
 

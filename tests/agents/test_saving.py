@@ -13,7 +13,7 @@ from dsrl_torchrl.errors import CheckpointError
 
 from .cases import changed, every_part, files, make_agent, make_batch, state
 
-ACTOR_FILES = {"actor", "kept_actor", "target_actor"}
+ACTOR_FILES = {"actor", "kept_actor", "target_actor", "temperature"}
 
 
 def trained(kind, env, updates=3, seed=0):

@@ -61,7 +61,7 @@ class Shooter(TensorDictModuleBase):
 
 def make_shooter():
     torch.manual_seed(0)
-    return RandomShooting(make_env(), RandomShooting.Config(batch_size=32))
+    return RandomShooting(make_env(), RandomShooting.Config(batch_size=32, gamma=0.9))
 
 
 def make_data():

@@ -96,6 +96,8 @@ def test_workers_with_macro_steps_need_only_the_decoder():
     make = partial(make_macro_env, act_horizon=3, gamma=0.9)
     workers = ParallelEnv(2, [lambda: make(ScriptedEnv([5], [True])), lambda: make(ScriptedEnv([9], [False]))])
     env = LatentActionEnv(workers, TanhPolicy(), act_horizon=3)
+    assert workers.is_closed  # nothing has been asked of them yet
+    assert env.gamma is None  # they know it
     reference = make_env()
     try:
         a, b = reference.reset(), env.reset()
@@ -118,6 +120,13 @@ def test_more_transforms_and_the_collector_work_on_top():
         assert batch["next", "steps_to_next_obs"].max() <= 3
         assert batch["next", "done"].any()
     collector.shutdown()
+
+
+def test_the_discount_is_that_of_the_macro_steps():
+    assert make_env().gamma == make_env().append_transform(RewardSum()).gamma == 0.9
+    macro = make_macro_env(ScriptedEnv([9], [True]), act_horizon=4, gamma=0.8)
+    assert LatentActionEnv(macro, TanhPolicy(), gamma=0.9).gamma == 0.8  # the env's: nothing is summed here
+    assert LatentActionEnv(TransformedEnv(macro, RewardSum(), auto_unwrap=False), TanhPolicy()).gamma == 0.8
 
 
 def test_history_of_the_base_policy():

@@ -77,7 +77,8 @@ class RemotePolicy(CameraPolicy):
 
 
 def make_env(policy, lengths=(5, 9), act_horizon=2, **kwargs):
-    return LatentActionEnv(CameraEnv(list(lengths), [True] * len(lengths)), policy, act_horizon=act_horizon, **kwargs)
+    env = CameraEnv(list(lengths), [True] * len(lengths))
+    return LatentActionEnv(env, policy, act_horizon=act_horizon, gamma=0.99, **kwargs)
 
 
 def frames(*times):

@@ -22,10 +22,11 @@ def test_standardised_entries_and_waves():
 
 
 def test_no_bands_and_the_clamp():
-    encoder = StateEncoder((1,), fourier_bands=())
-    assert encoder(torch.tensor([[1e6]])).tolist() == [[10.0]]
-    assert encoder(torch.tensor([[0.7]])).item() == pytest.approx(0.7)  # without statistics the entry as it is
+    encoder = StateEncoder((1,), (torch.zeros(1), torch.ones(1)), fourier_bands=())
+    assert encoder(torch.tensor([[1e6], [-1e6]])).tolist() == [[10.0], [-10.0]]
     assert encoder.out_features == 1
+    as_it_is = StateEncoder((1,), fourier_bands=())  # without statistics
+    assert as_it_is(torch.tensor([[0.75], [1e6]])).tolist() == [[0.75], [1e6]]
 
 
 @pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
@@ -47,7 +48,7 @@ def test_statistics_are_the_encoders_own_and_never_trained():
     std.fill_(7.0)
     assert encoder.std.tolist() == [1, 1] and encoder.mean.dtype == torch.float32
     assert not list(encoder.parameters()) and not encoder.mean.requires_grad
-    assert encoder.state_dict().keys() == {"mean", "std"}
+    assert encoder.state_dict().keys() == {"mean", "std", "limit"}
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (6, 7, 9), (1, 64, 64), (2, 1, 1)])
