@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Which build of torch goes into the venv. From PyPI this is the CUDA build, and the venv takes about 6 GB. CPU only:
 #   make install TORCH='torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu'
 TORCH ?= torch==2.13.0
-PYTEST := $(BIN)/python -m pytest
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: check test demo docs lint install clean
 check: lint

@@ -24,11 +24,10 @@ def option(default: Any, meaning: str, **limits: Any) -> Any:
 class Options(BaseModel):
     """A frozen set of options: unknown names, other types, NaN and infinity are refused.
 
-    Fields are declared by :func:`option`. A field of choices is a ``Literal``; sequences are ``tuple``, which take
-    lists, too.
+    Fields are declared by :func:`option`. A field of choices is a ``Literal``; sequences are ``tuple``.
     """
 
-    # Lists of YAML become tuples, but `true` is no number and `1.5` no integer: strict for all but sequences.
+    # Strict: `true` is no number and `1.5` no integer.
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,

@@ -66,9 +66,10 @@ class LatentActor(ProbabilisticActor):
     def get_dist(self, tensordict: TensorDictBase, *args, **kwargs) -> TanhNormal:
         """``π^W(· | s)``; on tensors: writing loc and scale to a tensordict costs as much as a small network itself."""
         loc, scale = self.module[0].module(tensordict.get(FEATURES_KEY))
+        # Not as numbers, which TanhNormal copies from the host: no CUDA graph can hold that.
         high = loc.new_full(
             (), self.action_magnitude
-        )  # a number would be copied from the host, which no graph can hold
+        )
         return TanhNormal(loc, scale, low=-high, high=high, tanh_loc=True)
 
 
