@@ -67,9 +67,7 @@ class LatentActor(ProbabilisticActor):
         """``π^W(· | s)``; on tensors: writing loc and scale to a tensordict costs as much as a small network itself."""
         loc, scale = self.module[0].module(tensordict.get(FEATURES_KEY))
         # Not as numbers, which TanhNormal copies from the host: no CUDA graph can hold that.
-        high = loc.new_full(
-            (), self.action_magnitude
-        )
+        high = loc.new_full((), self.action_magnitude)
         return TanhNormal(loc, scale, low=-high, high=high, tanh_loc=True)
 
 
