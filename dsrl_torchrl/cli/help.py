@@ -76,7 +76,7 @@ def step_usage(step: str, config: RunConfig) -> str:
     columns = max(80, shutil.get_terminal_size((120, 24)).columns)
     lines = [f"dsrl {step}: {STEPS[step]}", "", "Options and their values (override with name=value):", ""]
     for setting, meaning in rows:
-        parts = textwrap.wrap(meaning, columns - width - 2) or [""]
+        parts = textwrap.wrap(meaning, columns - width - 2, break_on_hyphens=False) or [""]
         if len(setting) > width - 2 and meaning:
             lines.append(f"  {setting}")
             setting = ""

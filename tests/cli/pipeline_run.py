@@ -43,7 +43,9 @@ def start(*arguments, **options):
 def wait_for(path, process, seconds=120):
     deadline = time.monotonic() + seconds
     while not list(path.parent.glob(path.name)):
-        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        if time.monotonic() > deadline:
+            process.kill()  # so that what it printed can be read
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate(timeout=30)
         time.sleep(0.05)
 
 

@@ -184,7 +184,7 @@ def test_every_option_of_the_schema_has_a_meaning():
 @pytest.mark.parametrize("step", SECTIONS)
 def test_help_shows_values_with_their_meaning(capsys, step):
     main([step, "--help", "task=toy", "seed=7"])
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())  # its lines are as wide as the terminal
     assert "seed=7" in out and "held-out resets" in out
     if step in ("stage2", "run"):
         assert "stage2.utd=1" in out and "gradient updates per" in out
