@@ -3,7 +3,8 @@
     python -m examples.any_algorithm
 
 A latent env is an env. What its macro steps ask of a loss is one call, ``use_macro_discount``: a macro step takes k
-primitive steps, so the bootstrap is discounted by γ^k. ``TD3Loss``, ``DDPGLoss`` and the others go in the same place.
+primitive steps, so the bootstrap is discounted by γ^k. ``TD3Loss``, ``REDQLoss`` and the others go in the same place; a
+PPO script calls it on its ``GAE``.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def main(env_steps: int = 6_000, warmup_env_steps: int = 1_000, utd: int = 2) ->
         spec=env.action_spec_unbatched,
     )
     critic = ValueOperator(MLP(observation_dim + latent_dim, 1, **SIZES, **NORM), in_keys=["observation", "action"])
-    target_entropy = -0.5 * latent_dim
+    target_entropy = -0.5 * latent_dim  # of one env: "auto" from env.action_spec would count all eight
     loss = SACLoss(actor, critic, loss_function="l2", alpha_init=0.03, target_entropy=target_entropy)
     use_macro_discount(loss, GAMMA)
     targets = SoftUpdate(loss, tau=0.01)

@@ -42,9 +42,6 @@ class LatentLoss(LossModule):
         """Keeps functions of other modules, in ``__dict__``: as attributes they would become parts of the loss."""
         self.__dict__.update(functions)
 
-    def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
-        pass
-
 
 def check_ensemble(num_critics: int, backup: str = "min") -> None:
     """Raises :class:`UserError` for an ensemble without members or an unknown reduction of it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
@@ -12,10 +12,11 @@ from tensordict.nn import dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.objectives import ValueEstimators
+from torchrl.objectives.value import TD0Estimator
 
 from dsrl_torchrl.networks.critics import Critic, reduce_ensemble
 from dsrl_torchrl.objectives.latent_loss import LatentLoss, check_ensemble
-from dsrl_torchrl.objectives.macro_discount import MacroTD0Estimator
+from dsrl_torchrl.objectives.macro_discount import MacroDiscountLoss
 
 #: Draws ``w' ~ π^W(· | s')`` at observations ``[*B]``: the noise ``[*B, latent_dim]`` and ``log π(w' | s')`` ``[*B]``.
 DrawNoise = Callable[[TensorDictBase], tuple[Tensor, Tensor]]
@@ -23,7 +24,7 @@ DrawNoise = Callable[[TensorDictBase], tuple[Tensor, Tensor]]
 Decode = Callable[[TensorDictBase, Tensor], Tensor]
 
 
-class QActionLoss(LatentLoss):
+class QActionLoss(MacroDiscountLoss, LatentLoss):
     """Soft TD of an ensemble ``Q^A_i(s, a)`` over action chunks; the policy that acts lives in noise space.
 
     ``y = R + γ^k (1 - terminated) (min_i Q^A_targ,i(s', decode(s', w')) - α log π(w' | s'))``, ``w' ~ π^W(· | s')``,
@@ -52,7 +53,6 @@ class QActionLoss(LatentLoss):
 
         Attributes:
             action_chunk: the commanded chunk whose first k actions were executed.
-            steps_to_next_obs: k, the exponent of the bootstrap discount.
             value: where the target value is put for the TD estimator.
             next_chunk: what ``w' ~ π^W(· | s')`` decodes to, optional.
             next_log_prob: ``log π(w' | s')``, optional.
@@ -60,7 +60,6 @@ class QActionLoss(LatentLoss):
         """
 
         action_chunk: NestedKey = ("next", "action_chunk")
-        steps_to_next_obs: NestedKey = ("next", "steps_to_next_obs")
         value: NestedKey = "state_value"
         next_chunk: NestedKey = ("next", "chunk")
         next_log_prob: NestedKey = ("next", "noise_log_prob")
@@ -98,33 +97,19 @@ class QActionLoss(LatentLoss):
         self.backup, self.temperature, self.reduction = backup, temperature, reduction
         self.next_keys = list(next_keys)
 
-    def make_value_estimator(self, value_type: ValueEstimators | None = None, **hyperparams):
+    def make_value_estimator(self, value_type: Any = None, **hyperparams: Any) -> QActionLoss:
         """TD(0) with ``γ^k``; pass ``gamma``, per primitive step."""
         if value_type not in (None, ValueEstimators.TD0):
             raise NotImplementedError(f"QActionLoss has TD(0) targets alone, not {value_type}")
-        self._value_estimator = MacroTD0Estimator(**{"gamma": 0.99} | hyperparams, value_network=None)
-        self._value_estimator.set_keys(**self._estimator_keys())
+        super().make_value_estimator(TD0Estimator, value_network=None, **hyperparams)
+        self._forward_value_estimator_keys()
         return self
-
-    def _estimator_keys(self) -> dict[str, NestedKey]:
-        keys = self.tensor_keys
-        return {
-            "value": keys.value,
-            "reward": keys.reward,
-            "done": keys.done,
-            "terminated": keys.terminated,
-            "steps_to_next_obs": keys.steps_to_next_obs,
-        }
-
-    def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
-        if self._value_estimator is not None:
-            self._value_estimator.set_keys(**self._estimator_keys())
 
     def reads(self) -> list[NestedKey]:
         keys, observed = self.tensor_keys, self.q_action.observation_keys
         following = [*observed, *self.next_keys, keys.reward, keys.done, keys.terminated]
         nested = [("next", *key) if isinstance(key, tuple) else ("next", key) for key in following]
-        return [*observed, keys.action_chunk, keys.steps_to_next_obs, *nested]
+        return [*observed, keys.action_chunk, *nested]
 
     def values(self, observations: TensorDictBase, chunk: Tensor) -> Tensor:
         """``Q^A_i(s, a)``: ``[*B]``, ``[*B, act_horizon, action_dim]`` -> ``[N, *B]``, with gradients."""

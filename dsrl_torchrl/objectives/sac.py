@@ -15,7 +15,7 @@ from torchrl.objectives import SACLoss
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.networks.critics import Critic, reduce_ensemble
 from dsrl_torchrl.objectives.latent_loss import check_ensemble
-from dsrl_torchrl.objectives.macro_discount import use_macro_discount
+from dsrl_torchrl.objectives.macro_discount import MacroDiscountLoss, use_macro_discount
 from dsrl_torchrl.options import Options, option
 
 ALPHA_PARAMETERISATIONS = ("log", "softplus")
@@ -32,7 +32,7 @@ class SACOptions(Options):
     target_entropy_per_dim: float = option(-0.5, "for noise scaled to [-1, 1]; the official runs use 0")
 
 
-class LatentSACLoss(SACLoss):
+class LatentSACLoss(MacroDiscountLoss, SACLoss):
     """TorchRL's :class:`~torchrl.objectives.SACLoss` with the two choices that DSRL needs and SACLoss fixes.
 
     - ``backup``: the ensemble's ``min`` (SACLoss) or ``mean`` in targets and actor;
@@ -41,7 +41,14 @@ class LatentSACLoss(SACLoss):
       (SACLoss, Stable-Baselines3) and ``-α (log π + H)`` for ``softplus``.
 
     The critic loss is the squared error summed over the ensemble, ``Σ_i mean (Q_i - y)²``, with
-    ``y = R + γ^k (1 - terminated) (min_i Q_i^targ(s', w') - α log π(w' | s'))``.
+    ``y = R + γ^k (1 - terminated) (min_i Q_i^targ(s', w') - α log π(w' | s'))``. The discount comes from
+    :func:`~dsrl_torchrl.objectives.macro_discount.use_macro_discount`; without it the loss refuses to run.
+
+    ``log π`` is the density of the noise itself, in ±m with m = ``action_magnitude``. The official runs take that of
+    the noise scaled to [-1, 1], which is larger by ``D log m`` (D = ``latent_dim``). So every bootstrap here holds
+    ``γ^k (1 - terminated) α D log m`` more than theirs, a bonus for steps that go on; nothing for m = 1. At given
+    critics, actor and temperature learn the same: the actor loss differs by a constant, and :func:`make_sac_loss` adds
+    ``D log m`` to the target entropy.
     """
 
     def __init__(self, *args, backup: str = "min", alpha_parameterisation: str = "log", **kwargs) -> None:
