@@ -18,8 +18,11 @@ DIAGNOSIS = range(950_000_000, 1_000_000_000)
 #: The evaluation's: nothing else ever resets to these.
 HELD_OUT = range(1_000_000_000, 1_100_000_000)
 
-#: Streams of one run that must not repeat each other; the seeds of generators, not of resets.
+#: Streams of one run that must not repeat each other; the seeds of generators, not of resets, below 2**32. The first
+#: segments of online training have those below 400 million.
 ROLLOUT_STREAM = 800_000_000
+FIRST_SEGMENTS = range(1_000)
+LATER_STREAMS = range(1_000_000_000, 4_200_000_000)
 
 
 def first(seeds: range, count: int) -> list[int]:
@@ -35,12 +38,29 @@ def demonstration_seeds(run_seed: int) -> range:
     Raises:
         UserError: a run seed that the map has no room for.
     """
-    if run_seed not in RUN_SEEDS:
-        raise UserError(f"seed must lie in {RUN_SEEDS.start}..{RUN_SEEDS.stop - 1}, got {run_seed}")
+    _check_run_seed(run_seed)
     begin = run_seed * DEMONSTRATIONS_PER_RUN
     return DEMONSTRATIONS[begin : begin + DEMONSTRATIONS_PER_RUN]
 
 
 def segment_stream(run_seed: int, segment: int) -> int:
-    """Seed of the resets of one segment of online training, which lies between two checkpoints."""
-    return (run_seed * 1_000 + segment) * 100 % 1_000_000_000
+    """Seed of the resets of one segment of online training, which lies between two checkpoints.
+
+    No two segments of no two runs have the same, and none is a :data:`ROLLOUT_STREAM`.
+
+    Raises:
+        UserError: a run seed or segment that the map has no room for.
+    """
+    _check_run_seed(run_seed)
+    if segment < len(FIRST_SEGMENTS):
+        return (run_seed * len(FIRST_SEGMENTS) + segment) * 100
+    per_run = len(LATER_STREAMS) // len(RUN_SEEDS)
+    later = segment - len(FIRST_SEGMENTS)
+    if later >= per_run:
+        raise UserError(f"a run has at most {len(FIRST_SEGMENTS) + per_run} segments: raise checkpoint_env_steps")
+    return LATER_STREAMS[run_seed * per_run + later]
+
+
+def _check_run_seed(run_seed: int) -> None:
+    if run_seed not in RUN_SEEDS:
+        raise UserError(f"seed must lie in {RUN_SEEDS.start}..{RUN_SEEDS.stop - 1}, got {run_seed}")

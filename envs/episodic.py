@@ -30,7 +30,8 @@ class EpisodicEnv(EnvBase):
     Seeds: ``reset(seed=...)`` takes an int (env ``i`` starts episode ``seed + i``) or a list, one seed for each env
     that is reset, and the start is then the same whatever happened before. Unseeded resets draw from
     :data:`~dsrl_torchrl.seeds.TRAINING` by a stream of their own, seeded by ``set_seed``: the k-th reset after it is
-    always the same, whatever else samples in the process.
+    always the same, whatever else samples in the process. The first one starts afresh: from there the same actions give
+    the same episodes, whatever happened before ``set_seed``.
 
     Subclasses write :meth:`_start` and :meth:`_advance`.
 
@@ -82,7 +83,8 @@ class EpisodicEnv(EnvBase):
     def _start(self, seeds: list[int], env_idx: torch.Tensor | None, asked: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Starts episodes ``seeds`` (one for each of the ``N`` envs) in the envs ``env_idx``, ``None`` for all.
 
-        ``asked`` tells that the caller named the seeds: the episode must then not depend on earlier ones at all.
+        ``asked`` tells that the caller named the seeds, or that this is the first reset after ``set_seed``: the episode
+        must then not depend on earlier ones at all.
 
         Returns:
             ``observation [N, obs_dim]`` and ``success [N]`` of *all* envs.
@@ -100,13 +102,15 @@ class EpisodicEnv(EnvBase):
 
     def _set_seed(self, seed: int | None) -> None:
         self._seed_stream = np.random.default_rng(seed)
+        self._anew = True
 
     def _reset(
         self, tensordict: TensorDictBase | None = None, seed: int | Sequence[int] | None = None, **kwargs
     ) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)  # (N, 1)
         env_idx = None if mask is None or mask.all() else mask.reshape(-1).nonzero().squeeze(-1)  # (n,)
-        reset = self._entries(*self._start(self._episode_seeds(seed, env_idx), env_idx, seed is not None))
+        reset = self._entries(*self._start(self._episode_seeds(seed, env_idx), env_idx, seed is not None or self._anew))
+        self._anew = False
         for key in self.done_keys:
             flag = torch.zeros_like(reset["success"])
             if tensordict is not None and mask is not None and key in tensordict:

@@ -1,9 +1,15 @@
-"""State-only ManiSkill on a machine without a Vulkan driver: a fresh server, CI, most containers."""
+"""State-only ManiSkill on a machine without a Vulkan driver: a fresh server, CI, most containers.
+
+``python -m dsrl_torchrl.envs.headless <module> <arguments>`` runs one of ManiSkill's own tools there, such as
+``mani_skill.trajectory.replay_trajectory``.
+"""
 
 from __future__ import annotations
 
 import functools
 import logging
+import multiprocessing
+import runpy
 import sys
 import warnings
 from typing import Any
@@ -91,3 +97,12 @@ def import_mani_skill() -> bool:
     logging.getLogger("mani_skill ").setLevel(logging.ERROR)
     gymnasium.logger.min_level = gymnasium.logger.ERROR
     return available
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("usage: python -m dsrl_torchrl.envs.headless <module> <arguments>")
+    import_mani_skill()
+    multiprocessing.set_start_method(None, force=True)  # TorchRL has chosen one; ManiSkill's tools choose their own
+    sys.argv = sys.argv[1:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

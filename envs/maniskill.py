@@ -36,7 +36,8 @@ class ManiSkillEnv(EpisodicEnv):
         num_envs: ``N``. Above 1 needs GPU simulation; on CPU use TorchRL's ``ParallelEnv``.
         max_episode_steps: time limit in env steps; ``None`` keeps the task's own.
         reward: ``step_penalty`` is ``-1 + success_bonus * success`` (RLinf's ``use_step_penalty``: -1/0), ``dense``
-            ManiSkill's reward normalised to about [0, 1], ``sparse`` +1 on success and -1 on failure.
+            ManiSkill's reward normalised to about [0, 1], ``sparse`` +1 on success and -1 on failure. Where a failure
+            ends the episode, ``step_penalty`` pays for failing early.
         success_bonus: see ``step_penalty``.
         terminate_on_success: ``False`` runs every episode to its time limit, for evaluation.
         sim_backend: ``auto`` (GPU if ``num_envs > 1``), ``physx_cpu`` or ``physx_cuda``.

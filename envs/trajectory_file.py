@@ -14,6 +14,8 @@ from dsrl_torchrl.errors import UserError
 
 #: Name of the pair inside the folder that :func:`publishing` lends.
 STEM = "trajectory"
+#: How that folder's own name begins; a killed recording leaves it behind.
+RECORDING = ".recording-"
 
 
 @contextmanager
@@ -27,7 +29,7 @@ def publishing(path: Path, provenance: dict[str, Any]) -> Iterator[Path]:
     if path.suffix != ".h5":
         raise UserError(f"demonstrations are written to a .h5 file, got {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".recording-", dir=path.parent) as name:
+    with tempfile.TemporaryDirectory(prefix=RECORDING, dir=path.parent) as name:
         folder = Path(name)
         yield folder
         description = json.loads((folder / f"{STEM}.json").read_text())

@@ -7,11 +7,13 @@ from collections import deque
 import torch
 from tensordict import TensorDictBase
 
-from dsrl_torchrl.latent_env.macro_step import STEPS_KEY, SUCCESS_KEY
+from dsrl_torchrl.latent_env.macro_step import STEPS_KEY, SUCCESS_ONCE_KEY
 
 
 class EpisodeTracker:
     """Running success, return and length of the last ``window`` finished training episodes.
+
+    Success is success once: on any primitive step of the episode, as the evaluation's ``success_once``.
 
     A reset of all envs, as at every checkpoint, drops the episodes under way, and failing episodes are the longer ones:
     just after it the running success is a few points high. The held-out evaluation has no such bias.
@@ -31,22 +33,26 @@ class EpisodeTracker:
         """All envs have been reset: the episodes under way are forgotten."""
         self._return: torch.Tensor | None = None
         self._length: torch.Tensor | None = None
+        self._success: torch.Tensor | None = None
 
     def update(self, batch: TensorDictBase) -> None:
-        """Takes a collector's batch ``[*B, T]`` in order; without a ``success`` entry there is no running success."""
-        steps = batch["next"].select("reward", STEPS_KEY, "done", SUCCESS_KEY, strict=False)
+        """Takes a collector's batch ``[*B, T]`` in order; without ``success_once`` there is no running success."""
+        steps = batch["next"].select("reward", STEPS_KEY, "done", SUCCESS_ONCE_KEY, strict=False)
         steps = steps.reshape(-1, batch.shape[-1]).cpu()
         reward, length = steps["reward"].squeeze(-1), steps[STEPS_KEY].squeeze(-1)  # (n_envs, T)
-        done, success = steps["done"].squeeze(-1), steps.get(SUCCESS_KEY, None)
-        if self._return is None or self._length is None:
+        done, success = steps["done"].squeeze(-1), steps.get(SUCCESS_ONCE_KEY, None)
+        if self._return is None or self._length is None or self._success is None:
             self._return = torch.zeros_like(reward[:, 0])
             self._length = torch.zeros_like(length[:, 0])
+            self._success = torch.zeros_like(done[:, 0])
         for t in range(batch.shape[-1]):
             self._return, self._length = self._return + reward[:, t], self._length + length[:, t]
             ended = done[:, t]
             self.finished += int(ended.sum())
             if success is not None:
-                self._successes.extend(success[ended, t].flatten().float().tolist())
+                self._success = self._success | success[:, t].squeeze(-1)
+                self._successes.extend(self._success[ended].float().tolist())
+                self._success = self._success & ~ended
             self._returns.extend(self._return[ended].tolist())
             self._lengths.extend(self._length[ended].tolist())
             self._return, self._length = self._return * ~ended, self._length * ~ended

@@ -11,8 +11,8 @@ from tensordict import TensorDict, TensorDictBase, unravel_key
 from tensordict.utils import NestedKey
 
 from dsrl_torchrl.errors import CheckpointError, NonFiniteError, UserError
-from dsrl_torchrl.files import load_tensors, save_tensors
 from dsrl_torchrl.latent_env.macro_step import CHUNK_KEY, STEPS_KEY, SUCCESS_KEY
+from dsrl_torchrl.tensor_files import load_tensors, save_tensors
 
 #: What a macro step writes under ``"next"``, beside the observations: shapes are those of
 #: :class:`~dsrl_torchrl.latent_env.macro_step.MacroStep`, for a flat batch ``[n]``.
@@ -76,16 +76,44 @@ def load_transitions(path: Path) -> TensorDictBase:
     """Reads what :func:`save_transitions` wrote, ``[n]``.
 
     Raises:
-        CheckpointError: the file is missing, truncated or foreign.
+        CheckpointError: the file is missing, truncated or foreign, or what it holds cannot have come out of an env.
     """
     stored = load_tensors(path)
     reward = stored.get(_stored_name(("next", "reward")))
-    if reward is None:
-        raise CheckpointError(f"{path} does not hold macro transitions: there is no next.reward in it")
     try:
-        return TensorDict({tuple(json.loads(name)): value for name, value in stored.items()}, [len(reward)])
+        if reward is None:
+            raise ValueError("there is no next.reward in it")
+        transitions = TensorDict({tuple(json.loads(name)): value for name, value in stored.items()}, [len(reward)])
+        _check_schema(transitions)
+        check_finite(transitions, 0)
+    except NonFiniteError as error:
+        raise CheckpointError(f"{path} does not hold macro transitions: {error.quantity} is NaN or infinite") from None
     except (ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not hold macro transitions: {str(error).splitlines()[0]}") from None
+    return transitions
+
+
+def _check_schema(transitions: TensorDictBase) -> None:
+    """Raises ``ValueError`` for sizes, dtypes and values of ``[n]`` that no macro step has."""
+    outcome, n = transitions["next"], len(transitions)
+    for key in OUTCOME_KEYS:
+        value = outcome.get(key, None)
+        if value is None and key != SUCCESS_KEY:
+            raise ValueError(f"there is no next.{key} in it")
+        if value is not None and key != CHUNK_KEY and value.shape != (n, 1):
+            raise ValueError(f"next.{key} should be [{n}, 1], but is {list(value.shape)}")
+    chunk, steps = outcome[CHUNK_KEY], outcome[STEPS_KEY]
+    if n == 0 or chunk.ndim != 3 or not (chunk.is_floating_point() and outcome["reward"].is_floating_point()):
+        raise ValueError(f"next.{CHUNK_KEY} should be floats [n, act_horizon, action_dim], but is {list(chunk.shape)}")
+    if steps.dtype != torch.int64 or not ((steps >= 1) & (steps <= chunk.shape[1])).all():
+        raise ValueError(f"next.{STEPS_KEY} should lie in 1..{chunk.shape[1]}")
+    flags = [outcome[key] for key in ("terminated", "truncated", "done")]
+    if any(flag.dtype != torch.bool for flag in flags) or ((flags[0] | flags[1]) & ~flags[2]).any():
+        raise ValueError("next.done should be set where next.terminated or next.truncated is")
+    for key, value in transitions.exclude("action", "next").items(True, True):
+        following = outcome.get(key, None)
+        if following is None or following.shape != value.shape or following.dtype != value.dtype:
+            raise ValueError(f"{entry_name(key)} and next.{entry_name(key)} should be alike")
 
 
 def entry_name(key: NestedKey) -> str:

@@ -113,16 +113,24 @@ class Replay:
         return {"transitions": self._online[:].to_dict(), "writer": self._online.writer.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restores :meth:`state_dict` into an empty buffer: every transition to the place it had.
+        """Restores :meth:`state_dict`: every transition to the place it had, or, in a larger buffer, by age.
 
         Raises:
             ValueError: there are more transitions than the buffer has room for.
         """
+        self._online = None
         if not state["transitions"]:
             return
-        stored = TensorDict(state["transitions"]).auto_batch_size_(1)
+        stored, writer = TensorDict(state["transitions"]).auto_batch_size_(1), dict(state["writer"])
         if len(stored) > self.size:
             raise ValueError(f"{len(stored)} transitions, but the buffer has room for {self.size}")
+        cursor = int(writer["_cursor"])
+        if cursor < len(stored) < self.size:
+            # It was full, and has room now: the oldest come first, and the next goes behind the newest.
+            index = stored.get("index")
+            stored = stored[torch.arange(len(stored)).roll(-cursor)]
+            stored.set("index", index)
+            writer["_cursor"] = len(stored)
         self.extend(stored)
         assert self._online is not None
-        self._online.writer.load_state_dict(state["writer"])
+        self._online.writer.load_state_dict(writer)

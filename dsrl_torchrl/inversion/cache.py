@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ def invert_transitions(
     batch_size: int = 1024,
     tolerance: float = TOLERANCE,
     progress: bool = False,
+    say: Callable[[str], None] = warnings.warn,
 ) -> tuple[TensorDictBase, InversionReport]:
     """Fills in the noise of macro transitions that came without: ``action`` such that it decodes to what was executed.
 
@@ -82,6 +83,7 @@ def invert_transitions(
         batch_size: noises decoded at once.
         tolerance: what the report calls reconstructed, in half action ranges.
         progress: show a progress bar.
+        say: gets a line for each damaged file, which is computed again.
 
     Returns:
         A shallow copy with ``action`` ``[n, latent_dim]``, and the report.
@@ -101,7 +103,7 @@ def invert_transitions(
     if transitions.get("action", None) is not None:
         raise UserError("these transitions hold their noise already: leave out 'action' to have it found anew")
     cache = InversionCache(folder, decoder, method, transitions, chunk, steps, seed=seed)
-    noise, error = cache.load_or_compute(batch_size=batch_size, progress=progress)
+    noise, error = cache.load_or_compute(batch_size=batch_size, progress=progress, say=say)
     report = InversionReport(
         method,
         count=len(error),
@@ -166,12 +168,15 @@ class InversionCache:
         self.key = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()[:12]
         self.folder = Path(folder) / self.key
 
-    def load_or_compute(self, *, batch_size: int = 1024, progress: bool = False) -> InvertedNoise:
+    def load_or_compute(
+        self, *, batch_size: int = 1024, progress: bool = False, say: Callable[[str], None] = warnings.warn
+    ) -> InvertedNoise:
         """Noise ``[n, latent_dim]`` and error ``[n]`` on the CPU; computes and writes only the shards that are missing.
 
         Args:
             batch_size: noises decoded at once.
             progress: show a progress bar.
+            say: gets a line for each damaged file.
 
         Raises:
             UserError: the folder cannot be written.
@@ -181,7 +186,7 @@ class InversionCache:
             from tqdm import tqdm  # no dependency of the core
 
             indices = tqdm(indices, desc="invert noise", unit="shard")
-        shards = [self._read(index) or self._compute(index, batch_size) for index in indices]
+        shards = [self._read(index, say) or self._compute(index, batch_size) for index in indices]
         return InvertedNoise(*map(torch.cat, zip(*shards, strict=True)))
 
     def _compute(self, index: int, batch_size: int) -> InvertedNoise:
@@ -208,7 +213,7 @@ class InversionCache:
         except OSError as error:
             raise UserError(f"cannot write the inversion cache to {self.folder}: {error.strerror}") from error
 
-    def _read(self, index: int) -> InvertedNoise | None:
+    def _read(self, index: int, say: Callable[[str], None]) -> InvertedNoise | None:
         path = self.folder / _file_name(index)
         if not path.exists():
             return None
@@ -216,10 +221,10 @@ class InversionCache:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
                 metadata = file.metadata()
-        except (OSError, SafetensorError):
+        except (OSError, SafetensorError, LookupError, ValueError, TypeError):
             tensors, metadata = {}, None
         if metadata != self._metadata(index, tensors):
-            warnings.warn(f"{path} is damaged: computing it again", stacklevel=4)
+            say(f"{path} is damaged: computing it again")
             return None
         return InvertedNoise(**tensors)
 

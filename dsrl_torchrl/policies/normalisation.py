@@ -12,6 +12,9 @@ from dsrl_torchrl.errors import UserError
 MIN_OBSERVATION_STD = 1e-4
 MIN_ACTION_HALF_RANGE = 1e-2
 
+#: What quantile scaling keeps of each action dimension.
+ACTION_QUANTILES = (0.01, 0.99)
+
 # Observations far outside the demonstrations stay where the network has been trained (VecNormalize in
 # Stable-Baselines3 clips at the same value).
 OBSERVATION_CLIP = 10.0
@@ -69,6 +72,46 @@ def action_range(actions: Tensor, action_dim: int, valid: Tensor | None = None) 
     Raises:
         UserError: wrong sizes, no data, or NaN/Inf anywhere, padding included (it would still enter the network).
     """
+    rows = valid_actions(actions, action_dim, valid)
+    low, high = rows.amin(0), rows.amax(0)
+    centre, half_range = (low + high) / 2, (high - low) / 2
+    narrow = half_range < MIN_ACTION_HALF_RANGE
+    return (
+        torch.where(narrow, centre - MIN_ACTION_HALF_RANGE, low),
+        torch.where(narrow, centre + MIN_ACTION_HALF_RANGE, high),
+    )
+
+
+def clip_outliers(actions: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Clips each action dimension to the 1 % and 99 % quantiles of its valid actions.
+
+    What :func:`action_range` then takes is the quantile scaling of openpi (``use_quantile_norm``: ``q01``, ``q99``) and
+    LeRobot (``NormalizationMode.QUANTILES``), so that a few extreme actions do not squeeze all others. Those lie on the
+    bound here, where our samplers' clamp puts them, instead of beyond. A dimension that rests for 98 % of the time
+    keeps its whole range: the rare values of a gripper that seldom moves are what it is for.
+
+    Args:
+        actions: ``[*N, pred_horizon, action_dim]`` in env units.
+        valid: bool ``[*N, pred_horizon]``, as in :func:`action_range`.
+
+    Raises:
+        UserError: see :func:`action_range`.
+    """
+    rows = valid_actions(actions, actions.shape[-1], valid).sort(0).values
+    low, high = (_quantile(rows, q) for q in ACTION_QUANTILES)
+    resting = high - low < 2 * MIN_ACTION_HALF_RANGE
+    return actions.clamp(torch.where(resting, rows[0], low), torch.where(resting, rows[-1], high))
+
+
+def _quantile(ordered: Tensor, q: float) -> Tensor:
+    """Linear between neighbours, of sorted ``[n, dim]``; ``torch.quantile`` refuses more than 16 million numbers."""
+    position = q * (len(ordered) - 1)
+    below = int(position)
+    return torch.lerp(ordered[below], ordered[min(below + 1, len(ordered) - 1)], position - below)
+
+
+def valid_actions(actions: Tensor, action_dim: int, valid: Tensor | None = None) -> Tensor:
+    """The actions that count, ``[n, action_dim]``. Arguments and errors are those of :func:`action_range`."""
     rows = finite_rows("action", actions, action_dim)
     if valid is not None:
         if valid.numel() != rows.shape[0]:
@@ -78,13 +121,7 @@ def action_range(actions: Tensor, action_dim: int, valid: Tensor | None = None) 
         rows = rows[valid.reshape(-1).bool()]
     if not len(rows):
         raise UserError("cannot take the normalisation from a dataset without valid observations and actions")
-    low, high = rows.amin(0), rows.amax(0)
-    centre, half_range = (low + high) / 2, (high - low) / 2
-    narrow = half_range < MIN_ACTION_HALF_RANGE
-    return (
-        torch.where(narrow, centre - MIN_ACTION_HALF_RANGE, low),
-        torch.where(narrow, centre + MIN_ACTION_HALF_RANGE, high),
-    )
+    return rows
 
 
 def finite_rows(name: str, values: Tensor, size: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -13,14 +12,15 @@ import torch
 from safetensors import SafetensorError
 
 from dsrl_torchrl.errors import CheckpointError, UserError
-from dsrl_torchrl.files import copy_strictly, write_atomically
+from dsrl_torchrl.files import bytes_record, seal, unseal, write_atomically
 from dsrl_torchrl.policies.diffusion import DiffusionPolicy
 from dsrl_torchrl.policies.flow import FlowPolicy
 from dsrl_torchrl.policies.generative import GenerativePolicy
 from dsrl_torchrl.policies.shortcut import ShortcutPolicy
+from dsrl_torchrl.tensor_files import check_finite_tensors, copy_strictly
 
 FORMAT = "dsrl_torchrl.base_policy"
-VERSION = 2
+VERSION = 3
 MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 
@@ -33,11 +33,11 @@ POLICY_TYPES: dict[str, type[GenerativePolicy]] = {
 def save_policy(policy: GenerativePolicy, folder: str | os.PathLike[str]) -> Path:
     """Writes weights, normalisation and constructor arguments; returns the folder.
 
-    Each file appears whole or not at all, the config last and with the weights' hash: an interrupted save over an
-    older checkpoint is noticed on load.
+    Each file appears whole or not at all, the config last, with the weights' SHA-256 and its own: an interrupted save
+    over an older checkpoint is noticed on load, and so is any changed byte.
 
     Raises:
-        UserError: a policy of a type that :func:`load_policy` could not rebuild.
+        UserError: a policy of a type that :func:`load_policy` could not rebuild, or NaN or infinity in it.
     """
     policy_type = getattr(policy, "policy_type", "")
     if POLICY_TYPES.get(policy_type) is not type(policy):
@@ -46,6 +46,7 @@ def save_policy(policy: GenerativePolicy, folder: str | os.PathLike[str]) -> Pat
             "can be rebuilt from a checkpoint (keep the original files of a foreign policy)"
         )
     folder = Path(folder)
+    check_finite_tensors(policy.state_dict(), folder / MODEL_FILE)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
     weights = safetensors.torch.save(state)
@@ -54,10 +55,10 @@ def save_policy(policy: GenerativePolicy, folder: str | os.PathLike[str]) -> Pat
         "version": VERSION,
         "type": policy_type,
         "arguments": policy.config,
-        "model_sha256": hashlib.sha256(weights).hexdigest(),
+        "files": {MODEL_FILE: bytes_record(weights)},
     }
     write_atomically(folder / MODEL_FILE, weights)
-    write_atomically(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+    write_atomically(folder / CONFIG_FILE, seal(config))
     return folder
 
 
@@ -65,13 +66,14 @@ def load_policy(folder: str | os.PathLike[str], device: torch.device | str = "cp
     """Reads what :func:`save_policy` wrote; the policy comes back frozen, on ``device``.
 
     Raises:
-        CheckpointError: a file is missing, truncated or foreign, the type is unknown, or the tensors do not fit.
+        CheckpointError: a file is missing, damaged, foreign or of another version, the type is unknown, or the tensors
+            do not fit or are not finite.
     """
     folder = Path(folder)
     config = _read_config(folder / CONFIG_FILE)
     path = folder / MODEL_FILE
     weights = _read(path)
-    if hashlib.sha256(weights).hexdigest() != config.get("model_sha256"):
+    if config.get("files") != {MODEL_FILE: bytes_record(weights)}:
         raise CheckpointError(f"{path} is truncated or damaged, or was not written together with {CONFIG_FILE}")
     try:
         state = safetensors.torch.load(weights)
@@ -96,14 +98,18 @@ def _read(path: Path) -> bytes:
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(_read(path))
-    except ValueError as error:
-        if isinstance(error, CheckpointError):
-            raise
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise CheckpointError(f"{path} does not describe a base policy (its 'format' is not {FORMAT!r})")
     if config.get("version") != VERSION:
-        raise CheckpointError(f"{path} has version {config.get('version')!r}, this dsrl_torchrl reads {VERSION}")
+        raise CheckpointError(
+            f"{path} has version {config.get('version')!r}, this dsrl_torchrl reads {VERSION}: train the policy "
+            "again, or load it with the version that wrote it"
+        )
+    config = unseal(path)
     if config.get("type") not in tuple(POLICY_TYPES):  # a tuple: the value may be unhashable
         raise CheckpointError(f"{path} has type {config.get('type')!r}, allowed are {', '.join(POLICY_TYPES)}")
     if not isinstance(config.get("arguments"), dict):

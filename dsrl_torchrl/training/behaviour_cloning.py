@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
 from tensordict import TensorDictBase
@@ -14,6 +15,9 @@ from dsrl_torchrl.errors import NonFiniteError, UserError
 from dsrl_torchrl.policies.arguments import positive_int
 from dsrl_torchrl.policies.cloning_loss import BehaviourCloningLoss
 from dsrl_torchrl.policies.generative import GenerativePolicy
+from dsrl_torchrl.policies.normalisation import clip_outliers
+
+ActionScaling = Literal["minmax", "quantile"]
 
 LOG_EVERY = 100  # steps between two looks at the loss: each one waits for the device
 
@@ -28,6 +32,7 @@ def train_base_policy(
     lr: float = 1e-3,
     weight_decay: float = 1e-6,
     ema_decay: float = 0.999,
+    action_scaling: ActionScaling = "minmax",
     seed: int = 0,
     log: Callable[[int, dict[str, float]], None] | None = None,
     progress: bool = False,
@@ -49,6 +54,9 @@ def train_base_policy(
         weight_decay: AdamW's.
         ema_decay: of the weights that decode. Ramped up over the first steps, so that short runs forget their
             initial weights.
+        action_scaling: of a policy without scales: ``minmax`` takes the whole range of the actions as [-1, 1],
+            ``quantile`` clips them to their 1 % and 99 % quantiles first
+            (:func:`~dsrl_torchrl.policies.normalisation.clip_outliers`). The policy keeps the range, on disk, too.
         seed: of the batches and the loss's noise; the caller's random state is left alone.
         log: called as ``log(step, metrics)`` every 100 steps and at the end.
         progress: whether to show a progress bar.
@@ -61,11 +69,16 @@ def train_base_policy(
     positive_int("batch_size", batch_size)
     if not 0 <= ema_decay < 1:
         raise UserError(f"ema_decay must be in [0, 1), got {ema_decay}")
+    if action_scaling not in get_args(ActionScaling):
+        raise UserError(f"action_scaling must be one of {', '.join(get_args(ActionScaling))}, got {action_scaling!r}")
     if loss_module.policy is not policy:
         raise UserError("loss_module must be made with the policy that is trained: it holds another one")
     keys = loss_module.tensor_keys
     dataset = dataset.select(keys.observation, keys.action, keys.valid, strict=False)
     if not policy.observation_scale.fitted:
+        if action_scaling == "quantile":
+            clipped = clip_outliers(dataset.get(keys.action), dataset.get(keys.valid, None))
+            dataset.set(keys.action, clipped)
         policy.fit_scales(dataset.get(keys.observation), dataset.get(keys.action), dataset.get(keys.valid, None))
 
     device = policy.device

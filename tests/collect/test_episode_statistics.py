@@ -19,7 +19,7 @@ BATCH = {
     "reward": [[1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 30.0, 40.0]],
     STEPS_KEY: [[3, 2, 3, 3], [3, 3, 3, 1]],
     "done": [[False, True, False, False], [False, False, False, True]],
-    "success": [[True, True, False, True], [True, False, False, False]],
+    "success_once": [[False, True, False, True], [False, True, False, False]],
 }
 
 
@@ -29,10 +29,24 @@ def test_returns_lengths_and_success_of_finished_episodes():
     tracker.update(make_batch(**BATCH))
     assert tracker.metrics() == {
         "env/episodes": 2.0,
-        "env/success_running": 0.5,  # what the last step says: earlier successes were lost
+        "env/success_running": 1.0,  # the second one succeeded in its second macro step, and not at its end
         "env/return": pytest.approx((3 + 100) / 2),
         "env/episode_len": pytest.approx((5 + 10) / 2),
     }
+
+
+def test_success_is_once_per_episode_and_forgotten_after_it():
+    tracker = EpisodeTracker(10)
+    success = [[True, False, False, False], [False, False, False, False]]
+    done = [[False, True, False, True], [False, False, False, True]]
+    batch = make_batch(**BATCH | {"success_once": success, "done": done})
+    for t in range(4):
+        tracker.update(batch[:, t : t + 1])
+    assert tracker.state_dict()["successes"] == [1.0, 0.0, 0.0]
+    tracker.update(batch[:, :1])
+    tracker.restart()  # the envs have been reset: that success was another episode's
+    tracker.update(batch[:, 1:])
+    assert tracker.state_dict()["successes"][3:] == [0.0, 0.0, 0.0]
 
 
 def test_episodes_go_on_over_batches_until_a_restart():
@@ -59,5 +73,5 @@ def test_the_window_and_a_resume():
 
 def test_an_env_that_does_not_tell_success():
     tracker = EpisodeTracker(10)
-    tracker.update(make_batch(**{name: values for name, values in BATCH.items() if name != "success"}))
+    tracker.update(make_batch(**{name: values for name, values in BATCH.items() if name != "success_once"}))
     assert set(tracker.metrics()) == {"env/episodes", "env/return", "env/episode_len"}

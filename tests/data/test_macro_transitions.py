@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import pickle
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -115,3 +118,37 @@ def test_a_file_that_is_not_transitions(tmp_path):
     save_file({'["next", "reward"]': torch.zeros(2, 1), "weight": torch.zeros(2)}, tmp_path / "foreign")
     with pytest.raises(CheckpointError, match="does not hold macro transitions"):
         load_transitions(tmp_path / "foreign")
+
+
+def test_what_no_env_gives_is_refused(tmp_path):
+    """Zero-filled, edited, or of another program: whoever reads it must not learn from it."""
+    changes = {
+        "next.reward is NaN": (("next", "reward"), torch.full((4, 1), torch.nan)),
+        "robot.qpos is NaN": (("robot", "qpos"), torch.full((4, 2), torch.inf).double()),
+        r"next.steps_to_next_obs should lie in 1\.\.2": (("next", "steps_to_next_obs"), torch.zeros(4, 1).long()),
+        r"next.success should be \[4, 1\], but is \[4\]": (("next", "success"), torch.zeros(4, dtype=torch.bool)),
+        "next.done should be set where": (("next", "truncated"), torch.ones(4, 1, dtype=torch.bool)),
+        "next.action_chunk should be floats": (("next", "action_chunk"), torch.zeros(4, 2)),
+        "pixels and next.pixels should be alike": (("next", "pixels"), torch.zeros(4, 3, 2, 2)),
+        "there is no next.truncated": (("next", "truncated"), None),
+    }
+    for match, (key, value) in changes.items():
+        changed = make_transitions().exclude(key)
+        save_transitions(changed if value is None else changed.set(key, value), tmp_path / "x")
+        with pytest.raises(CheckpointError, match=match) as error:
+            load_transitions(tmp_path / "x")
+        assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_zero_filled_or_pickled_files_are_refused(tmp_path):
+    path = tmp_path / "x"
+    save_transitions(make_transitions(), path)
+    whole = path.read_bytes()
+    fired = tmp_path / "fired"
+    bomb = pickle.dumps(type("Bomb", (), {"__reduce__": lambda self: (os.mkdir, (str(fired),))})())
+    header = int.from_bytes(whole[:8], "little") + 8
+    for data in (bytes(len(whole)), whole[:header] + bytes(len(whole) - header), whole[:-9], bomb):
+        path.write_bytes(data)
+        with pytest.raises(CheckpointError):
+            load_transitions(path)
+    assert not fired.exists()

@@ -1,5 +1,3 @@
-import json
-
 import h5py
 import numpy as np
 import pytest
@@ -7,27 +5,7 @@ import torch
 
 from dsrl_torchrl.data.readers.maniskill import read_demonstrations
 from dsrl_torchrl.errors import NonFiniteError, UserError
-
-MODE = "pd_ee_delta_pos"
-
-
-def write(path, lengths=(3, 2), success=(True, True), *, edit=None, episodes=None):
-    """A ManiSkill trajectory: observations of 5 numbers, actions of 2; ``edit(file)`` before closing."""
-    with h5py.File(path, "w") as file:
-        for i, length in enumerate(lengths):
-            group = file.create_group(f"traj_{i}")
-            group["obs"] = np.arange((length + 1) * 5, dtype=np.float32).reshape(-1, 5) + 100 * i
-            group["actions"] = np.arange(length * 2, dtype=np.float32).reshape(-1, 2) / 10 + i
-            group["success"] = np.arange(length) == (length - 1 if success[i] else length)
-            group["terminated"] = group["success"][:]
-            group["truncated"] = np.zeros(length, dtype=bool)
-        if edit is not None:
-            edit(file)
-    if episodes is None:
-        episodes = [{"episode_id": i, "control_mode": MODE, "success": s} for i, s in enumerate(success)]
-    described = {"env_info": {"env_kwargs": {"control_mode": MODE}}, "episodes": episodes}
-    path.with_suffix(".json").write_text(json.dumps(described))
-    return path
+from tests.data.maniskill_trajectory import MODE, write
 
 
 def test_reads_every_array(tmp_path):
@@ -121,7 +99,7 @@ def set_to(key, value):
     [
         (
             set_to("obs", None),
-            "no flat state observations: python -m mani_skill.trajectory.replay_trajectory .* -o state",
+            "no flat state observations: python -m dsrl_torchrl.envs.headless mani_skill.* -o state",
         ),
         (set_to("obs", np.zeros((3, 8, 8))), "no flat state observations"),
         (set_to("actions", None), "truncated or not a ManiSkill trajectory"),

@@ -1,7 +1,12 @@
 """Recording with the real planner; a few episodes."""
 
 import json
+import shlex
+import shutil
+import subprocess
+import sys
 
+import h5py
 import pytest
 import torch
 
@@ -64,6 +69,22 @@ def test_noise_is_on_the_arm_only(noisy, tmp_path):
     roughness = [(e.action[1:] - e.action[:-1]).std(0) for e in (clean, read_demonstrations(noisy)[0])]
     assert (roughness[1][:3] > 2 * roughness[0][:3]).all()
     assert torch.isclose(roughness[1][3], roughness[0][3], rtol=0.2)
+
+
+def test_the_advice_for_files_without_states_works_here(noisy, tmp_path):
+    """On a machine without a renderer, too."""
+    path = tmp_path / "no states.h5"
+    shutil.copy(noisy, path)
+    shutil.copy(noisy.with_suffix(".json"), path.with_suffix(".json"))
+    with h5py.File(path, "a") as file:
+        for group in file.values():
+            del group["obs"]
+    with pytest.raises(UserError, match="no flat state observations: python -m ") as error:
+        read_demonstrations(path)
+    command = shlex.split(str(error.value).split("observations: python ")[1])
+    subprocess.run([sys.executable, *command], check=True, capture_output=True, timeout=120)
+    (replayed,) = tmp_path.glob("no states.state.*.h5")
+    assert all(episode.observations["observation"].shape[-1] == 42 for episode in read_demonstrations(replayed))
 
 
 def test_too_few_successes_say_what_to_do(tmp_path):

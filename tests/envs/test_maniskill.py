@@ -10,6 +10,7 @@ from torchrl.collectors import Collector
 from torchrl.envs import ParallelEnv, SerialEnv
 from torchrl.envs.utils import check_env_specs
 
+from dsrl_torchrl import seeds
 from dsrl_torchrl.envs.headless import rendering_available
 from dsrl_torchrl.envs.maniskill import ManiSkillEnv
 from dsrl_torchrl.errors import UserError
@@ -71,6 +72,18 @@ def test_unseeded_starts_follow_set_seed(env):
     second = [env.reset()["observation"] for _ in range(3)]
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert not torch.equal(first[0], first[1])
+
+
+def test_the_simulator_starts_from_the_seeds_of_the_map(env):
+    """What ManiSkill makes of a seed is the seed itself."""
+    for run in (0, 1, 3_999):
+        env.set_seed(seeds.segment_stream(run, 2))
+        for _ in range(3):
+            env.reset()
+            assert all(int(seed) in seeds.TRAINING for seed in env._sim._episode_seed)
+    for kind in (seeds.CHECKS, seeds.DIAGNOSIS, seeds.HELD_OUT):
+        env.reset(seed=[kind[-1]])
+        assert env._sim._episode_seed.tolist() == [kind[-1]]
 
 
 def test_the_last_grasp_is_not_in_the_first_observation():

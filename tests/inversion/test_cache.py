@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -111,19 +112,43 @@ def flip_last_byte(path):
         lambda path: path.write_bytes(path.read_bytes()[:-10]),
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(b"not a shard"),
+        lambda path: path.write_bytes(bytes(path.stat().st_size)),
         lambda path: path.write_bytes((path.parent / "shard-00000.safetensors").read_bytes()),
     ],
-    ids=["bit flip", "truncated", "empty", "foreign", "another shard"],
+    ids=["bit flip", "truncated", "empty", "foreign", "zeroed", "another shard"],
 )
 def test_a_damaged_shard_is_computed_again(tmp_path, damage):
     first = make_decoder()
     whole = make_cache(tmp_path, first).load_or_compute()
     damage(shards(tmp_path)[1])
     decoder = make_decoder()
-    with pytest.warns(UserWarning, match=r"shard-00001.safetensors is damaged: computing it again"):
-        assert equal(make_cache(tmp_path, decoder).load_or_compute(), whole)
+    said: list[str] = []
+    assert equal(make_cache(tmp_path, decoder).load_or_compute(say=said.append), whole)
+    assert said == [f"{shards(tmp_path)[1]} is damaged: computing it again"]
     assert decoder.calls == first.calls // 3
     assert equal(make_cache(tmp_path, decoder).load_or_compute(), whole)
+
+
+def test_no_changed_byte_is_taken_for_noise(tmp_path):
+    cache = make_cache(tmp_path)
+    cache.load_or_compute()
+    path = shards(tmp_path)[1]
+    whole, said = path.read_bytes(), []
+    places = torch.randint(len(whole), (200,), generator=torch.Generator().manual_seed(0)).tolist()
+    for place in places:
+        flipped = bytes([whole[place] ^ (1 << place % 8)])
+        path.write_bytes(whole[:place] + flipped + whole[place + 1 :])
+        assert cache._read(1, said.append) is None
+    assert len(said) == len(places)
+
+
+def test_a_pickle_is_damage_and_is_never_run(tmp_path):
+    whole = make_cache(tmp_path).load_or_compute()
+    fired = tmp_path / "fired"
+    torch.save(type("Bomb", (), {"__reduce__": lambda self: (os.mkdir, (str(fired),))})(), shards(tmp_path)[0])
+    with pytest.warns(UserWarning, match=r"shard-00000.safetensors is damaged: computing it again"):
+        assert equal(make_cache(tmp_path).load_or_compute(), whole)
+    assert not fired.exists()
 
 
 def change_one(key, n=N):

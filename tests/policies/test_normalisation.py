@@ -7,7 +7,7 @@ import torch
 
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.policies import BasePolicy, FlowPolicy
-from dsrl_torchrl.policies.normalisation import ObservationScale, action_range
+from dsrl_torchrl.policies.normalisation import ObservationScale, action_range, clip_outliers
 
 
 def with_range(low, high):
@@ -97,3 +97,35 @@ def test_wrong_sizes_and_no_data_are_rejected():
         policy.fit_scales(torch.randn(0, 6), torch.rand(0, 4, 3))
     with pytest.raises(UserError, match="one flag per action"):
         policy.fit_scales(torch.randn(20, 6), torch.rand(20, 4, 3), torch.ones(20, dtype=torch.bool))
+
+
+def test_quantile_scaling_keeps_one_outlier_from_squeezing_the_others():
+    actions = 2 * torch.rand(1000, 4, 2, generator=torch.Generator().manual_seed(0)) - 1
+    actions[17, 2, 1] = 50.0
+    clipped = clip_outliers(actions)
+    low, high = action_range(clipped, 2)
+    expected = torch.quantile(actions.reshape(-1, 2), torch.tensor([0.01, 0.99]), 0)
+    torch.testing.assert_close(torch.stack([low, high]), expected)
+    for scaled, spread in ((with_range(*action_range(actions, 2)), 0.02), (with_range(low, high), 0.58)):
+        assert float(scaled.normalise_action(clipped)[..., 1].std()) == pytest.approx(spread, abs=0.01)
+    assert with_range(low, high).normalise_action(clipped).abs().max() <= 1 + 1e-6
+
+
+def test_quantiles_are_those_of_the_valid_actions():
+    actions, valid = torch.rand(500, 4, 2), torch.ones(500, 4, dtype=torch.bool)
+    actions[:, 3], valid[:, 3] = 9.0, False
+    assert clip_outliers(actions, valid).max() < 1
+    assert clip_outliers(actions).max() == 9.0
+
+
+def test_quantiles_leave_a_gripper_that_seldom_moves():
+    actions = torch.cat([torch.rand(1000, 1, 1), torch.ones(1000, 1, 1)], -1)
+    actions[40, 0, 1] = -1.0
+    assert clip_outliers(actions)[40, 0, 1] == -1.0
+
+
+def test_quantiles_of_bad_data_are_one_line():
+    with pytest.raises(UserError, match="action data holds NaN"):
+        clip_outliers(torch.full((3, 2, 1), torch.nan))
+    with pytest.raises(UserError, match="without valid"):
+        clip_outliers(torch.rand(3, 2, 1), torch.zeros(3, 2, dtype=torch.bool))

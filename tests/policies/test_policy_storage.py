@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
+import pickle
 
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from dsrl_torchrl.errors import CheckpointError, UserError
+from dsrl_torchrl.files import bytes_record, seal
 from dsrl_torchrl.policies import BasePolicy, load_policy, save_policy
 
 from .conftest import make_policy, random_inputs
@@ -57,7 +59,9 @@ def test_save_leaves_two_files_and_overwrites(tmp_path):
 
 def edit_config(folder, **changes):
     path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    config = {**json.loads(path.read_text()), **changes}
+    del config["sha256"]
+    path.write_bytes(seal(config))
 
 
 def edit_arguments(folder, **changes):
@@ -71,7 +75,19 @@ def truncate(path):
 
 def replace_weights(folder, data):
     (folder / "model.safetensors").write_bytes(data)
-    edit_config(folder, model_sha256=hashlib.sha256(data).hexdigest())
+    edit_config(folder, files={"model.safetensors": bytes_record(data)})
+
+
+def swap(path, old, new):
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new))
+
+
+def with_nan(folder):
+    state = load((folder / "model.safetensors").read_bytes())
+    state["action_high"][1] = torch.nan
+    return save(state)
 
 
 DAMAGES = {
@@ -81,10 +97,15 @@ DAMAGES = {
     "truncated config": (lambda f: truncate(f / "config.json"), "not valid JSON"),
     "binary config": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), "not valid JSON"),
     "foreign json": (lambda f: (f / "config.json").write_text('{"type": "act"}'), "does not describe a base policy"),
+    "deep json": (lambda f: (f / "config.json").write_text("[" * 100_000), "not valid JSON"),
     "json list": (lambda f: (f / "config.json").write_text("[1]"), "does not describe a base policy"),
     "other version": (lambda f: edit_config(f, version=99), "version 99"),
     "unknown type": (lambda f: edit_config(f, type="vla"), "type 'vla', allowed are flow, diffusion, shortcut"),
     "unhashable type": (lambda f: edit_config(f, type=[]), "allowed are flow, diffusion"),
+    "changed config": (lambda f: swap(f / "config.json", b'"sampler_steps": 5', b'"sampler_steps": 4'), "is damaged"),
+    "version before the hashes": (lambda f: swap(f / "config.json", b'"version": 3', b'"version": 2'), "has version 2"),
+    "no weights' hash": (lambda f: edit_config(f, files={}), "truncated or damaged"),
+    "NaN": (lambda f: replace_weights(f, with_nan(f)), r"tensor 'action_high' holds NaN"),
     "no arguments": (lambda f: edit_config(f, arguments=None), "no 'arguments'"),
     "unknown argument": (lambda f: edit_arguments(f, depth=3), "do not fit"),
     "bad argument": (lambda f: edit_arguments(f, action_dim=-1), "do not fit"),
@@ -138,3 +159,56 @@ def test_interrupted_save_keeps_the_old_checkpoint(tmp_path, monkeypatch):
 def test_foreign_policy_cannot_be_saved(tmp_path):
     with pytest.raises(UserError, match="cannot save a BasePolicy"):
         save_policy(BasePolicy(3, 4), tmp_path)
+
+
+def test_a_policy_that_is_not_finite_is_not_saved(tmp_path):
+    policy = make_policy("flow")
+    policy.network.layers[0].weight.data[0, 0] = torch.inf
+    with pytest.raises(CheckpointError, match=r"tensor 'network\.layers\.0\.weight' holds NaN or infinity"):
+        save_policy(policy, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("kind", ["flipped bit", "truncated", "zeroed"])
+def test_every_changed_byte_is_refused(tmp_path, name, kind):
+    save_policy(make_policy("flow", sampler_steps=3), tmp_path)
+    path = tmp_path / name
+    whole = path.read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    for place in torch.randint(len(whole), (40,), generator=generator).tolist():
+        if kind == "flipped bit":
+            new = bytes([whole[place] ^ (1 << place % 8)])
+        else:
+            new = b"" if kind == "truncated" else bytes(min(64, len(whole) - place))
+        damaged = whole[:place] + new + (b"" if kind == "truncated" else whole[place + len(new) :])
+        if damaged == whole:
+            continue  # zeros on zeros
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError) as error:
+            load_policy(tmp_path)
+        assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_nothing_is_unpickled(tmp_path, name):
+    folder, fired = save_policy(make_policy("flow"), tmp_path / "base"), tmp_path / "fired"
+    bomb = pickle.dumps(Bomb(fired))
+    (folder / name).write_bytes(bomb)
+    with pytest.raises(CheckpointError):
+        load_policy(folder)
+    save_policy(make_policy("flow"), folder)
+    torch.save(Bomb(fired), folder / name)
+    if name == "model.safetensors":
+        replace_weights(folder, (folder / name).read_bytes())  # with a hash that fits
+    with pytest.raises(CheckpointError):
+        load_policy(folder)
+    assert not fired.exists()

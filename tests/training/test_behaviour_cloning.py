@@ -100,10 +100,26 @@ def test_log_and_existing_scales():
     assert torch.equal(policy.action_high, high)
 
 
+def test_quantile_scaling_is_kept_on_disk(tmp_path):
+    dataset = two_mode_dataset(1000)
+    dataset["action"][3, 1] = 40.0
+    before = dataset.clone()
+    ranges = {}
+    for scaling in ("minmax", "quantile"):
+        policy, loss = make("flow")
+        train_base_policy(policy, loss, dataset, steps=3, action_scaling=scaling)
+        loaded = load_policy(save_policy(policy, tmp_path / scaling))
+        ranges[scaling] = float(loaded.action_low), float(loaded.action_high)
+        assert torch.equal(loaded.normalise_action(dataset["action"]), policy.normalise_action(dataset["action"]))
+    assert ranges["minmax"][1] == 40.0
+    assert -0.7 < ranges["quantile"][0] < LEFT and RIGHT < ranges["quantile"][1] < 0.9
+    assert (dataset == before).all()  # the caller's data stay
+
+
 def test_non_finite_loss_names_quantity_and_step():
     policy, loss = make("flow")
     with pytest.raises(NonFiniteError, match=r"loss_flow_bc is NaN or infinite at base policy step \d+"):
-        train_base_policy(policy, loss, two_mode_dataset(100), steps=50, lr=1e30)
+        train_base_policy(policy, loss, two_mode_dataset(100), steps=50, lr=1e9)
 
 
 def test_renamed_keys_and_padding():
@@ -123,6 +139,8 @@ def test_bad_arguments_are_one_line():
         train_base_policy(make("flow")[0], loss, dataset, steps=5)
     with pytest.raises(UserError, match="steps must be"):
         train_base_policy(policy, loss, dataset, steps=0)
+    with pytest.raises(UserError, match="action_scaling must be one of minmax, quantile, got 'max'"):
+        train_base_policy(policy, loss, dataset, steps=5, action_scaling="max")
     with pytest.raises(UserError, match="ema_decay"):
         train_base_policy(policy, loss, dataset, steps=5, ema_decay=1.0)
     dataset["action"][7] = float("nan")

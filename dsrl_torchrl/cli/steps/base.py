@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from dsrl_torchrl.cli.config import BasePolicyOptions, TaskOptions
 from dsrl_torchrl.cli.targets import Target, make
 from dsrl_torchrl.data.chunks import cut_chunks
 from dsrl_torchrl.data.episode import Episode
+from dsrl_torchrl.data.macro_transitions import entry_name
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.policies import BasePolicy, BehaviourCloningLoss, GenerativePolicy, Steerability, probe, steerability
 from dsrl_torchrl.training.behaviour_cloning import train_base_policy
@@ -24,23 +27,31 @@ def clone_policy(
     seed: int,
     device: str,
     progress: bool,
+    log: Callable[[int, dict[str, float]], None] | None = None,
 ) -> tuple[GenerativePolicy, Steerability, int]:
-    """Behaviour cloning; returns the frozen policy, its steerability and the number of chunks it learned from."""
+    """Behaviour cloning; returns the frozen policy, its steerability and the number of chunks it learned from.
+
+    ``log`` is :func:`~dsrl_torchrl.training.behaviour_cloning.train_base_policy`'s.
+    """
     data = cut_chunks(episodes, obs_horizon=task.obs_horizon, pred_horizon=task.pred_horizon).to(device)
     assert options.policy is not None
-    policy = make_cloned(options.policy, task, data[_in_key(options.policy)].shape[-1], data["action"].shape[-1], seed)
+    observation = data.get(_in_key(options.policy), None)
+    if observation is None:
+        raise UserError(
+            f"base_policy.policy reads {entry_name(_in_key(options.policy))}, the demonstrations have "
+            f"{', '.join(map(entry_name, episodes[0].observations.keys(True, True)))}: set task.demonstrations.entries"
+        )
+    policy = make_cloned(options.policy, task, observation.shape[-1], data["action"].shape[-1], seed)
     policy = policy.to(device)
-    loss, training = policy.cloning_loss(), options.training
+    loss = policy.cloning_loss()
     assert isinstance(loss, BehaviourCloningLoss)
     policy = train_base_policy(
         policy,
         loss,
         data,
-        steps=training.steps,
-        batch_size=training.batch_size,
-        lr=training.lr,
-        ema_decay=training.ema_decay,
+        **dict(options.training),
         seed=seed,
+        log=log,
         progress=progress,
     )
     observations = data.select(*policy.in_keys)[:OBSERVATIONS]

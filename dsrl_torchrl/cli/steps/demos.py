@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+
+from tensordict.utils import NestedKey
+from torch import Tensor
 
 from dsrl_torchrl.cli.config import TaskOptions
 from dsrl_torchrl.cli.targets import make
 from dsrl_torchrl.data.episode import Episode
 from dsrl_torchrl.data.readers.maniskill import read_demonstrations
+from dsrl_torchrl.envs.trajectory_file import RECORDING
 
 FILE = "trajectory.h5"
 
 
+@dataclass(frozen=True)
+class TaskInterface:
+    """What the task's env gives and takes, which its demonstrations must fit."""
+
+    shapes: Mapping[NestedKey, tuple[int, ...]]  #: entry -> the shape of one observation
+    low: Tensor  #: lowest action, ``[action_dim]``
+    high: Tensor  #: highest action, ``[action_dim]``
+
+
+def task_interface(task: TaskOptions) -> TaskInterface:
+    """Makes the task's env once, which takes a simulator seconds, and closes it."""
+    env = make(task.env)
+    try:
+        entries = env.observation_spec.items(True, True)
+        space = env.action_spec.space
+        bounds = (bound.reshape(-1, bound.shape[-1])[0].cpu() for bound in (space.low, space.high))
+        return TaskInterface({key: tuple(spec.shape[env.batch_dims :]) for key, spec in entries}, *bounds)
+    finally:
+        env.close()
+
+
 def record_demonstrations(task: TaskOptions, path: Path, *, seed: int, progress: bool) -> None:
-    """Records ``task.demonstrations.count`` episodes with the task's generator."""
+    """Records ``task.demonstrations.count`` episodes with the task's generator, in a folder of this run alone."""
+    for interrupted in path.parent.glob(f"{RECORDING}*"):
+        shutil.rmtree(interrupted)
     demonstrations = task.demonstrations
     make(
         task.generator_spec,
@@ -25,10 +55,16 @@ def record_demonstrations(task: TaskOptions, path: Path, *, seed: int, progress:
     )
 
 
-def read_task_demonstrations(task: TaskOptions, path: Path) -> list[Episode]:
-    """The successful episodes of ``path``, in the task's control mode."""
+def read_task_demonstrations(task: TaskOptions, path: Path, interface: TaskInterface | None = None) -> list[Episode]:
+    """The successful episodes of ``path``, in the task's control mode and, if ``interface`` is given, of its sizes."""
     entries = {_key(name): dataset for name, dataset in task.demonstrations.entries.items()}
-    return read_demonstrations(path, entries=entries, control_mode=task.control_mode or None)
+    return read_demonstrations(
+        path,
+        entries=entries,
+        control_mode=task.control_mode or None,
+        action_dim=None if interface is None else len(interface.low),
+        shapes=None if interface is None else {key: s for key, s in interface.shapes.items() if key in entries},
+    )
 
 
 def _key(name: str) -> str | tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from dsrl_torchrl.evaluation.rates import make_rate
 from dsrl_torchrl.inversion.cache import invert_transitions
 from dsrl_torchrl.inversion.search import NoiseOptimisation, NoiseRetrieval
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
+from dsrl_torchrl.latent_env.macro_step import SUCCESS_KEY
 from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
 from dsrl_torchrl.latent_env.prior_noise import PriorNoise
 
@@ -46,6 +48,26 @@ def base_rollouts(
     return rollouts, f"base rollouts: {len(rollouts)} macro transitions, {went}"
 
 
+def failing_pays(task: TaskOptions, rollouts: TensorDictBase) -> str | None:
+    """A warning where the task ends by failure although every step that it goes on costs 1, from its rollouts ``[n]``.
+
+    To fail at once is then the best return, and what is learned.
+    """
+    if not _has_our_reward(task) or _argument(task, "reward", "step_penalty") != "step_penalty":
+        return None
+    outcome = rollouts["next"]
+    if outcome.get(SUCCESS_KEY, None) is None:
+        return None
+    failed = int((outcome["terminated"] & ~outcome[SUCCESS_KEY]).sum())
+    if not failed:
+        return None
+    return (
+        f"warning: {failed} of {int(outcome['done'].sum())} episodes ended early without success: with a reward of -1 "
+        "a step, failing early pays; set task.env.terminate_on_success=false (to the time limit) or another "
+        "task.env.reward"
+    )
+
+
 def demonstrated_transitions(
     task: TaskOptions, episodes: Sequence[Episode], keys: Sequence[NestedKey], gamma: float
 ) -> TensorDictBase:
@@ -54,8 +76,7 @@ def demonstrated_transitions(
     Raises:
         UserError: a reward that demonstrations do not carry, or entries that they lack.
     """
-    takes = parameters(find_target(task.env, "task.env"))
-    if not {"reward", "success_bonus"} & takes.keys():
+    if not _has_our_reward(task):
         raise UserError(
             "task.env does not say that its reward is -1 a step (an argument reward or success_bonus), which is what "
             "demonstrations get: set stage1.use_demonstrations=false"
@@ -83,10 +104,18 @@ def demonstrated_transitions(
 
 
 def with_noise(
-    demonstrations: TensorDictBase, decoder: NoiseDecoder, inversion: str, folder: Path, *, progress: bool
+    demonstrations: TensorDictBase,
+    decoder: NoiseDecoder,
+    inversion: str,
+    folder: Path,
+    *,
+    progress: bool,
+    say: Callable[[str], None] = warnings.warn,
 ) -> tuple[TensorDictBase, str]:
     """The demonstrations with a noise that decodes to what they did, and how well it does in a line."""
-    labelled, report = invert_transitions(demonstrations, decoder, INVERSIONS[inversion](), folder, progress=progress)
+    labelled, report = invert_transitions(
+        demonstrations, decoder, INVERSIONS[inversion](), folder, progress=progress, say=say
+    )
     return labelled, f"inversion: {report}"
 
 
@@ -96,6 +125,10 @@ def joined(rollouts: TensorDictBase, demonstrations: TensorDictBase | None, *, n
     if demonstrations is None:
         return rollouts
     return torch.cat([rollouts, demonstrations.select(*rollouts.keys(True, True))])
+
+
+def _has_our_reward(task: TaskOptions) -> bool:
+    return bool({"reward", "success_bonus"} & parameters(find_target(task.env, "task.env")).keys())
 
 
 def _argument(task: TaskOptions, name: str, otherwise: Any) -> Any:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -15,11 +14,15 @@ from tensordict.utils import NestedKey
 
 from dsrl_torchrl.data.episode import Episode
 from dsrl_torchrl.data.macro_transitions import entry_name
+from dsrl_torchrl.data.readers.maniskill_json import RecordedEpisode, read_description
 from dsrl_torchrl.errors import NonFiniteError, UserError
 
 #: Where ManiSkill's ``state`` mode has its one flat observation.
 STATE_DATASET = "obs"
 FLAT_STATE: Mapping[NestedKey, str] = {"observation": STATE_DATASET}
+FLAG_DATASETS = ("success", "terminated", "truncated")
+#: Kinds of NumPy dtypes that are numbers; an object's or a string's bytes are never looked at.
+NUMBERS, FLAGS = "fiub", "iub"
 
 
 def read_demonstrations(
@@ -35,7 +38,8 @@ def read_demonstrations(
 
     The format is that of ManiSkill's ``RecordEpisode``: ``traj_<i>/{obs,actions,success,terminated,truncated}`` in the
     h5, and a json of the same name with each episode's controller and outcome. An episode is successful if the json
-    says so, or, where the json does not tell, if its last step is.
+    says so, or, where the json does not tell, if its last step is. Everything lies in this one h5: data that it only
+    links to are refused, since a hash of the file would not tell when they change.
 
     Args:
         path: the ``.h5``.
@@ -47,64 +51,66 @@ def read_demonstrations(
         shapes: entry name -> the shape of one observation that must match; those left out may have any.
         max_episodes: read the first so many successful ones; ``None`` reads all.
 
+    Returns:
+        At least one episode, all with the same entries and sizes.
+
     Raises:
         UserError: a file is missing, truncated, of another controller or size, without the observations or success.
         NonFiniteError: NaN or infinity, with the quantity, the episode and the step.
     """
     path = Path(path)
-    described = _read_json(path)
-    recorded_mode = described.get("env_info", {}).get("env_kwargs", {}).get("control_mode")
+    described = read_description(path)
     episodes: list[Episode] = []
     try:
         with h5py.File(path, "r") as file:
-            for entry in described["episodes"]:
+            for entry in described.episodes:
                 if max_episodes is not None and len(episodes) == max_episodes:
                     break
-                name = f"traj_{entry['episode_id']}"
+                name = f"traj_{entry.episode_id}"
                 if name not in file:
                     raise UserError(f"{path} is incomplete: its json lists {name}, which the h5 has not")
-                if not _is_success(entry, file[name]):
+                where, group = f"{name} of {path}", file[name]
+                _refuse_links(file, group, ("actions", *FLAG_DATASETS, *entries.values()), where)
+                if not _is_success(entry, group, where):
                     continue
-                mode = entry.get("control_mode", recorded_mode)
+                mode = described.control_mode(entry)
                 if control_mode is not None and mode is not None and mode != control_mode:
                     hint = _replay_hint(path, control_mode)
                     raise UserError(f"{path} holds {mode} actions, the task wants {control_mode}: {hint}")
-                hint = _replay_hint(path, control_mode or mode)
-                episodes.append(_read_episode(file[name], f"{name} of {path}", entries, hint))
-                _check_sizes(episodes[-1], action_dim, shapes or {}, path)
-    except (OSError, KeyError) as error:
-        raise UserError(f"{path} is truncated or not a ManiSkill trajectory file ({error})") from error
+                episode = _read_episode(group, where, entries, _replay_hint(path, control_mode or mode))
+                if entry.elapsed_steps not in (None, len(episode)):
+                    raise UserError(
+                        f"{where} has {len(episode)} steps, its json says {entry.elapsed_steps}: is it the json of "
+                        "another file?"
+                    )
+                _check_sizes(episode, action_dim, shapes or {}, where)
+                if episodes:
+                    _check_same_sizes(episode, episodes[0], where)
+                episodes.append(episode)
+    except UserError:
+        raise
+    # HDF5 raises whatever it stumbles over first in a damaged file.
+    except (OSError, LookupError, RuntimeError, TypeError, ValueError, AttributeError, MemoryError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is truncated or not a ManiSkill trajectory file ({reason})") from None
     if not episodes:
-        raise UserError(f"{path} has no successful episode among {len(described['episodes'])}")
+        raise UserError(f"{path} has no successful episode among {len(described.episodes)}")
     return episodes
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    beside = path.with_suffix(".json")
-    for file in (path, beside):
-        if not file.is_file():
-            raise UserError(
-                f"demonstrations not found: {file} (a ManiSkill trajectory is an h5 and a json of the same name)"
-            )
-    try:
-        described = json.loads(beside.read_text())
-    except ValueError as error:
-        raise UserError(f"{beside} is truncated or not json ({error})") from error
-    if not isinstance(described, dict) or not isinstance(described.get("episodes"), list):
-        raise UserError(f"{beside} is not the json of a ManiSkill trajectory: it has no list of episodes")
-    return described
-
-
-def _is_success(entry: dict[str, Any], group: h5py.Group) -> bool:
-    if "success" in entry:
-        return bool(entry["success"])
-    return "success" in group and len(group["success"]) > 0 and bool(group["success"][-1])
+def _is_success(entry: RecordedEpisode, group: h5py.Group, where: str) -> bool:
+    if entry.success is not None:
+        return entry.success
+    if "success" not in group:
+        return False
+    flags = _read_array(group["success"], FLAGS, f"success in {where}")
+    return len(flags) > 0 and bool(flags[-1])
 
 
 def _read_episode(group: h5py.Group, where: str, entries: Mapping[NestedKey, str], hint: str) -> Episode:
     if not isinstance(group["actions"], h5py.Dataset) or group["actions"].ndim != 2:
         raise UserError(f"{where} has no flat actions [T, action_dim]; only single-robot tasks can be read")
-    action = torch.from_numpy(np.asarray(group["actions"], dtype=np.float32))
+    action = _to_float(_read_array(group["actions"], NUMBERS, f"actions in {where}"))
     length = action.shape[0]
     observations = TensorDict({}, [length + 1])
     for key, dataset in entries.items():
@@ -115,10 +121,10 @@ def _read_episode(group: h5py.Group, where: str, entries: Mapping[NestedKey, str
             )
         observations.set(key, value)
     flags = {}
-    for name in ("success", "terminated", "truncated"):
+    for name in FLAG_DATASETS:
         flags[name] = torch.zeros(length, dtype=torch.bool)
         if name in group:
-            flags[name] = torch.from_numpy(np.asarray(group[name], dtype=bool))
+            flags[name] = torch.from_numpy(_read_array(group[name], FLAGS, f"{name} in {where}").astype(bool))
             if flags[name].shape != (length,):
                 raise UserError(f"{where} has {name} of shape {list(flags[name].shape)}, expected [{length}]")
     for key, value in [*observations.items(True, True), ("action", action)]:
@@ -132,9 +138,9 @@ def _read_entry(group: h5py.Group, dataset: str, where: str, hint: str) -> torch
     """Vectors ``[T + 1, d]`` float32 or images ``[T + 1, C, H, W]`` uint8."""
     values = group.get(dataset)
     if isinstance(values, h5py.Dataset) and values.ndim == 2:
-        return torch.from_numpy(np.asarray(values, dtype=np.float32))
+        return _to_float(_read_array(values, NUMBERS, f"{dataset} in {where}"))
     if isinstance(values, h5py.Dataset) and values.ndim == 4 and values.dtype == np.uint8:
-        return torch.from_numpy(np.asarray(values)).permute(0, 3, 1, 2).contiguous()
+        return torch.from_numpy(_read_array(values, NUMBERS, f"{dataset} in {where}")).permute(0, 3, 1, 2).contiguous()
     if dataset == STATE_DATASET:
         raise UserError(f"{where} has no flat state observations: {hint}")
     present: list[str] = []
@@ -145,17 +151,49 @@ def _read_entry(group: h5py.Group, dataset: str, where: str, hint: str) -> torch
     )
 
 
+def _read_array(values: h5py.Dataset, kinds: str, what: str) -> np.ndarray:
+    if values.dtype.kind not in kinds:
+        raise UserError(f"{what} should be {'flags' if kinds == FLAGS else 'numbers'}, but is of type {values.dtype}")
+    return np.asarray(values)
+
+
+def _refuse_links(file: h5py.File, group: h5py.Group, names: Iterable[str], where: str) -> None:
+    for name in names:
+        data = group.get(name)
+        if isinstance(data, h5py.Dataset) and (data.is_virtual or data.external or data.file.filename != file.filename):
+            raise UserError(f"{name} in {where} lies in another file that the h5 only links to: copy it in")
+
+
+def _to_float(values: np.ndarray) -> torch.Tensor:
+    with np.errstate(over="ignore"):  # infinity is refused by name
+        return torch.from_numpy(values.astype(np.float32))
+
+
 def _check_sizes(
-    episode: Episode, action_dim: int | None, shapes: Mapping[NestedKey, Sequence[int]], path: Path
+    episode: Episode, action_dim: int | None, shapes: Mapping[NestedKey, Sequence[int]], where: str
 ) -> None:
     if action_dim is not None and episode.action.shape[-1] != action_dim:
-        raise UserError(f"{path} has {episode.action.shape[-1]}-d actions, the task has {action_dim}-d ones")
+        raise UserError(f"{where} has {episode.action.shape[-1]}-d actions, the task has {action_dim}-d ones")
     for key, shape in shapes.items():
         recorded = list(episode.observations.get(key).shape[1:])
         if recorded != list(shape):
-            raise UserError(f"{path} has {entry_name(key)} of shape {recorded}, the task has {list(shape)}")
+            raise UserError(f"{where} has {entry_name(key)} of shape {recorded}, the task has {list(shape)}")
+
+
+def _check_same_sizes(episode: Episode, first: Episode, where: str) -> None:
+    sizes = [
+        {"actions": list(e.action.shape[1:])}
+        | {entry_name(key): list(value.shape[1:]) for key, value in e.observations.items(True, True)}
+        for e in (episode, first)
+    ]
+    for name, size in sizes[0].items():
+        if size != sizes[1][name]:
+            raise UserError(f"{where} has {name} of shape {size}, the episodes before it have {sizes[1][name]}")
 
 
 def _replay_hint(path: Path, control_mode: str | None) -> str:
     target = f" -c {control_mode}" if control_mode else ""
-    return f"python -m mani_skill.trajectory.replay_trajectory --traj-path {path} -o state{target} --save-traj"
+    return (
+        "python -m dsrl_torchrl.envs.headless mani_skill.trajectory.replay_trajectory "
+        f"--traj-path {shlex.quote(str(path))} -o state{target} --save-traj"
+    )
