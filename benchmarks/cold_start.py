@@ -32,6 +32,7 @@ from dsrl_torchrl.latent_env.prior_noise import PriorNoise
 from dsrl_torchrl.networks.config import NetworkConfig
 from dsrl_torchrl.networks.encoders import StateEncoder
 from dsrl_torchrl.policies import load_policy
+from dsrl_torchrl.training.metrics_log import MetricsLog
 from dsrl_torchrl.training.online import OnlineConfig, train_online
 
 RESULTS = Path(__file__).parent / "results" / "cold_start.json"
@@ -114,16 +115,11 @@ def _variant(name: str, env, seed: int):
 
 
 def _train(env, agent, loop: OnlineConfig, rollouts, seed: int) -> dict[str, Any]:
-    curve: dict[int, float] = {}
-
-    def make_log(_):
-        return lambda step, metrics: curve.update({step: metrics[SUCCESS]} if SUCCESS in metrics else {})
-
+    log = MetricsLog()
     offline = rollouts if loop.offline_fraction else None
     with tempfile.TemporaryDirectory() as folder:
-        train_online(
-            env, agent, loop, seed=seed, folder=Path(folder), offline=offline, make_log=make_log, progress=False
-        )
+        train_online(env, agent, loop, seed=seed, folder=Path(folder), offline=offline, log=log, progress=False)
+    curve = {int(row["env_steps"]): row[SUCCESS] for row in log.rows if SUCCESS in row}
     thirds = [max(step for step in curve if step <= ENV_STEPS * third // 3 + 500) for third in (1, 2, 3)]
     rate = evaluate(env, agent.kept_policy, EVALUATION_SEEDS).success_once
     return {"running_success": [round(curve[step], 2) for step in thirds], "evaluation": rate.__dict__}

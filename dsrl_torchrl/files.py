@@ -1,17 +1,15 @@
-"""Files that appear whole or not at all, and tensors in them that fit or are refused by name."""
+"""Files that appear whole or not at all, and whose damage shows."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
-import safetensors.torch
-import torch
-from safetensors import SafetensorError
 
 from dsrl_torchrl.errors import CheckpointError
 
@@ -30,47 +28,116 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    directory = os.open(path.parent, os.O_RDONLY)
+    _sync_folder(path.parent)
+
+
+def write_folder_atomically(path: Path, files: Iterable[tuple[str, bytes]]) -> None:
+    """Makes the folder ``path`` of ``files``, by name, in the place of whatever is there; after a power cut, too.
+
+    A crash leaves the old folder, the new one, or none beside ``.<name>.old``: never a part under its name.
+    """
+    new, old = (path.with_name(f".{path.name}.{state}") for state in ("new", "old"))
+    remove_folder(new)
+    new.mkdir(parents=True)
     try:
-        os.fsync(directory)
+        for name, data in files:
+            with (new / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    _sync_folder(new)
+    if path.exists():
+        remove_folder(old)
+        path.rename(old)
+    new.rename(path)
+    _sync_folder(path.parent)
+    remove_folder(old)
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder that may not be there; a crash leaves nothing of it under its name."""
+    if not path.exists():
+        return
+    hidden = path if path.name.startswith(".") else path.with_name(f".{path.name}.old")
+    if hidden != path:
+        shutil.rmtree(hidden, ignore_errors=True)
+        path.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
-        os.close(directory)
+        os.close(descriptor)
+
+
+def bytes_record(data: bytes) -> dict[str, Any]:
+    """Size and SHA-256, what :func:`check_file` compares with."""
+    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def file_record(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            digest, size = hashlib.sha256(), 0
+            while block := file.read(1 << 20):
+                digest.update(block)
+                size += len(block)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+    return {"size": size, "sha256": digest.hexdigest()}
+
+
+def check_file(path: Path, record: Mapping[str, Any]) -> None:
+    """Raises :class:`CheckpointError` unless ``path`` is byte for byte what was recorded of it."""
+    found = file_record(path)
+    if found["size"] != record["size"]:
+        raise CheckpointError(f"{path} is damaged: it has {found['size']} bytes, {record['size']} were written")
+    if found["sha256"] != record["sha256"]:
+        raise CheckpointError(f"{path} is damaged: its SHA-256 is not that of what was written")
+
+
+def seal(value: Mapping[str, Any]) -> bytes:
+    """JSON that carries its own SHA-256."""
+    plain = json.loads(json.dumps(value))
+    return _canonical(plain | {"sha256": hashlib.sha256(_canonical(plain)).hexdigest()})
+
+
+def unseal(path: Path) -> dict[str, Any]:
+    """Reads what :func:`seal` made.
+
+    Raises:
+        CheckpointError: it is missing, or any byte of it is another.
+    """
+    try:
+        data = path.read_bytes()
+        value = dict(json.loads(data))
+        value.pop("sha256", None)
+        intact = seal(value) == data
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, TypeError, RecursionError):
+        intact = False
+    if not intact:
+        raise CheckpointError(f"{path} is damaged: its content is not what was written")
+    return value
+
+
+def _canonical(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON, atomically."""
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
-
-
-def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Writes named tensors as safetensors, atomically, from whatever device they are on."""
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, safetensors.torch.save(contiguous))
-
-
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Reads what :func:`save_tensors` wrote.
-
-    Raises:
-        CheckpointError: the file is missing, truncated or foreign.
-    """
-    try:
-        return safetensors.torch.load(path.read_bytes())
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
-
-
-@torch.no_grad()
-def copy_strictly(stored: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Copies ``stored`` into ``wanted`` in place, across devices.
-
-    Raises:
-        CheckpointError: names the first tensor that is missing, left over or of another shape, and ``path``.
-    """
-    for name in sorted(stored.keys() | wanted.keys()):
-        want = list(wanted[name].shape) if name in wanted else "absent"
-        got = list(stored[name].shape) if name in stored else "absent"
-        if want != got:
-            raise CheckpointError(f"{path} does not fit: tensor {name!r} should be {want}, but is {got}")
-    for name, tensor in wanted.items():
-        tensor.copy_(stored[name])

@@ -6,6 +6,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,17 +18,18 @@ from torch import Tensor, nn
 
 from dsrl_torchrl.agents.curve_checks import CurveCheck
 from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.files import copy_strictly, load_tensors, save_tensors
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
 from dsrl_torchrl.networks.config import NetworkConfig, make_encoder, observation_keys
 from dsrl_torchrl.networks.encoders import FEATURES_KEY
 from dsrl_torchrl.options import Options, option
+from dsrl_torchrl.tensor_files import load_described, save_described
 
 #: Metrics drawn in one panel, each with its label, and the panel's title.
 Panel = tuple[dict[str, str], str]
 
 CRITIC = "critic"
+DESCRIPTION_FILE = "agent.json"
 
 
 class AgentConfig(Options):
@@ -169,10 +171,13 @@ class Agent(nn.Module):
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
         """All that is learned, by file: ``actor``, ``kept_actor`` and critics, whose names begin with ``q_``."""
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes a safetensors file for each of :meth:`tensors`, and the encoder's."""
-        for name, tensors in self._files().items():
-            save_tensors(tensors, Path(folder) / f"{name}.safetensors")
+    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Writes a safetensors file for each of :meth:`tensors` and the encoder's, and ``agent.json``, about them.
+
+        Returns:
+            What was written.
+        """
+        return save_described(Path(folder), self._files(), self._description(), DESCRIPTION_FILE)
 
     def load(self, folder: str | os.PathLike[str], components: Sequence[str] = ("actor", "critics")) -> None:
         """Reads what :meth:`save` wrote, in place.
@@ -182,20 +187,34 @@ class Agent(nn.Module):
             components: ``actor``, ``critics`` or both.
 
         Raises:
-            CheckpointError: a file is missing, damaged or of another size.
+            CheckpointError: a file is missing, damaged or of another size, or was learned for another base policy,
+                noise layout, bound of the noise or kind of network.
             UserError: a component that is neither.
         """
         if set(components) - {"actor", "critics"}:
             raise UserError(f"components are actor and critics, got {', '.join(components)}")
-        for name, tensors in self._files().items():
-            kind = "critics" if name.startswith("q_") else "actor"
-            if kind in components or (name == "encoder" and components):
-                path = Path(folder) / f"{name}.safetensors"
-                copy_strictly(load_tensors(path), tensors, path)
+        wanted = {
+            name: tensors
+            for name, tensors in self._files().items()
+            if (components if name == "encoder" else ("critics" if name.startswith("q_") else "actor") in components)
+        }
+        load_described(Path(folder), wanted, self._description(), DESCRIPTION_FILE)
 
-    def optimiser_state(self) -> OptimiserState:
-        """The optimisers as one checkpoint component."""
-        return OptimiserState(self.optimisers)
+    def identity(self) -> dict[str, Any]:
+        """What tells its checkpoints from those of others, as JSON values."""
+        return {"agent": type(self).__name__, "algorithm": self.config.model_dump(mode="json")}
+
+    def _description(self) -> dict[str, Any]:
+        """What the weights mean something for; ``None`` where it cannot be told."""
+        networks = self.networks.model_dump(mode="json", include={"activation", "layer_norm", "chunk_gain"})
+        return {
+            "format": "dsrl_torchrl.agent",
+            "version": 1,
+            "base_policy": self.decoder.base_policy.content_hash(),
+            "noise_layout": asdict(self.decoder.layout),
+            "action_magnitude": self.decoder.action_magnitude,
+            "networks": networks,
+        }
 
     def _files(self) -> dict[str, Mapping[str, Tensor]]:
         encoder = dict(self.encoder.state_dict())
@@ -212,19 +231,3 @@ def flat(params: TensorDictParams) -> dict[str, Tensor]:
 def scalars(group: str, **metrics: Tensor) -> dict[str, Tensor]:
     """Detached means by the names that a run logs, ``group/name``."""
     return {f"{group}/{name}": value.detach().mean() for name, value in metrics.items()}
-
-
-class OptimiserState:
-    """Several optimisers behind one ``state_dict`` / ``load_state_dict``."""
-
-    def __init__(self, optimisers: dict[str, torch.optim.Optimizer]) -> None:
-        self.optimisers = optimisers
-
-    def state_dict(self) -> dict:
-        """By the optimisers' names."""
-        return {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Restores :meth:`state_dict`."""
-        for name, optimiser in self.optimisers.items():
-            optimiser.load_state_dict(state[name])

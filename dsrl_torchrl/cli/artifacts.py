@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.files import write_json
+from dsrl_torchrl.errors import CheckpointError, UserError
+from dsrl_torchrl.files import check_file, file_record, seal, unseal, write_atomically
 
 MARKER = "artifact.json"
 
@@ -48,43 +49,78 @@ def config_differences(stored: Any, given: Any, prefix: str = "") -> Iterator[st
 class Artifact:
     """One step's result in a folder, finished when its marker file says so.
 
+    The marker holds the configuration, size and SHA-256 of every file, and what else went into them; and its own
+    SHA-256.
+
     Args:
         folder: where the step writes.
         config: the part of the configuration that the result depends on, as plain JSON values.
         default: the defaults of the same options. A folder survives an option that was added after it was made, if
             that is at its default.
         marker: name of the marker file.
+        budget: path in ``config`` of a number that may grow: then the result goes on from its last checkpoint.
+        resume: whether that is asked for.
+
+    Attributes:
+        inputs: hashes of what the result was made from, by name; those that are not known yet are not compared.
     """
 
     def __init__(
-        self, folder: Path, config: dict[str, Any], default: dict[str, Any] | None = None, marker: str = MARKER
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        default: dict[str, Any] | None = None,
+        marker: str = MARKER,
+        *,
+        budget: tuple[str, ...] = (),
+        resume: bool = False,
     ) -> None:
         self.folder = folder
-        self.config, self.default = config, default or {}
+        self.config, self.default = json.loads(json.dumps(config)), default or {}
         self.path = folder / marker
+        self.inputs: dict[str, str] = {}
+        self.budget, self.resume = budget, resume
+        self._intact = False
 
     @property
     def exists(self) -> bool:
         """Whether the step finished here with this configuration.
 
         Raises:
-            UserError: it finished here with another configuration, or left a checkpoint.
+            UserError: it finished here with another configuration or from other inputs, or left a checkpoint.
+            CheckpointError: one of its files is not what was written.
         """
         stored = self._read()
         if stored is None or not (stored["finished"] or self.has_checkpoint):
             return False  # what failed at once claims nothing: the corrected command may begin anew
-        differences = list(config_differences(filled(stored["config"], self.default), self.config))
+        there = filled(stored["config"], self.default)
+        differences = list(config_differences(there, self.config))
+        if differences and self._goes_on(there, stored["finished"]):
+            return False
         if differences:
             shown = ", ".join(differences[:3]) + (f" and {len(differences) - 3} more" if len(differences) > 3 else "")
             raise UserError(
                 f"{self.folder} belongs to another configuration: {shown}; choose another name= or go back to that one"
             )
+        for name in sorted(stored["inputs"].keys() & self.inputs.keys()):
+            if stored["inputs"][name] != self.inputs[name]:
+                raise UserError(
+                    f"{self.folder} was made from another {name.replace('_', ' ')} than the one that is there now: "
+                    f"choose another name=, or remove {self.folder} to make it again"
+                )
+        if stored["finished"] and not self._intact:
+            for name, record in stored["files"].items():
+                try:
+                    check_file(self.folder / name, record)
+                except CheckpointError as error:
+                    raise CheckpointError(f"{error}; restore it, or remove {self.path} to make it again") from None
+            self._intact = True
         return bool(stored["finished"])
 
     @property
     def has_checkpoint(self) -> bool:
         """Whether the step was interrupted here and can go on."""
-        return any((self.folder / "checkpoints").glob("checkpoint*"))
+        return any((self.folder / "checkpoints").glob("checkpoint-*"))
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -92,23 +128,78 @@ class Artifact:
         stored = self._read()
         return stored["facts"] if stored else {}
 
+    @property
+    def key(self) -> str:
+        """Hash of the options but the budget, and of the base policy."""
+        options = differing(_without(self.config, self.budget), self.default)
+        return config_hash({"options": options, "base_policy": self.inputs.get("base_policy")})
+
+    @property
+    def content(self) -> str:
+        """Hash of the finished files."""
+        stored = self._read()
+        return config_hash(stored["files"] if stored else {})
+
     def begin(self) -> None:
         """Claims the folder for this configuration."""
         if not self.exists:
-            write_json(self.path, {"finished": False, "config": self.config, "facts": {}})
+            self._write(finished=False, facts=self._extended(), files={})
 
-    def finish(self, **facts: Any) -> None:
-        """Marks the step as done."""
-        write_json(self.path, {"finished": True, "config": self.config, "facts": facts})
+    def finish(self, *files: Path, **facts: Any) -> None:
+        """Marks the step as done, ``files`` being its result."""
+        records = {os.path.relpath(path, self.folder): file_record(path) for path in files}
+        self._write(finished=True, facts=facts | self._extended(), files=records)
+
+    def _goes_on(self, there: dict[str, Any], finished: bool) -> bool:
+        """Whether only the budget has grown, and going on is asked for."""
+        before, now = _at(there, self.budget), _at(self.config, self.budget)
+        same = config_hash(_without(there, self.budget)) == config_hash(_without(self.config, self.budget))
+        if not (self.budget and same and now > before):
+            return False
+        if not self.has_checkpoint:
+            raise UserError(f"{self.folder} has no checkpoint to go on from: choose another name=")
+        if not self.resume:
+            done = "finished" if finished else "begun"
+            raise UserError(
+                f"{self.folder} was {done} with {'.'.join(self.budget)} {before}: resume=true goes on to {now}"
+            )
+        return True
+
+    def _extended(self) -> dict[str, Any]:
+        """The budgets that the result was finished with before."""
+        stored = self._read()
+        if stored is None or not self.budget:
+            return {}
+        before = list(stored["facts"].get("extended_from", []))
+        if stored["finished"] and _at(stored["config"], self.budget) != _at(self.config, self.budget):
+            before.append(_at(stored["config"], self.budget))
+        return {"extended_from": before} if before else {}
+
+    def _write(self, **record: Any) -> None:
+        self._intact = False
+        write_atomically(self.path, seal({"config": self.config, "inputs": self.inputs, **record}))
 
     def _read(self) -> dict[str, Any] | None:
         if not self.path.exists():
             return None
         try:
-            stored = json.loads(self.path.read_text())
-            config, facts = dict(stored["config"]), dict(stored["facts"])
-            return {"finished": stored["finished"], "config": config, "facts": facts}
-        except (ValueError, KeyError, TypeError):
-            raise UserError(
-                f"{self.path} is not a record of a dsrl run: move the folder away or choose another name="
-            ) from None
+            stored = unseal(self.path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; move {self.folder} away or choose another name=") from None
+        if not {"finished", "config", "facts", "files", "inputs"} <= stored.keys():
+            raise UserError(f"{self.path} is not a record of a dsrl run: move the folder away or choose another name=")
+        return stored
+
+
+def _at(config: Any, path: tuple[str, ...]) -> Any:
+    for name in path:
+        config = config[name]
+    return config
+
+
+def _without(config: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    if not path:
+        return config
+    name, *rest = path
+    inner = _without(config[name], tuple(rest)) if rest else None
+    return {key: inner if key == name else value for key, value in config.items() if rest or key != name}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,15 @@ import yaml
 from dsrl_torchrl.cli.artifacts import Artifact, config_hash, differing
 from dsrl_torchrl.cli.config import RunConfig
 from dsrl_torchrl.cli.schema import defaults, plain
+from dsrl_torchrl.data.readers.maniskill_json import trajectory_files
 from dsrl_torchrl.errors import CheckpointError, UserError
-from dsrl_torchrl.files import write_atomically
+from dsrl_torchrl.files import check_file, file_record, seal, unseal, write_atomically
 from dsrl_torchrl.training.metrics_log import LoggerConfig, MetricsLog
 
 CONFIG_FILE = "config.yaml"
+EVALUATION_FILE = "evaluation.json"
+#: What a finished stage may be given more of.
+BUDGETS = {"stage1": ("stage1", "updates"), "stage2": ("stage2", "total_env_steps")}
 #: What cannot change a result, wherever it stands.
 WITHOUT_EFFECT = ("log_env_steps", "check_episodes", "replay_memmap", "render")
 OUR_LOADER = "dsrl_torchrl.policies.load_policy"
@@ -31,13 +34,16 @@ class RunFolder:
     Args:
         config: settled.
         base_policy: what tells the base policy that was loaded, :func:`loaded_key`; ``None`` for one that is cloned.
+        say: prints one line to the user.
 
     Raises:
         UserError: the folder cannot be made or written.
     """
 
-    def __init__(self, config: RunConfig, base_policy: dict[str, Any] | None = None) -> None:
-        self.path = config.folder
+    def __init__(
+        self, config: RunConfig, base_policy: dict[str, Any] | None = None, say: Callable[[str], None] = print
+    ) -> None:
+        self.path, self.say = config.folder, say
         _check_writable(self.path)
         full = config.to_dict()
         offline = {"_target_": full["algorithm"]["_target_"], **plain(config.offline_algorithm)}
@@ -48,13 +54,43 @@ class RunFolder:
             for values, offline_algorithm in ((full, offline), (default, default["algorithm"]))
         )
         self.demos, self.base, self.magnitude, self.stage1, self.stage2 = (
-            Artifact(self.path / name, keys[name], default_keys[name])
+            Artifact(
+                self.path / name, keys[name], default_keys[name], budget=BUDGETS.get(name, ()), resume=config.resume
+            )
             for name in ("demos", "base", "magnitude", "stage1", "stage2")
         )
         self.rollouts = Artifact(
             self.path / "stage1", keys["rollouts"], default_keys["rollouts"], marker="rollouts.json"
         )
         self.config_hash = config_hash(differing(keys["stage2"], default_keys["stage2"]))
+
+    def made_from(self, name: str, content: str | None, *artifacts: Artifact) -> None:
+        """Tells ``artifacts`` the hash of one thing that they are made from, where it has one."""
+        for artifact in artifacts:
+            artifact.inputs |= {} if content is None else {name: content}
+
+    def record_evaluation(self, episodes: int, files: Sequence[Path]) -> None:
+        """Notes that ``files`` are the evaluation of these policies: written last."""
+        records = {path.name: file_record(path) for path in files}
+        write_atomically(self.path / EVALUATION_FILE, seal(self._evaluation(episodes) | {"files": records}))
+
+    def evaluated(self, episodes: int) -> bool:
+        """Whether the evaluation of these policies is there, and what was written."""
+        if not (self.path / EVALUATION_FILE).exists():
+            return False
+        try:
+            stored = unseal(self.path / EVALUATION_FILE)
+            if stored | self._evaluation(episodes) != stored:
+                return False
+            for name, record in stored["files"].items():
+                check_file(self.path / name, record)
+        except (CheckpointError, KeyError) as error:
+            self.say(f"warning: {error}: evaluating again")
+            return False
+        return True
+
+    def _evaluation(self, episodes: int) -> dict[str, Any]:
+        return {"config_hash": self.config_hash, "policies": self.stage2.content, "episodes": episodes}
 
     def save_config(self, config: RunConfig) -> None:
         """Writes the resolved configuration, atomically."""
@@ -92,22 +128,14 @@ def check_logger(logger: LoggerConfig) -> None:
 
 
 @contextmanager
-def metrics_log(config: RunConfig, path: Path, step: str) -> Iterator[Callable[[int], MetricsLog]]:
-    """Gives a function that opens the metrics at ``path``, to be called with the step that they are kept until.
-
-    What it opened is closed at the end: a second wandb run can then begin in the same process.
-    """
-    opened: list[MetricsLog] = []
-
-    def open_log(keep_until: int) -> MetricsLog:
-        opened.append(MetricsLog(path, step=step, keep_until=keep_until, logger=config.logger))
-        return opened[-1]
-
+def metrics_log(config: RunConfig, path: Path, step: str, stage: str) -> Iterator[MetricsLog]:
+    """The metrics at ``path``, closed at the end: a second wandb run can then begin in the same process."""
+    title, options = f"{config.run_name}-{stage}", config.to_dict()
+    log = MetricsLog(path, step=step, logger=config.logger, title=title, hyper_parameters=options)
     try:
-        yield open_log
+        yield log
     finally:
-        for log in opened:
-            log.close()
+        log.close()
 
 
 def _keys(
@@ -126,7 +154,8 @@ def _keys(
     else:
         base["base_policy"] = {name: values.get("base_policy", {}).get(name) for name in ("policy", "training")}
     if config.task.demonstrations.path is not None:
-        base["demonstrations_sha256"] = file_hash(config.task.demonstrations.path)
+        files = trajectory_files(Path(config.task.demonstrations.path).expanduser())
+        base["demonstrations_sha256"] = [file_record(file)["sha256"] for file in files]
         task["demonstrations"] = {name: value for name, value in demonstrations.items() if name != "path"}
     stage1 = _effective(values["stage1"])
     workers = {"num_workers": values["collector"]["num_workers"]}
@@ -155,22 +184,6 @@ def _keys(
 
 def _effective(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in WITHOUT_EFFECT}
-
-
-def file_hash(path: str) -> str:
-    """SHA-256 of a file: its name says nothing about what is in it.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with Path(path).expanduser().open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise CheckpointError(f"cannot read the demonstrations {path}: {error.strerror}") from None
-    return digest.hexdigest()
 
 
 def _check_writable(folder: Path) -> None:

@@ -15,10 +15,12 @@ from typing_extensions import Self
 from dsrl_torchrl.agents.agent import Agent
 from dsrl_torchrl.cli.auto import settle_machine
 from dsrl_torchrl.cli.config import AUTO, RunConfig
-from dsrl_torchrl.cli.folder import CONFIG_FILE, RunFolder, check_logger, loaded_key
+from dsrl_torchrl.cli.folder import CONFIG_FILE, RunFolder, check_logger, loaded_key, metrics_log
 from dsrl_torchrl.cli.latent_env import make_latent_env
 from dsrl_torchrl.cli.steps import base, demos, offline_data
 from dsrl_torchrl.cli.steps.action_magnitude import measure_magnitude
+from dsrl_torchrl.data.demonstration_checks import demonstration_warnings
+from dsrl_torchrl.data.episode import Episode
 from dsrl_torchrl.data.macro_transitions import load_transitions, save_transitions
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.networks.config import observation_keys
@@ -44,6 +46,7 @@ class Inputs:
         self._policy: BasePolicy | None = None
         self._env: LatentActionEnv | None = None
         self._data: TensorDictBase | None = None
+        self._interface: demos.TaskInterface | None = None
         self._recorded = self._probed = False
         key = None
         if self.config.base_policy.load is not None:
@@ -55,7 +58,9 @@ class Inputs:
                 say("base policy: it has no content hash: changed weights cannot be noticed, give them another name=")
         else:
             self._check_cloned()
-        self.folder = RunFolder(self.config, key)
+        self.folder = RunFolder(self.config, key, say)
+        if key is not None:
+            self._tell_base(key["content_hash"])
         self.set_threads()
         if counts is not None:
             say(counts)
@@ -73,7 +78,7 @@ class Inputs:
         task, artifact = self.config.task, self.folder.demos
         if task.demonstrations.path is not None:
             path = Path(task.demonstrations.path).expanduser()
-            demos.read_task_demonstrations(task, path)
+            self._episodes(path)
             return path
         path = artifact.folder / demos.FILE
         if artifact.exists:
@@ -82,8 +87,8 @@ class Inputs:
             return path
         artifact.begin()
         demos.record_demonstrations(task, path, seed=self.config.seed, progress=self.config.progress)
-        episodes = demos.read_task_demonstrations(task, path)
-        artifact.finish(episodes=len(episodes))
+        episodes = self._episodes(path)
+        artifact.finish(path, path.with_suffix(".json"), episodes=len(episodes))
         self._recorded = True
         self.say(f"demonstrations: {len(episodes)} episodes in {path}")
         return path
@@ -96,23 +101,27 @@ class Inputs:
         if artifact.exists:
             self.say(f"base policy: {artifact.folder} (exists), steerability {artifact.facts['steerability']:.3f}")
         else:
-            episodes = demos.read_task_demonstrations(config.task, self.demos())
+            episodes = self._episodes(self.demos())
             artifact.begin()
-            policy, measured, chunks = base.clone_policy(
-                config.base_policy,
-                config.task,
-                episodes,
-                seed=config.seed,
-                device=config.device,
-                progress=config.progress,
-            )
-            save_policy(policy, artifact.folder)
-            artifact.finish(steerability=measured.spread)
+            with metrics_log(config, artifact.folder / "metrics.csv", "updates", "base") as log:
+                policy, measured, chunks = base.clone_policy(
+                    config.base_policy,
+                    config.task,
+                    episodes,
+                    seed=config.seed,
+                    device=config.device,
+                    log=log,
+                    progress=config.progress,
+                )
+            folder = save_policy(policy, artifact.folder)
+            files = [path for path in folder.iterdir() if path.is_file() and path != artifact.path]
+            artifact.finish(*files, steerability=measured.spread)
             self.say(f"base policy: cloned from {chunks} chunks, in {artifact.folder}")
             for line in base.steerability_lines(measured):
                 self.say(line)
         self._policy = load_policy(artifact.folder, config.device)
         base.check_fits(self._policy, config.task)
+        self._tell_base(self._policy.content_hash())
         return self._policy
 
     def training_env(self) -> LatentActionEnv:
@@ -146,6 +155,7 @@ class Inputs:
                         inversion,
                         self.folder.path.parent / "inversion_cache",  # the other runs of the same base policy find it
                         progress=self.config.progress,
+                        say=lambda line: self.say(f"warning: {line}"),
                     )
                     self.say(line)
             self._data = offline_data.joined(rollouts, demonstrations, noise=noise)
@@ -162,9 +172,10 @@ class Inputs:
             torch.set_num_threads(self.config.collector.threads)
 
     def _rollouts(self) -> TensorDictBase:
-        artifact = self.folder.rollouts
+        folder, artifact = self.folder, self.folder.rollouts
         path = artifact.folder / "rollouts.safetensors"
         if artifact.exists:
+            folder.made_from("rollouts", artifact.content, folder.stage1, folder.stage2)
             return load_transitions(path)
         env, config = self.training_env(), self.config
         artifact.begin()
@@ -176,8 +187,12 @@ class Inputs:
             progress=config.progress,
         )
         save_transitions(rollouts, path)
-        artifact.finish()
+        artifact.finish(path)
+        folder.made_from("rollouts", artifact.content, folder.stage1, folder.stage2)
         self.say(line)
+        warning = offline_data.failing_pays(config.task, rollouts)
+        if warning is not None:
+            self.say(warning)
         return rollouts
 
     def _demonstrations(self) -> TensorDictBase | None:
@@ -191,10 +206,23 @@ class Inputs:
             return None
         return offline_data.demonstrated_transitions(
             task,
-            demos.read_task_demonstrations(task, self.demos()),
+            self._episodes(self.demos()),
             observation_keys(self.base(), self.config.networks),
             self.config.algorithm.gamma,
         )
+
+    def _episodes(self, path: Path) -> list[Episode]:
+        """The demonstrations, which fit the task's env; what a policy would learn from them silently is said once."""
+        task, first = self.config.task, self._interface is None
+        if self._interface is None:
+            self._interface = demos.task_interface(task)
+        episodes = demos.read_task_demonstrations(task, path, self._interface)
+        if first:
+            scaling = self.config.base_policy.training.action_scaling
+            low, high = self._interface.low, self._interface.high
+            for line in demonstration_warnings(episodes, low, high, action_scaling=scaling):
+                self.say(f"warning: {line}")
+        return episodes
 
     def settle_magnitude(self) -> None:
         """Replaces ``latent.action_magnitude=auto`` by a number, before any env of a step is made."""
@@ -220,6 +248,11 @@ class Inputs:
             policy = env.decoder.base_policy
             probe(policy, env.reset().select(*policy.in_keys).reshape(-1))
             self._probed = True
+
+    def _tell_base(self, content: str | None) -> None:
+        """Whatever exists of a run was made from this base policy, or is refused."""
+        folder = self.folder
+        folder.made_from("base_policy", content, folder.magnitude, folder.rollouts, folder.stage1, folder.stage2)
 
     def _check_cloned(self) -> None:
         """Makes a tiny policy of the same options: what is wrong with them shows before the demonstrations are made."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +26,7 @@ class Run(Inputs):
 
     def run(self) -> None:
         """All steps."""
-        if self.folder.stage2.exists and self._evaluated():
+        if self.folder.stage2.exists and self.folder.evaluated(self.config.evaluation.episodes):
             self.say(f"evaluation: {self.folder.path / 'summary.json'} (exists)")
             return
         self.stage2()
@@ -55,18 +54,22 @@ class Run(Inputs):
         artifact.begin()
         self.folder.save_config(self.config)
         agent = self.agent(env, self.config.offline_algorithm, data)
-        facts = stage1.train_stage1(agent, env, data, self.config, artifact.folder)
-        artifact.finish(**facts)
+        facts, files = stage1.train_stage1(
+            agent, env, data, self.config, artifact.folder, key=artifact.key, say=self.say
+        )
+        artifact.finish(*files, **facts)
         stage1.say_stage1(facts, artifact.folder, self.say)
 
     def stage2(self) -> None:
         """Online steering, in ``stage2/``."""
         artifact, config = self.folder.stage2, self.config
+        self._tell_stage1()
         if artifact.exists:
             self.say(f"stage 2: {artifact.folder} (exists)")
             return
         if config.stage2.from_stage1 and not self.folder.stage1.exists:
             self.stage1()
+            self._tell_stage1()
         self.folder.refuse_unfinished(artifact, config.resume)
         env = self.training_env()
         data = self.offline_data() if config.needs_offline_data else None
@@ -75,17 +78,17 @@ class Run(Inputs):
         agent = self.agent(env, config.algorithm, data)
         if config.stage2.from_stage1:
             agent.load(self.folder.stage1.folder, config.stage2.from_stage1)
-        facts, warnings = stage2.train_stage2(
-            agent, env, data, self.config, artifact.folder, self.folder.path / "metrics.csv"
+        metrics = self.folder.path / "metrics.csv"
+        facts, files = stage2.train_stage2(
+            agent, env, data, self.config, artifact.folder, metrics, key=artifact.key, say=self.say
         )
-        artifact.finish(**facts)
-        for warning in warnings:
-            self.say(f"warning: {warning}")
+        artifact.finish(*files, **facts)
         self.say(f"stage 2: {facts['env_steps']} env steps, {facts['updates']} updates, in {artifact.folder}")
 
     def evaluate(self) -> dict[str, Any]:
         """Every policy of the run on the same held-out resets; ``summary.json`` and the figures."""
         policy = self.base()
+        self._tell_stage1()
         self.settle_magnitude()
         self.close_env()  # its worker processes are the evaluation's
         config, folder = self.config, self.folder
@@ -112,6 +115,10 @@ class Run(Inputs):
             title=config.title,
             say=self.say,
         )
+        figure = folder.path / "learning_curve.png"
+        folder.record_evaluation(
+            config.evaluation.episodes, [folder.path / "summary.json", *([figure] if figure.exists() else [])]
+        )
         self._record_videos(policies, starts[: config.evaluation.videos])
         return summary
 
@@ -133,6 +140,11 @@ class Run(Inputs):
         self.say(report.advice())
         self.say(", ".join(map(str, files)))
 
+    def _tell_stage1(self) -> None:
+        """A stage 2 that began from another stage 1 is refused."""
+        if self.config.stage2.from_stage1 and self.folder.stage1.exists:
+            self.folder.made_from("stage1", self.folder.stage1.content, self.folder.stage2)
+
     def _learned(self, env: LatentActionEnv, algorithm: Any, artifact: Any) -> Agent | None:
         """The agent of a finished stage."""
         if not artifact.exists:
@@ -140,18 +152,6 @@ class Run(Inputs):
         agent = self.agent(env, algorithm)
         agent.load(artifact.folder)
         return agent.eval()
-
-    def _evaluated(self) -> bool:
-        """Whether the summary of these policies on these resets exists."""
-        path = self.folder.path / "summary.json"
-        if not path.exists():
-            return False
-        try:
-            summary = json.loads(path.read_text())
-            rate = summary["evaluations"]["stage2_stochastic"]["success_once"]
-            return (summary["config_hash"], rate["n"]) == (self.folder.config_hash, self.config.evaluation.episodes)
-        except (ValueError, KeyError, TypeError):
-            return False  # damaged, or of a run without stage 2: it is written anew
 
     def _record_videos(self, policies: Policies, starts: list[int]) -> None:
         task = self.config.task

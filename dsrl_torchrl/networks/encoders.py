@@ -75,7 +75,7 @@ class StateEncoder(nn.Module):
         mean, std = (torch.zeros(dim), torch.ones(dim)) if statistics is None else statistics
         self.register_buffer("mean", mean.detach().float().reshape(-1).clone())
         self.register_buffer("std", std.detach().float().reshape(-1).clone())
-        self.register_buffer("limit", torch.tensor(torch.inf if statistics is None else 10.0))
+        self.register_buffer("limit", torch.tensor(torch.finfo(torch.float32).max if statistics is None else 10.0))
         self.bands = tuple(fourier_bands)
 
     @property

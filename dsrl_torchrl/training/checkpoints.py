@@ -1,52 +1,208 @@
-"""What the checkpoints of both stages share: counters, and finding the newest one that can be read."""
+"""Checkpoints of both stages: safetensors and JSON alone, each byte accounted for, whole after a power cut.
+
+A checkpoint is a folder::
+
+    checkpoint-000005000/
+        <component>.safetensors   its tensors
+        state.json                everything else of all components
+        manifest.json             size and SHA-256 of these, what the checkpoint is of, versions; its own SHA-256
+
+It is written under another name, synced and renamed, so that it is there as a whole or not at all. Nothing else is ever
+read, and nothing of it before all of it was compared with the manifest.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import json
+import platform
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
 
-from torchrl.checkpoint import Checkpoint, CheckpointRotation
+import torch
+from torch import Tensor
 
-from dsrl_torchrl.errors import CheckpointError
+from dsrl_torchrl.errors import CheckpointError, NonFiniteError
+from dsrl_torchrl.files import (
+    bytes_record,
+    check_file,
+    remove_folder,
+    seal,
+    unseal,
+    write_folder_atomically,
+)
+from dsrl_torchrl.tensor_files import load_tensors, tensor_bytes
 
-
-@dataclass
-class Counters:
-    """How far a run is, as one checkpoint component."""
-
-    env_steps: int = 0
-    macro_steps: int = 0
-    updates: int = 0
-    segments: int = 0
-    wall_seconds: float = 0.0
-
-    def state_dict(self) -> dict:
-        """The counters by name."""
-        return asdict(self)
-
-    def load_state_dict(self, state: dict) -> None:
-        """Restores :meth:`state_dict`."""
-        for name, value in state.items():
-            setattr(self, name, value)
+FORMAT = "dsrl_torchrl.checkpoint"
+VERSION = 1
+MANIFEST, STATE = "manifest.json", "state.json"
+#: What bit-exact resuming depends on.
+PACKAGES = ("dsrl-torchrl", "torch", "torchrl", "tensordict")
+#: A tensor in ``state.json`` is a dict of this key and its name in the component's file.
+TENSOR = "__tensor__"
 
 
-def load_newest(checkpoint: Checkpoint, rotation: CheckpointRotation) -> None:
-    """Restores the newest readable checkpoint; does nothing where none was ever written.
+class Component(Protocol):
+    """What a checkpoint holds: nested dicts (of text keys) and lists of tensors and JSON values."""
 
-    Raises:
-        CheckpointError: all are unreadable, or the newest is damaged or another run's.
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
+
+
+class Checkpoints:
+    """The newest checkpoints of one stage.
+
+    Args:
+        folder: holds them; leftovers of interrupted writes are removed from it.
+        identity: what the checkpoints are of, as JSON values: those of anything else are refused.
+        components: by name; saved and restored together.
+        learned: names of the components that must be finite.
+        keep: how many.
+        say: prints one line to the user.
     """
-    newest = rotation.latest()
-    if newest is None:
-        if any(rotation.directory.glob("checkpoint*")):
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: Mapping[str, Any],
+        components: Mapping[str, Component],
+        *,
+        learned: tuple[str, ...] = ("agent", "optimisers"),
+        keep: int = 2,
+        say: Callable[[str], None] = warnings.warn,
+    ) -> None:
+        self.folder, self.identity, self.components = folder, json.loads(json.dumps(identity)), components
+        self.learned, self.keep, self.say = learned, keep, say
+        for leftover in folder.glob(".checkpoint-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def start(self, resume: bool) -> None:
+        """Goes on from the newest checkpoint, if any; without ``resume`` there must be none.
+
+        Raises:
+            CheckpointError: there are some, and none can be used or ``resume`` is False.
+        """
+        if resume:
+            self.restore()
+        elif checkpoints_in(self.folder):
+            raise CheckpointError(f"{self.folder} holds the checkpoints of a run: resume it, or choose another folder")
+
+    def save(self, step: int) -> None:
+        """Writes a checkpoint, then removes the oldest.
+
+        Raises:
+            NonFiniteError: a learned tensor is NaN or infinite; the checkpoint before it stays the newest.
+        """
+        write_folder_atomically(self.folder / f"checkpoint-{step:09d}", self._files(step))
+        for old in checkpoints_in(self.folder)[: -self.keep]:
+            remove_folder(old)
+
+    def restore(self) -> bool:
+        """Restores the newest checkpoint that is whole and of this run; says which ones it passed over.
+
+        Returns:
+            Whether there was any.
+
+        Raises:
+            CheckpointError: there are some, and none can be used.
+        """
+        found = checkpoints_in(self.folder)
+        for path in reversed(found):
+            try:
+                self._load(path)
+            except CheckpointError as error:
+                self.say(f"{error}; taking the one before it")
+                continue
+            return True
+        if found:
             raise CheckpointError(
-                f"no readable checkpoint is left in {rotation.directory}; start anew with another name="
+                f"no checkpoint of this run is left in {self.folder} that can be used; start anew with another name="
             )
-        return
-    try:
-        checkpoint.load(newest)
-    # TorchRL reports damage by whatever its readers raise: KeyError, RuntimeError, OSError, JSONDecodeError...
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise CheckpointError(
-            f"{newest} is damaged or belongs to another run ({reason}); remove it to resume from the one before it"
-        ) from error
+        return False
+
+    def _files(self, step: int) -> Iterator[tuple[str, bytes]]:
+        plain, records = {}, {}
+        for name, component in self.components.items():
+            tensors: dict[str, Tensor] = {}
+            plain[name] = _split(component.state_dict(), tensors, ())
+            if name in self.learned:
+                for key, tensor in tensors.items():
+                    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                        raise NonFiniteError(f"{name} {key}", step, "step", "lower the learning rates")
+            if tensors:
+                file, data = f"{name}.safetensors", tensor_bytes(tensors)
+                records[file] = bytes_record(data)
+                yield file, data
+        data = json.dumps(plain).encode()
+        records[STATE] = bytes_record(data)
+        yield STATE, data
+        manifest = {"format": FORMAT, "version": VERSION, "step": step, "identity": self.identity}
+        yield MANIFEST, seal(manifest | {"versions": _versions(), "files": records})
+
+    def _load(self, path: Path) -> None:
+        manifest = unseal(path / MANIFEST)
+        if (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
+            raise CheckpointError(f"{path} is of another format than {FORMAT} {VERSION}")
+        for name in sorted(self.identity.keys() | manifest["identity"].keys()):
+            there, here = manifest["identity"].get(name), self.identity.get(name)
+            if isinstance(there, dict) and isinstance(here, dict):
+                differ = {key for key in there.keys() | here.keys() if there.get(key) != here.get(key)}
+                there, here = ({key: side.get(key) for key in sorted(differ)} for side in (there, here))
+            if there != here:
+                raise CheckpointError(f"{path} is of another run: {name} is {there} there, {here} here")
+        if path.name != f"checkpoint-{manifest['step']:09d}":
+            raise CheckpointError(f"{path} is the checkpoint of step {manifest['step']}")
+        for name, record in manifest["files"].items():
+            check_file(path / name, record)
+        plain = json.loads((path / STATE).read_bytes())
+        for name, component in self.components.items():
+            file = path / f"{name}.safetensors"
+            tensors = load_tensors(file) if file.name in manifest["files"] else {}
+            try:
+                component.load_state_dict(_join(plain[name], tensors))
+            # What a network, an optimiser or a buffer raises for a state that is not its own.
+            except (KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise CheckpointError(f"{path}: {name} does not fit this run ({reason})") from error
+        changed = [f"{k} {v} (here {_versions()[k]})" for k, v in manifest["versions"].items() if v != _versions()[k]]
+        if changed:
+            self.say(f"{path.name} was written by {', '.join(changed)}: the run goes on, but not bit for bit")
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints there, oldest first, whether or not they can be read."""
+    return sorted(folder.glob("checkpoint-*"))
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
+
+
+def _split(value: Any, tensors: dict[str, Tensor], path: tuple[str, ...]) -> Any:
+    """``value`` as JSON, its tensors aside; one that is there under several names is kept once."""
+    if isinstance(value, Tensor):
+        for name, tensor in tensors.items():
+            if tensor is value or (
+                tensor.data_ptr() == value.data_ptr() != 0
+                and (tensor.shape, tensor.stride(), tensor.dtype) == (value.shape, value.stride(), value.dtype)
+            ):
+                return {TENSOR: name}
+        name = json.dumps(path)
+        tensors[name] = value
+        return {TENSOR: name}
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError(f"keys should be texts, got {list(value)}")
+        return {key: _split(item, tensors, (*path, key)) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_split(item, tensors, (*path, str(index))) for index, item in enumerate(value)]
+    return value
+
+
+def _join(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        return tensors[value[TENSOR]] if TENSOR in value else {key: _join(v, tensors) for key, v in value.items()}
+    return [_join(item, tensors) for item in value] if isinstance(value, list) else value

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torchrl.record.loggers import get_logger
 
@@ -37,61 +39,98 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 class MetricsLog:
-    """Writes metrics over env steps or updates.
+    """Collects rows of metrics over env steps or updates, and writes them as they come.
+
+    The rows are part of a checkpoint: a resumed run goes on with those up to it, whatever happened to the file since.
 
     Args:
-        path: the CSV file. Columns that appear later are added to the header.
+        path: the CSV file; ``None`` keeps the rows in memory. Columns that appear later are added to the header.
         step: name of the first column: ``env_steps`` or, offline, ``updates``.
-        keep_until: rows beyond this step are dropped: those a killed run wrote after its last checkpoint.
         logger: what mirrors the CSV.
+        title: of the mirror's run.
+        hyper_parameters: sent to wandb.
+
+    Attributes:
+        rows: all of them, the step first.
     """
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None = None,
         *,
         step: str = "env_steps",
-        keep_until: int = 0,
         logger: LoggerConfig | None = None,
+        title: str = "",
+        hyper_parameters: Mapping[str, Any] | None = None,
     ) -> None:
-        logger = LoggerConfig() if logger is None else logger
-        self.path = path
-        self.step = step
-        self._rows = [row for row in read_metrics(path) if row[step] <= keep_until]
-        self._columns = list(dict.fromkeys([step, *(name for row in self._rows for name in row)]))
-        self._rewrite()
-        self._logger = None
-        if logger.type is not None:
-            wandb = {"wandb_kwargs": {"mode": logger.mode, "project": logger.project}}
-            options = wandb if logger.type == "wandb" else {}
-            self._logger = get_logger(logger.type, str(path.parent), path.parent.name, **options)
+        self.path, self.step = path, step
+        self.rows: list[dict[str, float]] = []
+        self._config = LoggerConfig() if logger is None else logger
+        self._title, self._hyper_parameters = title, hyper_parameters
+        self._columns: list[str] = [step]
+        self._begun = False
+        self._logger: Any = None
+        self._run_id: str | None = None
 
     def __call__(self, step: int, metrics: dict[str, float]) -> None:
         """Appends one row."""
-        # Floats throughout: a resumed run reads its rows back and must write the same file again.
+        # Floats throughout, the same whether a row was written or came back from a checkpoint.
         row = {self.step: step, **{name: float(value) for name, value in metrics.items()}}
-        self._rows.append(row)
+        self.rows.append(row)
         new = [name for name in row if name not in self._columns]
-        if new:
-            self._columns += new
-            self._rewrite()
-        else:
-            with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, self._columns).writerow(row)
+        self._columns += new
+        if self.path is not None:
+            if new or not self._begun:
+                self._rewrite(self.path)
+            else:
+                with self.path.open("a", newline="") as file:
+                    csv.DictWriter(file, self._columns).writerow(row)
+        self._begin()
         if self._logger is not None:
             for name, value in metrics.items():
                 self._logger.log_scalar(name, value, step=step)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The rows, and which run of the mirror they went to."""
+        return {"rows": self.rows, "run_id": self._run_id}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`; later rows of the file go when the next one is written."""
+        self.rows = [dict(row) for row in state["rows"]]
+        self._columns = list(dict.fromkeys([self.step, *(name for row in self.rows for name in row)]))
+        self._run_id, self._begun = state["run_id"], False
+
     def close(self) -> None:
-        """Ends the wandb run or flushes TensorBoard; the CSV is complete after every row."""
+        """Completes the file; ends the wandb run or flushes TensorBoard."""
+        if self.path is not None and self.rows and not self._begun:
+            self._rewrite(self.path)  # nothing was logged since a checkpoint
         experiment = getattr(self._logger, "experiment", None)
         finish = getattr(experiment, "finish", None) or getattr(experiment, "close", None)
         if finish is not None:
             finish()
 
-    def _rewrite(self) -> None:
+    def _begin(self) -> None:
+        """Opens the mirror with the first row: a run that fails before has none."""
+        begun, self._begun = self._begun, True
+        if begun or self._config.type is None or self.path is None:
+            return
+        options: dict[str, Any] = {}
+        if self._config.type == "wandb":
+            self._run_id = self._run_id or uuid.uuid4().hex[:8]
+            options["wandb_kwargs"] = {
+                "mode": self._config.mode,
+                "project": self._config.project,
+                "id": self._run_id,  # a resumed run goes on in the same one
+                "resume": "allow",
+            }
+        title = self._title or self.path.parent.name
+        self._logger = get_logger(self._config.type, str(self.path.parent), title, **options)
+        if self._config.type == "wandb" and self._hyper_parameters is not None:
+            self._logger.log_hparams(dict(self._hyper_parameters))
+
+    def _rewrite(self, path: Path) -> None:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self._columns)
         writer.writeheader()
-        writer.writerows(self._rows)
-        write_atomically(self.path, text.getvalue().encode())
+        writer.writerows(self.rows)
+        write_atomically(path, text.getvalue().encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,6 @@ from pathlib import Path
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.checkpoint import Checkpoint, CheckpointRotation, GlobalRNGState
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from tqdm import tqdm
 
@@ -18,12 +18,12 @@ from dsrl_torchrl.agents.agent import Agent
 from dsrl_torchrl.data.replay import Replay
 from dsrl_torchrl.options import Options, option
 from dsrl_torchrl.training.accelerated_update import AcceleratedUpdate
-from dsrl_torchrl.training.checkpoints import Counters, load_newest
+from dsrl_torchrl.training.checkpoints import Checkpoints
+from dsrl_torchrl.training.metrics_log import MetricsLog
+from dsrl_torchrl.training.run_state import Counters, OptimiserState, RNGState
 from dsrl_torchrl.training.update_rounds import UPDATES_PER_SAMPLE, check_metrics, make_updates
 
 CHECK_OBSERVATIONS = 512
-
-MakeLog = Callable[[int], Callable[[int, dict[str, float]], None]]
 
 
 class OfflineConfig(Options):
@@ -62,8 +62,10 @@ def train_offline(
     seed: int,
     folder: Path,
     resume: bool = False,
-    make_log: MakeLog = lambda updates: lambda step, metrics: None,
+    key: str = "",
+    log: MetricsLog | None = None,
     progress: bool = True,
+    say: Callable[[str], None] = warnings.warn,
 ) -> OfflineResult:
     """Trains ``agent`` on offline macro transitions; no env step is made.
 
@@ -74,12 +76,14 @@ def train_offline(
         config: of the loop.
         seed: of batches and noise.
         folder: checkpoints go to ``folder/checkpoints``.
-        resume: continue from the newest checkpoint, if any.
-        make_log: called once with the updates that the run (re)starts from; returns a function that is called with
-            the number of updates and a dict of floats.
+        resume: continue from the newest checkpoint, if any; one of a finished run with fewer ``updates`` too.
+        key: whatever else the run depends on: a checkpoint of another key is not resumed.
+        log: takes the metrics.
         progress: show a progress bar.
+        say: prints one line to the user.
 
     Raises:
+        CheckpointError: none of the checkpoints there can be used, or there are some and ``resume`` is False.
         NonFiniteError: a metric became NaN or infinite.
     """
     torch.manual_seed(seed)
@@ -88,11 +92,26 @@ def train_offline(
     fixed = data[torch.randint(len(data), (CHECK_OBSERVATIONS,))].select(*agent.in_keys).to(agent.device)
     update = AcceleratedUpdate(agent)
     counters = Counters()
-    checkpoint = Checkpoint(agent=agent, optimisers=agent.optimiser_state(), counters=counters, rng=GlobalRNGState())
-    rotation = CheckpointRotation(folder / "checkpoints", keep_last=2)
-    if resume:
-        load_newest(checkpoint, rotation)
-    log = make_log(counters.updates)
+    log = MetricsLog(step="updates") if log is None else log
+    checkpoints = Checkpoints(
+        folder / "checkpoints",
+        identity={
+            "stage": "offline",
+            "seed": seed,
+            "key": key,
+            "loop": config.model_dump(mode="json", include=set(OfflineConfig.model_fields) - {"updates"}),
+            **agent.identity(),
+        },
+        components={
+            "agent": agent,
+            "optimisers": OptimiserState(agent.optimisers),
+            "counters": counters,
+            "log": log,
+            "rng": RNGState(),
+        },
+        say=say,
+    )
+    checkpoints.start(resume)
     started = time.monotonic()
     metrics: dict[str, Tensor] = {}
     bar = tqdm(total=config.updates, initial=counters.updates, mininterval=1.0, desc="stage 1", disable=not progress)
@@ -106,11 +125,10 @@ def train_offline(
             if counters.updates % config.log_updates == 0 or counters.updates == config.updates:
                 values = check_metrics(metrics, counters.updates)
                 log(counters.updates, values | {f"stage1/{k}": v for k, v in check_gain(agent, fixed).items()})
-            if counters.updates % config.checkpoint_updates == 0:
+            if counters.updates % config.checkpoint_updates == 0 or counters.updates == config.updates:
                 counters.wall_seconds += time.monotonic() - started
                 started = time.monotonic()
-                rotation.save(checkpoint, step=counters.updates)
-    counters.wall_seconds += time.monotonic() - started
+                checkpoints.save(counters.updates)
     return OfflineResult(counters.updates, counters.wall_seconds, **check_gain(agent, fixed))
 
 

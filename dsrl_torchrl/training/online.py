@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,6 @@ from pydantic import model_validator
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
-from torchrl.checkpoint import Checkpoint, CheckpointRotation, GlobalRNGState
 from torchrl.collectors import Collector
 from tqdm import tqdm
 
@@ -28,8 +28,9 @@ from dsrl_torchrl.latent_env.macro_step import STEPS_KEY
 from dsrl_torchrl.latent_env.prior_noise import PriorNoise
 from dsrl_torchrl.options import Options, option
 from dsrl_torchrl.training.accelerated_update import AcceleratedUpdate
-from dsrl_torchrl.training.checkpoints import Counters, load_newest
-from dsrl_torchrl.training.offline import MakeLog
+from dsrl_torchrl.training.checkpoints import Checkpoints
+from dsrl_torchrl.training.metrics_log import MetricsLog
+from dsrl_torchrl.training.run_state import Counters, OptimiserState, RNGState
 from dsrl_torchrl.training.update_rounds import check_metrics, make_updates
 
 #: Episodes in the running success.
@@ -78,8 +79,10 @@ def train_online(
     offline: TensorDictBase | None = None,
     warm_up_by_prior: bool = True,
     resume: bool = False,
-    make_log: MakeLog = lambda env_steps: lambda step, metrics: None,
+    key: str = "",
+    log: MetricsLog | None = None,
     progress: bool = True,
+    say: Callable[[str], None] = warnings.warn,
 ) -> OnlineResult:
     """Trains ``agent`` online.
 
@@ -96,13 +99,16 @@ def train_online(
         offline: macro transitions ``[n]`` that ``config.offline_fraction`` of every batch is drawn from.
         warm_up_by_prior: collect the warm-up with the base policy's prior noise: an untrained agent would be worse. One
             that has learned offline collects its own.
-        resume: continue from the newest checkpoint there, if any.
-        make_log: called once with the env steps that the run (re)starts from; returns a function that is called
-            with the number of env steps and a dict of floats.
+        resume: continue from the newest checkpoint there, if any; one of a finished run with a smaller
+            ``total_env_steps`` too.
+        key: whatever else the run depends on: a checkpoint of another key is not resumed.
+        log: takes the metrics.
         progress: show a progress bar.
+        say: prints one line to the user.
 
     Raises:
         UserError: the env's discount is not the agent's.
+        CheckpointError: none of the checkpoints there can be used, or there are some and ``resume`` is False.
         NonFiniteError: an observation, reward or metric became NaN or infinite; the last checkpoint stays.
     """
     if env.gamma is not None and env.gamma != agent.config.gamma:
@@ -121,18 +127,25 @@ def train_online(
     prior = PriorNoise(agent.decoder.latent_dim, device=agent.device)
     update = AcceleratedUpdate(agent)
     episodes, counters = EpisodeTracker(SUCCESS_WINDOW), Counters()
-    checkpoint = Checkpoint(
-        agent=agent,
-        optimisers=agent.optimiser_state(),
-        replay=replay,
-        episodes=episodes,
-        counters=counters,
-        rng=GlobalRNGState(),
+    log = MetricsLog() if log is None else log
+    loop = config.model_dump(
+        mode="json", include=set(OnlineConfig.model_fields) - {"total_env_steps", "log_env_steps", "replay_memmap"}
     )
-    rotation = CheckpointRotation(folder / "checkpoints", keep_last=2)
-    if resume:
-        load_newest(checkpoint, rotation)
-    log = make_log(counters.env_steps)
+    checkpoints = Checkpoints(
+        folder / "checkpoints",
+        identity={"stage": "online", "seed": seed, "key": key, "loop": loop, **agent.identity()},
+        components={
+            "agent": agent,
+            "optimisers": OptimiserState(agent.optimisers),
+            "replay": replay,
+            "episodes": episodes,
+            "counters": counters,
+            "log": log,
+            "rng": RNGState(),
+        },
+        say=say,
+    )
+    checkpoints.start(resume)
     metrics: dict[str, Tensor] = {}
     bar = tqdm(
         total=config.total_env_steps, initial=counters.env_steps, unit="step", mininterval=1.0, disable=not progress
@@ -168,7 +181,7 @@ def train_online(
                         break
             counters.segments += 1
             counters.wall_seconds += time.monotonic() - started
-            rotation.save(checkpoint, step=counters.env_steps)
+            checkpoints.save(counters.env_steps)
     return OnlineResult(counters.env_steps, counters.macro_steps, counters.updates, counters.wall_seconds)
 
 

@@ -15,6 +15,7 @@ from dsrl_torchrl import LatentActionEnv
 from dsrl_torchrl.collect.rollouts import collect_rollouts
 from dsrl_torchrl.envs.toy import PointReachEnv
 from dsrl_torchrl.latent_env.prior_noise import PriorNoise
+from dsrl_torchrl.training.metrics_log import MetricsLog
 from dsrl_torchrl.training.offline import OfflineConfig, train_offline
 from dsrl_torchrl.training.online import OnlineConfig, train_online
 from tests.agents.cases import AGENTS, GAMMA, Leaning, every_part, make_agent, make_batch
@@ -66,13 +67,14 @@ def check_training(kind, make_env, device, folder, updates=4, **options):
             total_env_steps=total, warmup_env_steps=16, macro_steps_per_round=8, checkpoint_env_steps=16,
             utd=updates / 8, offline_fraction=0.25, log_env_steps=1,
         )  # fmt: skip
-        log = []
+        log = MetricsLog()
         result = train_online(
             env, agent, config, seed=0, folder=folder / "stage2", offline=data, resume=True, progress=False,
-            make_log=lambda start, log=log: lambda step, metrics: log.append((step, metrics)),
+            log=log,
         )  # fmt: skip
-        assert result.env_steps >= total and result.updates > 0 and log
-    assert log[0][0] > 48  # resumed, not started anew
+        assert result.env_steps >= total and result.updates > 0 and log.rows
+        steps = [row["env_steps"] for row in log.rows]
+    assert steps[0] <= 48 < steps[-1]  # resumed: the rows before are there
     # A number may stay on the CPU, as the discount of TorchRL's estimators does until it is first used.
     learned = [value for value in agent.state_dict().values() if torch.is_tensor(value) and value.ndim]
     assert devices(learned) == {env.device.type}

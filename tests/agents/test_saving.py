@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from dsrl_torchrl import LatentActionEnv
 from dsrl_torchrl.agents import DSRLAWMLE
+from dsrl_torchrl.envs.toy import PointReachEnv
 from dsrl_torchrl.errors import CheckpointError
+from dsrl_torchrl.tensor_files import copy_strictly, load_tensors
+from dsrl_torchrl.training.run_state import OptimiserState
 
-from .cases import changed, every_part, files, make_agent, make_batch, state
+from .cases import GAMMA, MAGNITUDE, Leaning, changed, every_part, files, make_agent, make_batch, state
 
 ACTOR_FILES = {"actor", "kept_actor", "target_actor", "temperature"}
 
@@ -28,7 +32,9 @@ def test_saved_components_come_back(kind, make_env, tmp_path):
     agent = trained(kind, env)
     agent.save(tmp_path)
     saved = files(agent)
-    assert {path.stem for path in Path(tmp_path).iterdir()} == set(saved)
+    assert {path.name for path in Path(tmp_path).iterdir()} == {f"{name}.safetensors" for name in saved} | {
+        "agent.json"
+    }
     whole = make_agent(kind, env, seed=7)
     whole.load(tmp_path)
     assert not changed(saved, files(whole))
@@ -50,11 +56,37 @@ def test_files_that_do_not_fit_are_named(kind, tmp_path):
         make_agent(kind, networks={"num_critics": 3}).load(tmp_path)
     path = next(tmp_path.glob("q_*.safetensors"))
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match=rf"cannot read .*{path.name}"):
+    with pytest.raises(CheckpointError, match=rf"{path.name} is damaged: it has 100 bytes"):
         make_agent(kind).load(tmp_path)
     path.unlink()
     with pytest.raises(CheckpointError, match=rf"cannot read .*{path.name}"):
         make_agent(kind).load(tmp_path, components=("critics",))
+
+
+def test_weights_that_mean_something_else_here_are_refused(tmp_path):
+    """Their sizes fit: nothing else would tell."""
+    trained(DSRLAWMLE, None, updates=1).save(tmp_path)
+    with pytest.raises(CheckpointError, match=r"its networks is \{'activation': 'tanh'.*'relu'"):
+        make_agent(DSRLAWMLE, networks={"activation": "relu"}).load(tmp_path)
+    policy = Leaning()
+    env = LatentActionEnv(PointReachEnv(num_envs=4), policy, gamma=GAMMA, action_magnitude=2.0)
+    with pytest.raises(CheckpointError, match=r"its action_magnitude is 1.5, here it is 2.0"):
+        make_agent(DSRLAWMLE, env).load(tmp_path)
+    policy.a.data.mul_(2)
+    env = LatentActionEnv(PointReachEnv(num_envs=4), policy, gamma=GAMMA, action_magnitude=MAGNITUDE)
+    with pytest.raises(CheckpointError, match="its base_policy is"):
+        make_agent(DSRLAWMLE, env).load(tmp_path)
+
+
+def test_what_is_not_finite_is_neither_saved_nor_loaded(tmp_path):
+    agent = trained(DSRLAWMLE, None, updates=1)
+    path = agent.save(tmp_path)[1]
+    record, name = load_tensors(path), next(iter(agent.tensors()["actor"]))
+    agent.tensors()["actor"][name].data.fill_(float("nan"))
+    with pytest.raises(CheckpointError, match="NaN or infinity"):
+        agent.save(tmp_path)
+    with pytest.raises(CheckpointError, match="NaN or infinity"):
+        copy_strictly({name: torch.full_like(value, torch.inf) for name, value in record.items()}, record, path)
 
 
 def test_an_exact_resume_goes_on_bit_for_bit(kind, make_env):
@@ -62,7 +94,7 @@ def test_an_exact_resume_goes_on_bit_for_bit(kind, make_env):
     agent = trained(kind, env)
     other = make_agent(kind, env, seed=7)
     other.load_state_dict(agent.state_dict())
-    other.optimiser_state().load_state_dict(deepcopy(agent.optimiser_state().state_dict()))
+    OptimiserState(other.optimisers).load_state_dict(deepcopy(OptimiserState(agent.optimisers).state_dict()))
     batch = make_batch(agent, env)
     for learner in (agent, other):
         torch.manual_seed(5)

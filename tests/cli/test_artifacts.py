@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from dsrl_torchrl.cli.artifacts import Artifact, config_hash, differing, filled
-from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.errors import CheckpointError, UserError
 
 
 def test_an_artifact_exists_once_finished(tmp_path):
@@ -57,8 +57,71 @@ def test_a_default_that_changed_is_noticed(tmp_path):
 @pytest.mark.parametrize("content", ["{}", "{", '{"finished": true, "config": 3, "facts": {}}'])
 def test_a_foreign_marker_is_refused(tmp_path, content):
     (tmp_path / "artifact.json").write_text(content)
-    with pytest.raises(UserError, match="not a record"):
+    with pytest.raises(UserError, match=r"is damaged: its content is not what was written; move .* away"):
         _ = Artifact(tmp_path, {}).exists
+
+
+def finished(folder, **options):
+    artifact = Artifact(folder, {"a": 1, "stage2": {"steps": 100}}, **options)
+    artifact.begin()
+    (folder / "actor.safetensors").write_bytes(b"weights")
+    artifact.finish(folder / "actor.safetensors", steps=104)
+    return artifact
+
+
+@pytest.mark.parametrize("damage", [b"", b"weight", b"weighs!", b"\0" * 7])
+def test_a_damaged_result_is_named(tmp_path, damage):
+    finished(tmp_path)
+    (tmp_path / "actor.safetensors").write_bytes(damage)
+    with pytest.raises(CheckpointError, match=r"actor.safetensors is damaged.*; restore it, or remove .*artifact.json"):
+        _ = Artifact(tmp_path, {"a": 1, "stage2": {"steps": 100}}).exists
+    (tmp_path / "actor.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"cannot read .*actor.safetensors"):
+        _ = Artifact(tmp_path, {"a": 1, "stage2": {"steps": 100}}).exists
+
+
+def test_what_it_was_made_from_must_be_what_is_there_now(tmp_path):
+    artifact = Artifact(tmp_path, {"a": 1})
+    artifact.inputs["base_policy"] = "abc"
+    artifact.begin()
+    artifact.finish()
+    again = Artifact(tmp_path, {"a": 1})
+    assert again.exists  # not known yet
+    again.inputs["base_policy"] = "def"
+    with pytest.raises(UserError, match="was made from another base policy"):
+        _ = again.exists
+
+
+BUDGET = ("stage2", "steps")
+
+
+def grown(folder, steps=150, resume=True, a=1):
+    return Artifact(folder, {"a": a, "stage2": {"steps": steps}}, budget=BUDGET, resume=resume)
+
+
+def test_a_finished_result_goes_on_with_a_larger_budget(tmp_path):
+    finished(tmp_path, budget=BUDGET)
+    with pytest.raises(UserError, match="has no checkpoint to go on from"):
+        _ = grown(tmp_path).exists
+    (tmp_path / "checkpoints" / "checkpoint-100").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"was finished with stage2.steps 100: resume=true goes on to 150"):
+        _ = grown(tmp_path, resume=False).exists
+    for other in (grown(tmp_path, steps=50), grown(tmp_path, a=2)):
+        with pytest.raises(UserError, match="belongs to another configuration"):
+            _ = other.exists
+    artifact = grown(tmp_path)
+    assert not artifact.exists
+    artifact.begin()
+    artifact = grown(tmp_path)  # interrupted, and resumed
+    assert not artifact.exists
+    artifact.begin()
+    artifact.finish(steps=152)
+    assert artifact.exists and artifact.facts == {"steps": 152, "extended_from": [100]}
+    more = grown(tmp_path, steps=200)
+    more.begin()
+    more.finish(steps=200)
+    assert more.facts["extended_from"] == [100, 150]
+    assert more.key == artifact.key != grown(tmp_path, a=2).key
 
 
 def test_two_artifacts_in_one_folder(tmp_path):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from dsrl_torchrl.errors import UserError
@@ -16,14 +18,47 @@ def test_columns_that_come_later(tmp_path):
     ]
 
 
-def test_resuming_drops_what_the_checkpoint_does_not_know(tmp_path):
+def test_a_resumed_log_goes_on_from_the_checkpoints_rows(tmp_path):
+    """Whatever happened to the file since."""
     path = tmp_path / "metrics.csv"
     log = MetricsLog(path)
-    for step in (10, 20, 30):
+    for step in (10, 20):
         log(step, {"a": step})
-    log = MetricsLog(path, keep_until=20)
+    state = json.loads(json.dumps(log.state_dict()))
+    log(30, {"a": 30.0, "b": 1.0})
+    path.write_bytes(b"\0" * 100)
+    log = MetricsLog(path)
+    log.load_state_dict(state)
     log(30, {"a": -1.0})
     assert [row["a"] for row in read_metrics(path)] == [10, 20, -1]
+    assert read_metrics(path) == log.rows
+
+
+def test_a_log_without_new_rows_is_completed_when_it_is_closed(tmp_path):
+    path = tmp_path / "metrics.csv"
+    log = MetricsLog(path)
+    log(10, {"a": 1.0})
+    whole = path.read_bytes()
+    again = MetricsLog(path)
+    again.load_state_dict(log.state_dict())
+    path.unlink()
+    again.close()
+    assert path.read_bytes() == whole
+
+
+def test_a_resumed_wandb_run_is_the_same_one(tmp_path):
+    offline = LoggerConfig(type="wandb", mode="offline")
+    log = MetricsLog(tmp_path / "metrics.csv", logger=offline, title="toy-stage1", hyper_parameters={"a": {"b": 1}})
+    log(10, {"a": 1.0})
+    run = log._logger.experiment
+    assert (run.name, run.config["a"]) == ("toy-stage1", {"b": 1})
+    state = log.state_dict()
+    log.close()
+    again = MetricsLog(tmp_path / "metrics.csv", logger=offline, title="toy-stage1")
+    again.load_state_dict(state)
+    again(20, {"a": 2.0})
+    assert again._logger.experiment.id == run.id
+    again.close()
 
 
 def test_a_line_cut_by_a_kill_is_dropped(tmp_path):

@@ -9,6 +9,7 @@ from dsrl_torchrl.agents import DSRLAWMLE, DSRLNA, DSRLSAC, TD3, BestOfN
 from dsrl_torchrl.envs.toy import PointReachEnv
 from dsrl_torchrl.networks.config import NetworkConfig
 from dsrl_torchrl.policies import BasePolicy
+from dsrl_torchrl.training.metrics_log import MetricsLog
 from dsrl_torchrl.training.offline import OfflineConfig, train_offline
 from dsrl_torchrl.training.online import OnlineConfig, train_online
 
@@ -48,27 +49,26 @@ class Killed(Exception):
     """In the place of a process's end."""
 
 
-class Rows:
+class Rows(MetricsLog):
     """What a run logs; the run is killed at the first row at or after ``kill_at``."""
 
     def __init__(self, kill_at=None):
-        self.rows, self.kill_at = [], kill_at
+        super().__init__()
+        self.since_start, self.kill_at = [], kill_at
 
-    def __call__(self, keep_until):
-        return self._log
-
-    def _log(self, step, metrics):
+    def __call__(self, step, metrics):
         if self.kill_at is not None and step >= self.kill_at:
             raise Killed
-        self.rows.append((step, metrics))
+        super().__call__(step, metrics)
+        self.since_start.append((step, metrics))
 
 
 def run_offline(agent, data, folder, *, resume=False, kill_at=None, seed=3, **options):
     """A short stage 1; its result and the rows that it logged."""
     log = Rows(kill_at)
     config = OfflineConfig(**{"updates": 60, "log_updates": 10, "checkpoint_updates": 20} | options)
-    result = train_offline(agent, data, config, seed=seed, folder=folder, resume=resume, make_log=log, progress=False)
-    return result, log.rows
+    result = train_offline(agent, data, config, seed=seed, folder=folder, resume=resume, log=log, progress=False)
+    return result, log.since_start
 
 
 def run_online(
@@ -94,10 +94,10 @@ def run_online(
         offline=offline,
         warm_up_by_prior=warm_up_by_prior,
         resume=resume,
-        make_log=log,
+        log=log,
         progress=False,
     )
-    return result, log.rows
+    return result, log.since_start
 
 
 def assert_same_state(agent, other):

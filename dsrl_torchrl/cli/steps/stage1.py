@@ -16,16 +16,26 @@ from dsrl_torchrl.cli.folder import metrics_log
 from dsrl_torchrl.evaluation.evaluate import evaluate
 from dsrl_torchrl.evaluation.figures import plot_stage1
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
-from dsrl_torchrl.training.metrics_log import read_metrics
 from dsrl_torchrl.training.offline import train_offline
 
 
 def train_stage1(
-    agent: Agent, env: LatentActionEnv, data: TensorDictBase, config: RunConfig, folder: Path
-) -> dict[str, Any]:
-    """Trains ``agent`` offline and writes it to ``folder``; returns what is to be recorded of it."""
+    agent: Agent,
+    env: LatentActionEnv,
+    data: TensorDictBase,
+    config: RunConfig,
+    folder: Path,
+    *,
+    key: str,
+    say: Callable[[str], None],
+) -> tuple[dict[str, Any], list[Path]]:
+    """Trains ``agent`` offline and writes it to ``folder``.
+
+    Returns:
+        What is to be recorded of it, and its files.
+    """
     metrics = folder / "metrics.csv"
-    with metrics_log(config, metrics, "updates") as make_log:
+    with metrics_log(config, metrics, "updates", "stage1") as log:
         result = train_offline(
             agent,
             data,
@@ -33,17 +43,19 @@ def train_stage1(
             seed=config.seed,
             folder=folder,
             resume=config.resume,
-            make_log=make_log,
+            key=key,
+            log=log,
             progress=config.progress,
+            say=say,
         )
-    agent.save(folder)
+    files = agent.save(folder)
     facts = asdict(result) | {"transitions": len(data)}
     if config.stage1.check_episodes:
         label = "check stage 1" if config.progress else None
         starts = seeds.first(seeds.CHECKS, config.stage1.check_episodes)
         facts["check"] = evaluate(env, agent.kept_policy, starts, progress=label).to_dict()
-    plot_stage1(read_metrics(metrics), agent.panels, folder / "stage1.png", config.title)
-    return facts
+    plot_stage1(log.rows, agent.panels, folder / "stage1.png", config.title)
+    return facts, [*files, metrics]
 
 
 def say_stage1(facts: dict[str, Any], folder: Path, say: Callable[[str], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,26 @@ from dsrl_torchrl.agents.curve_checks import curve_warnings
 from dsrl_torchrl.cli.config import RunConfig
 from dsrl_torchrl.cli.folder import metrics_log
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
-from dsrl_torchrl.training.metrics_log import read_metrics
 from dsrl_torchrl.training.online import train_online
 
 
 def train_stage2(
-    agent: Agent, env: LatentActionEnv, offline: TensorDictBase | None, config: RunConfig, folder: Path, metrics: Path
-) -> tuple[dict[str, Any], list[str]]:
-    """Trains ``agent`` online and writes it to ``folder``.
+    agent: Agent,
+    env: LatentActionEnv,
+    offline: TensorDictBase | None,
+    config: RunConfig,
+    folder: Path,
+    metrics: Path,
+    *,
+    key: str,
+    say: Callable[[str], None],
+) -> tuple[dict[str, Any], list[Path]]:
+    """Trains ``agent`` online and writes it to ``folder``; says what its curves warn of.
 
     Returns:
-        What is to be recorded of it, and the warnings that its curves give.
+        What is to be recorded of it, and its files.
     """
-    with metrics_log(config, metrics, "env_steps") as make_log:
+    with metrics_log(config, metrics, "env_steps", "stage2") as log:
         result = train_online(
             env,
             agent,
@@ -36,8 +44,12 @@ def train_stage2(
             # A policy that has learned offline collects its own warm-up; an untrained one is worse than the prior.
             warm_up_by_prior="actor" not in config.stage2.from_stage1,
             resume=config.resume,
-            make_log=make_log,
+            key=key,
+            log=log,
             progress=config.progress,
+            say=say,
         )
-    agent.save(folder)
-    return asdict(result), curve_warnings(read_metrics(metrics), env.latent_dim, agent.curve_checks)
+    files = agent.save(folder)
+    for warning in curve_warnings(log.rows, env.latent_dim, agent.curve_checks):
+        say(f"warning: {warning}")
+    return asdict(result), [*files, metrics]
