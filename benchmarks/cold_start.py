@@ -85,7 +85,7 @@ def main(arguments: argparse.Namespace) -> None:
     words = ["task=pick_cube", "base_policy=checkpoint", "collector.num_workers=1", *arguments.overrides]
     config, _ = settle_machine(compose(words), Path())
     env = make_latent_env(config, load_policy(config.base_policy.load["folder"]))
-    prior, keys = PriorNoise(env.latent_dim), env.observation_keys
+    prior, keys = PriorNoise(env.latent_dim), env.decoder.observation_keys
     rollouts, successes = collect_rollouts(env, prior, ROLLOUT_ENV_STEPS, seed=777, observation_keys=keys)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results["base policy in its rollouts"] = make_rate(successes).__dict__

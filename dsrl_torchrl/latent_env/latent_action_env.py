@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import torch
-from tensordict import TensorDict, TensorDictBase
-from tensordict.utils import NestedKey
+from tensordict import TensorDictBase
 from torchrl.envs import EnvBase, TransformedEnv
-from torchrl.envs.transforms import Compose, DeviceCastTransform, Transform
+from torchrl.envs.transforms import DeviceCastTransform, FrameSkipTransform, MultiAction, Transform
 
 from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.latent_env.checks import flat, transforms_of
 from dsrl_torchrl.latent_env.macro_step import CHUNK_KEY, STEPS_KEY, MacroStep, make_macro_env
 from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
 from dsrl_torchrl.policies.base_policy import BasePolicy
+
+FAR = 10.0  # half ranges of the env's action from its middle: beyond lies a policy in other units
 
 
 class LatentActionEnv(TransformedEnv):
@@ -23,6 +25,10 @@ class LatentActionEnv(TransformedEnv):
     chunk, the env executes ``act_horizon`` actions of it (:class:`~dsrl_torchrl.latent_env.macro_step.MacroStep`
     has the semantics and the entries written under ``"next"``). DSRL, Wagenmaker et al. 2025, section 4.
 
+    Whatever transforms stand above, appended, around or in a batch of latent envs, the policy decodes the entries that
+    the env below gave it, and random actions are its prior. What shall change them for the policy, too, goes below:
+    into ``env``, or inserted at 0.
+
     Args:
         env: has the entries that the base policy reads, ``action`` ``[*B, action_dim]``, no auto-reset. Or an env that
             makes macro steps already (a ``ParallelEnv`` whose workers are
@@ -31,13 +37,15 @@ class LatentActionEnv(TransformedEnv):
         base_policy: frozen.
         act_horizon: actions executed per macro step, default all from the policy's ``first_action`` on.
         gamma: discount per primitive step, the same that the loss uses. Ignored for an env of macro steps.
-        noise_layout: ``full``, ``act_horizon`` or ``repeat``.
+        noise_layout: ``full``, ``act_horizon``, ``repeat`` or ``interpolated``.
+        knots: steps whose noise is steered by ``interpolated``.
         action_magnitude: bound of the noise in standard deviations of the prior.
 
     The base policy's device is the latent env's: where the simulator is elsewhere, its entries are moved.
 
     Raises:
-        UserError: a base policy that is not frozen, or entries, sizes or horizons that do not fit.
+        UserError: a base policy that is not frozen, an env that cannot make macro steps, entries, sizes or horizons
+            that do not fit, or a policy whose actions are far out of the env's range.
 
     Examples:
         >>> import torch
@@ -59,13 +67,18 @@ class LatentActionEnv(TransformedEnv):
         act_horizon: int | None = None,
         gamma: float = 0.98,
         noise_layout: str = "full",
+        knots: int = 2,
         action_magnitude: float = 1.5,
     ) -> None:
         if not base_policy.frozen:
             raise UserError("the base policy must be frozen: call its freeze() first")
         act_horizon = base_policy.pred_horizon - base_policy.first_action if act_horizon is None else act_horizon
         decoder = NoiseDecoder(
-            base_policy, act_horizon=act_horizon, noise_layout=noise_layout, action_magnitude=action_magnitude
+            base_policy,
+            act_horizon=act_horizon,
+            noise_layout=noise_layout,
+            knots=knots,
+            action_magnitude=action_magnitude,
         )
         if STEPS_KEY not in env.observation_spec.keys():
             env = make_macro_env(
@@ -83,49 +96,58 @@ class LatentActionEnv(TransformedEnv):
             super().__init__(env.to(simulator), DeviceCastTransform(decoder.device, orig_device=simulator))
             # Not in one Compose: the constructor moves the transforms that it gets to the simulator's device.
             self.append_transform(decoder)
+        # The decoder learns the env's dtypes from the specs.
+        _ = self.input_spec, self.output_spec
 
     @property
     def decoder(self) -> NoiseDecoder:
         """The frozen policy's transform; ``decoder.decode(observations, noise)`` gives the executed head."""
-        return next(transform for transform in _transforms(self) if isinstance(transform, NoiseDecoder))
+        return next(transform for transform in transforms_of(self) if isinstance(transform, NoiseDecoder))
 
     @property
     def gamma(self) -> float | None:
         """Discount per primitive step; ``None`` where it is known in a ``ParallelEnv``'s workers alone."""
-        return next((transform.gamma for transform in _transforms(self) if isinstance(transform, MacroStep)), None)
+        return next((transform.gamma for transform in transforms_of(self) if isinstance(transform, MacroStep)), None)
 
     @property
     def latent_dim(self) -> int:
         """Size of the latent action."""
         return self.decoder.latent_dim
 
-    @property
-    def observation_keys(self) -> list[NestedKey]:
-        """The entries that the base policy reads."""
-        return self.decoder.observation_keys
+    # By the action spec, which draws the prior. TransformedEnv's asks the env below where that is a TransformedEnv,
+    # too, and refuses, as the actions differ; so does one around this env, unless this is EnvBase's own.
+    rand_action = EnvBase.rand_action
 
-    def rand_action(self, tensordict: TensorDictBase | None = None) -> TensorDictBase:
-        """A random action is the base policy's own: prior noise ``N(0, I)``, clamped to the action spec.
+    def append_transform(self, transform: Transform | Callable[[TensorDictBase], TensorDictBase]) -> TransformedEnv:
+        """As in ``TransformedEnv``; the base policy does not see what it changes.
 
-        Uniform noise in the box, TorchRL's default, is not what a base policy was trained on.
+        Raises:
+            UserError: a transform that repeats steps: k and the discounted reward would be wrong.
         """
-        spec, decoder = self.action_spec, self.decoder
-        noise = torch.randn(spec.shape, dtype=spec.dtype, device=spec.device)
-        noise = noise.clamp_(-decoder.action_magnitude, decoder.action_magnitude)
-        if tensordict is None:
-            tensordict = TensorDict(batch_size=self.batch_size, device=self.device)
-        return tensordict.set(decoder.action_key, noise)
+        _refuse_repeated_steps(transform)
+        return super().append_transform(transform)
+
+    def insert_transform(self, index: int, transform: Transform) -> TransformedEnv:
+        """As in ``TransformedEnv``; at index 0 the base policy reads what it makes, above the decoder it does not.
+
+        Raises:
+            UserError: a transform that repeats steps: k and the discounted reward would be wrong.
+        """
+        _refuse_repeated_steps(transform)
+        return super().insert_transform(index, transform)
 
 
-def _transforms(env: EnvBase) -> Iterator[Transform]:
-    """From the outermost env inwards; a ``ParallelEnv`` is not asked: it would start its workers."""
-    while isinstance(env, TransformedEnv):
-        yield from env.transform if isinstance(env.transform, Compose) else [env.transform]
-        env = env.base_env
+def _refuse_repeated_steps(transform: Transform | Callable) -> None:
+    for part in flat(transform) if isinstance(transform, Transform) else ():
+        if isinstance(part, (FrameSkipTransform, MultiAction)):
+            raise UserError(
+                f"{type(part).__name__} above macro steps would lose k and sum discounted rewards: repeat primitive "
+                "steps in the env that LatentActionEnv gets, or raise act_horizon"
+            )
 
 
 def _check_fit(macro_env: EnvBase, decoder: NoiseDecoder) -> None:
-    """Decodes once at zero observations: whatever does not fit shows here, not in the first episode."""
+    """Decodes prior noise once at zero observations: whatever does not fit shows here, not in the first episode."""
     policy = decoder.base_policy
     has = macro_env.observation_spec.keys(True, True)
     missing = [key for key in policy.in_keys if key not in has]
@@ -135,10 +157,12 @@ def _check_fit(macro_env: EnvBase, decoder: NoiseDecoder) -> None:
             f"{', '.join(map(str, has))}: rename the env's entries, or the policy's in_keys"
         )
     observations = macro_env.observation_spec.zero().select(*policy.in_keys).to(decoder.device)
-    noise = torch.zeros(*macro_env.batch_size, decoder.latent_dim, device=decoder.device)
+    # No draw from the global generator: the episodes that follow are those of the user's seed.
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(*macro_env.batch_size, decoder.latent_dim, generator=generator).to(decoder.device)
     try:
         with torch.no_grad():
-            got = decoder.decode(observations, noise).shape
+            head = decoder.decode(observations, noise)
     except (UserError, RuntimeError) as error:  # a foreign network's: mat1 and mat2 shapes cannot be multiplied
         raise UserError(
             f"the base policy does not fit the env (obs_horizon {policy.obs_horizon}): {error}; use the base policy "
@@ -146,13 +170,24 @@ def _check_fit(macro_env: EnvBase, decoder: NoiseDecoder) -> None:
         ) from None
     expected = (*macro_env.batch_size, decoder.act_horizon, policy.action_dim)
     executed = tuple(macro_env.observation_spec[CHUNK_KEY].shape)
-    if tuple(got) != expected:
+    if tuple(head.shape) != expected:
         raise UserError(
             f"{type(policy).__name__} should decode into {list(expected)} ([*B, act_horizon, action_dim]), "
-            f"but gives {list(got)}"
+            f"but gives {list(head.shape)}"
         )
     if executed != expected:
         raise UserError(
             f"the base policy decodes {decoder.act_horizon} actions of size {policy.action_dim} per macro step, "
             f"but the env executes {executed[-2]} of size {executed[-1]}: check act_horizon and control mode"
+        )
+    action = macro_env.full_action_spec["action"]
+    if action.domain != "continuous" or not hasattr(action, "low"):
+        return
+    middle, half_range = (action.low + action.high).to(head) / 2, (action.high - action.low).to(head) / 2
+    # Nothing is far in an infinite range, and one of zero says nothing.
+    distance = ((head - middle).abs() / half_range).nan_to_num(0.0, torch.inf)[half_range > 0]
+    if (distance > FAR).float().mean() > 0.5:
+        raise UserError(
+            f"most of the base policy's actions are far out of the env's range, {distance.median():.0f} of its half "
+            "ranges away: it should give actions in env units (denormalised), for this control mode"
         )

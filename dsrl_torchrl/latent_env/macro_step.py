@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import torch
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
+from torch import Tensor
 from torchrl.data import Bounded, Categorical, TensorSpec, Unbounded
 from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.envs.transforms import CatFrames, Compose, Transform
 
 from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.latent_env.checks import check_primitive_env
 
 STEPS_KEY = "steps_to_next_obs"  # TorchRL's own name for the exponent of the bootstrap discount
 CHUNK_KEY = "action_chunk"
@@ -37,30 +39,34 @@ class MacroStep(Transform):
     Entries written under ``"next"``:
 
     - ``reward`` ``[*B, 1]``: R; ``steps_to_next_obs`` ``[*B, 1]`` int64: k, in primitive env steps;
-    - ``action_chunk`` ``[*B, act_horizon, action_dim]``: the commanded chunk; its first k actions were executed;
-    - ``success`` (if the env has it): after action k-1; ``success_once``: after any of the k actions.
+    - ``action_chunk`` ``[*B, act_horizon, action_dim]``: the commanded chunk, of which the first k actions were
+      executed; in torch's default dtype, the learner's, whatever the env's;
+    - ``success`` ``[*B, 1]`` bool (if the env has it, as flags or as 0 and 1): after action k-1; ``success_once``:
+      after any of the k actions.
+
+    The env's ``action`` ``[*B, action_dim]`` becomes ``[*B, act_horizon, action_dim]``. A transform above sees macro
+    steps: ``RewardSum`` there sums rewards that are discounted inside of the chunks, a step counter counts chunks, and
+    what repeats steps (``FrameSkipTransform``) spoils R and k. Below, they see every primitive step.
 
     Args:
         act_horizon: number of actions executed per macro step, ``H_a >= 1``.
         gamma: discount per primitive step, in (0, 1].
-        action_key: the env's action entry, ``[*B, action_dim]``; it becomes ``[*B, act_horizon, action_dim]``.
 
     Raises:
         UserError: for an ``act_horizon`` or ``gamma`` out of range.
     """
 
-    def __init__(self, act_horizon: int, gamma: float, action_key: NestedKey = "action") -> None:
+    def __init__(self, act_horizon: int, gamma: float) -> None:
         if act_horizon < 1:
             raise UserError(f"act_horizon must be at least 1, got {act_horizon}")
         if not 0.0 < gamma <= 1.0:
             raise UserError(f"gamma must lie in (0, 1], got {gamma}")
-        super().__init__(in_keys_inv=[action_key], out_keys_inv=[action_key])
+        super().__init__(in_keys_inv=["action"], out_keys_inv=["action"])
         self.act_horizon = act_horizon
         self.gamma = gamma
-        self.action_key = action_key
 
     def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
-        chunk = tensordict.get(self.action_key)  # (*B, H_a, action_dim)
+        chunk = tensordict.get("action")  # (*B, H_a, action_dim)
         if chunk.ndim != tensordict.ndim + 2 or chunk.shape[-2] != self.act_horizon:
             raise ValueError(
                 f"MacroStep expected a chunk [*{list(tensordict.batch_size)}, {self.act_horizon}, action_dim], "
@@ -68,7 +74,7 @@ class MacroStep(Transform):
             )
         # The base env takes action 0 now; _step finds the whole chunk again under this key.
         tensordict.set(CHUNK_KEY, chunk)
-        return tensordict.set(self.action_key, chunk[..., 0, :])
+        return tensordict.set("action", chunk[..., 0, :])
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         parent = self._primitive_env()
@@ -77,15 +83,14 @@ class MacroStep(Transform):
         reward = current.get("reward")
         alive = ~current.get("done")  # (*B, 1)
         steps = torch.ones_like(alive, dtype=torch.int64)
-        success = current.get(SUCCESS_KEY, None)
-        success_once = success
+        success_once = _success(current)
         done_keys, done_spec = parent.done_keys, parent.full_done_spec
         all_alive = bool(alive.all())
         for j in range(1, self.act_horizon):
             if not (all_alive or alive.any()):
                 break
             # The env's own state entries ride along for envs that keep their state in the tensordict.
-            step_input = current.exclude("reward", *done_keys).set(self.action_key, chunk[..., j, :])
+            step_input = current.exclude("reward", *done_keys).set("action", chunk[..., j, :])
             current = parent._step(step_input)
             if any(current.get(key, None) is None for key in done_keys):
                 parent._complete_done(done_spec, current)
@@ -93,15 +98,16 @@ class MacroStep(Transform):
             reward = reward + self.gamma**j * (current.get("reward") * alive)
             steps = steps + alive
             if success_once is not None:
-                success_once = success_once | (current.get(SUCCESS_KEY) & alive)
+                success_once = success_once | (_success(current) & alive)
             alive = alive & ~current.get("done")
             all_alive = all_alive and bool(alive.all())
         if latched is not next_tensordict:
             latched = next_tensordict.copy().update(latched)
         latched.set("reward", reward)
         latched.set(STEPS_KEY, steps)
-        latched.set(CHUNK_KEY, chunk)
+        latched.set(CHUNK_KEY, chunk.to(torch.get_default_dtype()))
         if success_once is not None:
+            latched.set(SUCCESS_KEY, _success(latched))
             latched.set(SUCCESS_ONCE_KEY, success_once)
         return latched
 
@@ -116,19 +122,20 @@ class MacroStep(Transform):
         spec = self._action_spec(parent.full_action_spec)
         batch = tensordict_reset.batch_size
         tensordict_reset.set(STEPS_KEY, torch.zeros(*batch, 1, dtype=torch.int64, device=device))
-        tensordict_reset.set(CHUNK_KEY, torch.zeros(spec.shape, dtype=spec.dtype, device=device))
-        success = tensordict_reset.get(SUCCESS_KEY, None)
+        tensordict_reset.set(CHUNK_KEY, torch.zeros(spec.shape, device=device))
+        success = _success(tensordict_reset)
         if success is not None:
+            tensordict_reset.set(SUCCESS_KEY, success)
             tensordict_reset.set(SUCCESS_ONCE_KEY, success.clone())
         return tensordict_reset
 
     def _action_spec(self, full_action_spec: TensorSpec) -> TensorSpec:
-        spec = full_action_spec[self.action_key]  # (*B, action_dim)
+        spec = full_action_spec["action"]  # (*B, action_dim)
         return spec.unsqueeze(-2).expand(*spec.shape[:-1], self.act_horizon, spec.shape[-1])
 
     def transform_input_spec(self, input_spec: TensorSpec) -> TensorSpec:
         full_action_spec = input_spec["full_action_spec"]
-        full_action_spec[self.action_key] = self._action_spec(full_action_spec)
+        full_action_spec["action"] = self._action_spec(full_action_spec)
         return input_spec
 
     def transform_reward_spec(self, reward_spec: TensorSpec) -> TensorSpec:
@@ -142,10 +149,25 @@ class MacroStep(Transform):
         batch, device = observation_spec.shape, observation_spec.device
         chunk = self._action_spec(self.parent.full_action_spec)
         observation_spec[STEPS_KEY] = Bounded(0, self.act_horizon, shape=(*batch, 1), dtype=torch.int64, device=device)
-        observation_spec[CHUNK_KEY] = Unbounded(shape=chunk.shape, dtype=chunk.dtype, device=device)
+        observation_spec[CHUNK_KEY] = Unbounded(shape=chunk.shape, device=device)
         if SUCCESS_KEY in observation_spec.keys():
-            observation_spec[SUCCESS_ONCE_KEY] = Categorical(2, shape=(*batch, 1), dtype=torch.bool, device=device)
+            shape = tuple(observation_spec[SUCCESS_KEY].shape)
+            if shape not in (tuple(batch), (*batch, 1)):
+                raise UserError(
+                    f"expected one success flag per env, [*B] or [*B, 1] for B = {list(batch)}, got {shape}"
+                )
+            for key in (SUCCESS_KEY, SUCCESS_ONCE_KEY):
+                observation_spec[key] = Categorical(2, shape=(*batch, 1), dtype=torch.bool, device=device)
         return observation_spec
+
+
+def _success(tensordict: TensorDictBase) -> Tensor | None:
+    """The env's success as flags ``[*B, 1]``: simulators give ``[*B]`` and numbers, too."""
+    success = tensordict.get(SUCCESS_KEY, None)
+    if success is None:
+        return None
+    flags = success if success.dtype is torch.bool else success > 0.5
+    return flags if flags.ndim > tensordict.ndim else flags.unsqueeze(-1)
 
 
 def make_macro_env(
@@ -162,17 +184,19 @@ def make_macro_env(
     In parallel CPU envs this belongs inside each worker: one message per chunk instead of one per action.
 
     Args:
-        env: batch ``[*B]``, ``action`` ``[*B, action_dim]``, no auto-reset.
+        env: batch ``[*B]``, ``action`` ``[*B, action_dim]``, no auto-reset
+            (:func:`~dsrl_torchrl.latent_env.checks.check_primitive_env`).
         act_horizon: actions executed per macro step.
         gamma: discount per primitive step.
         obs_horizon: observations in the history, oldest first (the first one is repeated at a reset).
         history_keys: the entries that get one, each along its first axis: ``[d]`` becomes ``[obs_horizon * d]``,
             ``[C, H, W]`` becomes ``[obs_horizon * C, H, W]``.
-        below: transforms that see every primitive step, e.g. a recorder.
+        below: transforms that see every primitive step: a recorder, ``RewardSum`` for the undiscounted return.
 
     Raises:
-        UserError: an entry that the env does not have.
+        UserError: an env that cannot make macro steps, or an entry that it does not have.
     """
+    check_primitive_env(env)
     transforms: list[Transform] = list(below)
     for key in history_keys if obs_horizon > 1 else ():
         has = env.observation_spec.keys(True, True)

@@ -5,25 +5,34 @@ from __future__ import annotations
 import torch
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
-from torchrl.data import Bounded, TensorSpec
+from torch import Tensor
+from torchrl.data import TensorSpec, Unbounded
 from torchrl.envs.transforms import Transform
 
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.noise_layout import NoiseLayout
+from dsrl_torchrl.latent_env.noise_spec import NoiseSpec
 from dsrl_torchrl.policies.base_policy import BasePolicy
 
 
 class NoiseDecoder(Transform):
     """Turns the latent action ``w`` into the executed head of ``decode(s, w)``.
 
+    What the policy decodes is what reached this transform from below, whatever stands above it. To that end every
+    entry that it reads rides along in the TensorDict, as bytes that no other transform takes for an observation, under
+    a private name (:func:`raw_key`), which TorchRL's collectors leave out of their batches.
+
     Args:
         base_policy: frozen; reads its :attr:`~dsrl_torchrl.policies.base_policy.BasePolicy.in_keys`.
         act_horizon: number of actions of the chunk that the env executes, from the policy's ``first_action`` on.
         noise_layout: one of :data:`~dsrl_torchrl.latent_env.noise_layout.NOISE_LAYOUTS`.
+        knots: steps whose noise is steered by the layout ``interpolated``.
         action_magnitude: bound of the action spec, ``|w_i| <= action_magnitude``, in standard deviations of the
             prior. The official runs use 1.0 to 2.5. Noise beyond the bound is decoded as it is: the prior
             ``N(0, I)`` of the base policy itself has no bound.
-        action_key: the latent action ``[*B, layout.dim]``, replaced by ``[*B, act_horizon, action_dim]``.
+
+    The latent action ``action`` ``[*B, layout.dim]`` becomes ``[*B, act_horizon, action_dim]`` in the env's dtype. Of
+    size ``layout.full_dim`` it is the base policy's own noise, in whatever layout.
 
     Raises:
         UserError: an unknown layout, a non-positive ``action_magnitude``, or a head that ends beyond the chunk.
@@ -35,8 +44,8 @@ class NoiseDecoder(Transform):
         *,
         act_horizon: int,
         noise_layout: str = "full",
+        knots: int = 2,
         action_magnitude: float = 1.5,
-        action_key: NestedKey = "action",
     ) -> None:
         if not action_magnitude > 0:
             raise UserError(f"action_magnitude must be positive, got {action_magnitude}")
@@ -46,14 +55,16 @@ class NoiseDecoder(Transform):
                 f"act_horizon must lie between 1 and {executable} (the base policy's pred_horizon "
                 f"{base_policy.pred_horizon}, from its action {base_policy.first_action} on); got {act_horizon}"
             )
-        super().__init__(in_keys_inv=[action_key], out_keys_inv=[action_key])
+        super().__init__(in_keys_inv=["action"], out_keys_inv=["action"])
         self.layout = NoiseLayout(
-            noise_layout, base_policy.noise_horizon, base_policy.noise_dim, act_horizon, base_policy.first_action
+            noise_layout, base_policy.noise_horizon, base_policy.noise_dim, act_horizon, base_policy.first_action, knots
         )
         self.base_policy = base_policy
         self.act_horizon = act_horizon
         self.action_magnitude = float(action_magnitude)
-        self.action_key = action_key
+        # The env's, which its specs tell.
+        self._entry_dtypes: dict[NestedKey, torch.dtype] = {}
+        self._action_dtype = torch.get_default_dtype()
 
     @property
     def observation_keys(self) -> list[NestedKey]:
@@ -70,31 +81,72 @@ class NoiseDecoder(Transform):
         """Where chunks are decoded."""
         return self.base_policy.device
 
-    def decode(self, observations: TensorDictBase, latent_action: torch.Tensor, *, full: bool = False) -> torch.Tensor:
+    def decode(self, observations: TensorDictBase, latent_action: Tensor, *, full: bool = False) -> Tensor:
         """Observations ``[*B]``, ``[*B, layout.dim]`` -> the executed head ``[*B, act_horizon, action_dim]``.
 
         ``full=True`` returns the whole sequence ``[*B, pred_horizon, action_dim]``. Deterministic in both arguments,
         differentiable in ``latent_action`` when that requires grad and the base policy is differentiable.
+
+        Args:
+            observations: the entries as the env gave them to the base policy: nothing above the decoder has altered
+                them.
+            latent_action: of the layout's size, or ``[*B, layout.full_dim]``: the base policy's own noise.
+            full: the whole sequence.
         """
-        entries = [observations.get(key) for key in self.base_policy.in_keys]
-        chunk = self.base_policy(*entries, self.layout.to_chunk_noise(latent_action))
+        chunk = self.base_policy.decode(observations, self.layout.to_chunk_noise(latent_action))
         first = self.base_policy.first_action
         return chunk if full else chunk[..., first : first + self.act_horizon, :]
 
+    def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
+        for key in self.observation_keys:
+            entry = next_tensordict.get(key)
+            next_tensordict.set(raw_key(key), entry.unsqueeze(-1).view(torch.uint8))
+        return next_tensordict
+
+    def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        return self._call(tensordict_reset)
+
     def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
-        latent_action = tensordict.get(self.action_key)
+        latent_action = tensordict.get("action")
+        observations = tensordict.empty()
+        for key in self.observation_keys:
+            observations.set(key, self._raw(tensordict, key))
         with torch.no_grad():
-            head = self.decode(tensordict, latent_action)
-        return tensordict.set(self.action_key, head.to(latent_action.dtype))
+            head = self.decode(observations, latent_action)
+        return tensordict.set("action", head.to(self._action_dtype))
+
+    def _raw(self, tensordict: TensorDictBase, key: NestedKey) -> Tensor:
+        raw = tensordict.get(raw_key(key), None)
+        if raw is None or raw.dtype != torch.uint8:
+            raise UserError(
+                f"the base policy decodes the entry {raw_key(key)!r} of the last reset() or step(), which is "
+                f"{'missing' if raw is None else raw.dtype}: step with what they returned, and let no transform above "
+                "remove or cast that entry"
+            )
+        return raw.view(self._entry_dtypes[key]).squeeze(-1)
+
+    def transform_observation_spec(self, observation_spec: TensorSpec) -> TensorSpec:
+        for key in self.observation_keys:
+            spec = observation_spec[key]
+            self._entry_dtypes[key] = spec.dtype
+            shape = (*spec.shape, spec.dtype.itemsize)
+            observation_spec[raw_key(key)] = Unbounded(shape, dtype=torch.uint8, device=spec.device)
+        return observation_spec
 
     def transform_input_spec(self, input_spec: TensorSpec) -> TensorSpec:
         full_action_spec = input_spec["full_action_spec"]
-        spec = full_action_spec[self.action_key]  # (*B, act_horizon, action_dim)
-        full_action_spec[self.action_key] = Bounded(
+        spec = full_action_spec["action"]  # (*B, act_horizon, action_dim)
+        self._action_dtype = spec.dtype
+        full_action_spec["action"] = NoiseSpec(
             -self.action_magnitude,
             self.action_magnitude,
             shape=(*spec.shape[:-2], self.layout.dim),
-            dtype=spec.dtype,
+            dtype=torch.get_default_dtype(),  # the learner's: the env has its own
             device=spec.device,
         )
         return input_spec
+
+
+def raw_key(key: NestedKey) -> str:
+    """Where an entry rides along as the base policy reads it: ``[*B, ..., bytes of one number]`` uint8."""
+    return ".".join(["_base_policy", *([key] if isinstance(key, str) else key)])

@@ -12,10 +12,11 @@ from tensordict.nn import TensorDictModuleBase
 class PriorNoise(TensorDictModuleBase):
     """``w = scale * N(0, I)``, whatever the observation: the base policy (scale 1) or its zero-noise mode (scale 0).
 
-    Plain and unbounded, as the base policy's own user would draw it, in the noise layout that training uses.
+    Plain and unbounded, as the base policy's own user would draw it.
 
     Args:
-        latent_dim: size of the noise (:attr:`NoiseDecoder.latent_dim`).
+        latent_dim: size of the noise: :attr:`NoiseDecoder.latent_dim` for the noise layout that training uses, the
+            layout's ``full_dim`` for the base policy's own, with a noise for every step.
         scale: 1 for the prior, 0 for zero noise.
         device: of the noise: the latent env's.
     """

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -98,6 +99,23 @@ class BasePolicy(nn.Module):
         """
         raise NotImplementedError
 
+    def decode(self, observations: TensorDictBase, noise: Tensor) -> Tensor:
+        """Calls the policy with its entries, in its own :attr:`dtype`.
+
+        Simulators often hand out float64, and a policy may be bfloat16 where the learner is float32.
+
+        Args:
+            observations: ``[*B]``, the entries of :attr:`in_keys`.
+            noise: ``[*B, noise_horizon, noise_dim]``.
+
+        Returns:
+            ``[*B, pred_horizon, action_dim]`` in the noise's dtype.
+        """
+        arguments = [*(observations.get(key) for key in self.in_keys), noise]
+        if (dtype := self.dtype) is not None:
+            arguments = [entry.to(dtype) if entry.is_floating_point() else entry for entry in arguments]
+        return self(*arguments).to(noise.dtype)
+
     def observation_statistics(self, key: NestedKey) -> tuple[Tensor, Tensor] | None:
         """Mean and standard deviation of a state entry, each of its shape, if the policy knows them.
 
@@ -120,6 +138,14 @@ class BasePolicy(nn.Module):
         """Where the policy decodes."""
         return self.action_low.device
 
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """In which floating-point observations and noise come: its first parameter's; ``None`` leaves them as they are.
+
+        Override it where ``forward`` makes its own conversions.
+        """
+        return next((parameter.dtype for parameter in self.parameters() if parameter.is_floating_point()), None)
+
     def normalise_action(self, action: Tensor) -> Tensor:
         """``[*B, action_dim]`` in env units -> [-1, 1] inside of the range."""
         return 2 * (action - self.action_low) / (self.action_high - self.action_low) - 1
@@ -130,8 +156,9 @@ class BasePolicy(nn.Module):
 
     @property
     def frozen(self) -> bool:
-        """Whether :meth:`freeze` has been called."""
-        return self._frozen
+        """Whether :meth:`freeze` has been called, and every part of the policy is as it left it."""
+        thawed = any(module.training for module in self.modules()) or any(p.requires_grad for p in self.parameters())
+        return self._frozen and not thawed
 
     def freeze(self) -> Self:
         """No parameter requires grad any more and the policy stays in eval mode; returns the policy."""

@@ -28,6 +28,11 @@ def cosine_alpha_bars(train_steps: int) -> Tensor:
     return torch.cumprod(1 - torch.tensor(betas, dtype=torch.float64), 0).float()
 
 
+def _starts_in_noise(sampler_steps: int, train_steps: int) -> bool:
+    first = (sampler_steps - 1) * (train_steps // sampler_steps)
+    return sampler_steps == train_steps or 4 * first >= 3 * train_steps
+
+
 class DiffusionPolicy(GenerativePolicy):
     """A DDPM trained to predict the noise, decoded by DDIM with η = 0, which is deterministic in the initial noise.
 
@@ -36,7 +41,8 @@ class DiffusionPolicy(GenerativePolicy):
 
     Args:
         train_steps: number of diffusion steps of the training schedule.
-        sampler_steps: number of DDIM steps, at most ``train_steps``.
+        sampler_steps: number of DDIM steps, at most ``train_steps``, and such that the first one starts in the last
+            quarter of the schedule: a divisor of ``train_steps`` from 4 on always does.
 
     The other arguments are :class:`~dsrl_torchrl.policies.generative.GenerativePolicy`'s.
     """
@@ -62,6 +68,13 @@ class DiffusionPolicy(GenerativePolicy):
         self.train_steps = positive_int("train_steps", train_steps)
         if sampler_steps > train_steps:
             raise UserError(f"sampler_steps must be at most train_steps ({train_steps}), got {sampler_steps}")
+        if not _starts_in_noise(sampler_steps, train_steps):
+            good = [n for n in range(1, train_steps + 1) if _starts_in_noise(n, train_steps)]
+            nearest = min(good, key=lambda n: abs(n - sampler_steps))
+            raise UserError(
+                f"sampler_steps={sampler_steps} would start in the middle of the {train_steps} diffusion steps, where "
+                f"a chunk is no longer noise: use {nearest}, or another divisor of {train_steps} from 4 on"
+            )
         self.register_buffer("alpha_bars", cosine_alpha_bars(train_steps))
 
     @property

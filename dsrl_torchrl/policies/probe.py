@@ -15,6 +15,7 @@ from dsrl_torchrl.policies.base_policy import BasePolicy
 PROBE_NOISES = 8
 REPEAT_TOLERANCE = 1e-3  # of the half action range: room for non-deterministic GPU kernels and bfloat16
 RESPONSE_TOLERANCE = 1e-6
+RETURNED_TOLERANCE = 0.05  # a DDIM of one step, trained or not, is within 0.03 of its noise
 
 #: A spread below this leaves DSRL next to nothing to choose from.
 LOW_SPREAD = 0.05
@@ -43,16 +44,16 @@ class Steerability:
 def probe(policy: BasePolicy, observations: TensorDictBase) -> None:
     """Checks that the chunk is a function of the noise: the same noise twice, and other noises.
 
-    Real policies fail both ways: VLA policies accept ``noise=`` and ignore it, and DDPM samplers draw fresh noise at
-    every step.
+    Real policies fail in every way: VLA policies accept ``noise=`` and ignore it, DDPM samplers draw fresh noise at
+    every step, and a sampler that starts behind its schedule returns the noise that it got, which looks fine to steer.
 
     Args:
         policy: any device.
         observations: ``[n]``, the policy's entries; the first 8 are used, fewer are repeated.
 
     Raises:
-        UserError: no observations; or the policy is not deterministic, ignores its noise, or returns a wrong shape,
-            NaN or infinity.
+        UserError: no observations; or the policy is not deterministic, ignores its noise, returns it as it is, or
+            returns a wrong shape, NaN or infinity.
     """
     name = type(policy).__name__
     if not len(observations):
@@ -60,7 +61,7 @@ def probe(policy: BasePolicy, observations: TensorDictBase) -> None:
     observations = observations[torch.arange(PROBE_NOISES, device=observations.device) % len(observations)]
     observations = observations.to(policy.device)
     noise, other_noise = _prior_noise(policy, 2, PROBE_NOISES)
-    chunk, again, other = (_decode(policy, observations, w) for w in (noise, noise, other_noise))
+    chunk, again, other = (policy.decode(observations, w) for w in (noise, noise, other_noise))
 
     expected = (PROBE_NOISES, policy.pred_horizon, policy.action_dim)
     if chunk.shape != expected:
@@ -82,6 +83,13 @@ def probe(policy: BasePolicy, observations: TensorDictBase) -> None:
         raise UserError(
             f"{name} ignores its noise: {PROBE_NOISES} other noises give the same actions; nothing to steer"
         )
+    if noise.shape == chunk.shape:
+        returned = float((policy.normalise_action(chunk) - noise)[noise.abs() < 1].abs().mean())
+        if returned < RETURNED_TOLERANCE:
+            raise UserError(
+                f"{name} returns its noise as the actions (they differ by {returned:.2g} of their half range): "
+                "is its sampler of too few steps, or its schedule another one?"
+            )
 
 
 @torch.no_grad()
@@ -97,14 +105,10 @@ def steerability(policy: BasePolicy, observations: TensorDictBase, n_noises: int
     positive_int("n_noises", n_noises, at_least=2)
     observations = observations.to(policy.device)
     noises = _prior_noise(policy, n_noises, len(observations), seed=seed)
-    chunks = torch.stack([_decode(policy, observations, noise) for noise in noises])  # (M, N, H, A)
+    chunks = torch.stack([policy.decode(observations, noise) for noise in noises])  # (M, N, H, A)
     half_range = (policy.action_high - policy.action_low) / 2
     per_dim = (chunks.std(0) / half_range).mean((0, 1))  # (A,)
     return Steerability(float(per_dim.mean()), tuple(per_dim.tolist()))
-
-
-def _decode(policy: BasePolicy, observations: TensorDictBase, noise: Tensor) -> Tensor:
-    return policy(*(observations[key] for key in policy.in_keys), noise)
 
 
 def _prior_noise(policy: BasePolicy, *batch: int, seed: int = 0) -> Tensor:

@@ -65,6 +65,10 @@ def save_policy(policy: GenerativePolicy, folder: str | os.PathLike[str]) -> Pat
 def load_policy(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> GenerativePolicy:
     """Reads what :func:`save_policy` wrote; the policy comes back frozen, on ``device``.
 
+    Args:
+        folder: where the policy was saved, e.g. a run's ``base``.
+        device: where it is to be.
+
     Raises:
         CheckpointError: a file is missing, damaged, foreign or of another version, the type is unknown, or the tensors
             do not fit or are not finite.

@@ -46,10 +46,13 @@ def different_layouts(layout: NoiseLayout) -> list[str]:
     """The layouts that differ for these horizons, ``layout`` itself first.
 
     A layout that steers as many dims as ``full`` is ``full``: ``act_horizon`` where every step of the noise is
-    executed, and all of them for a single step of noise.
+    executed, and all of them for a single step of noise. ``interpolated`` is a family of layouts: it is tried where it
+    is ``layout``.
     """
     dims = {"full": replace(layout, name="full").dim}
     for name in NOISE_LAYOUTS:
+        if name == "interpolated" != layout.name:
+            continue
         with suppress(UserError):  # act_horizon, where not every executed step has a noise
             dims[name] = replace(layout, name=name).dim
     same = [name for name in dims if dims[name] == dims["full"]]

@@ -78,7 +78,7 @@ def collect_prior_rollouts(
     positive_int("repeats", repeats)
     if SUCCESS_ONCE_KEY not in env.observation_spec.keys():
         raise UserError("the diagnosis needs an env with a `success` entry: it compares success rates")
-    keys = env.observation_keys if observation_keys is None else list(observation_keys)
+    keys = env.decoder.observation_keys if observation_keys is None else list(observation_keys)
     size = env.batch_size.numel()
     episodes: list[TensorDictBase] = []
     bar = tqdm(total=resets * repeats, unit="episode", desc=progress, mininterval=1.0, disable=progress is None)

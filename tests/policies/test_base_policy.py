@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from tensordict import TensorDict
 from torch import nn
 
 from dsrl_torchrl.errors import UserError
@@ -75,6 +76,16 @@ def test_actions_are_measured_in_the_policys_range():
     assert policy.normalise_action(actions).tolist() == [[-1, -1], [0, 0.5], [1, 1]]
     torch.testing.assert_close(policy.denormalise_action(policy.normalise_action(actions)), actions)
     assert policy.state_dict().keys() == {"action_low", "action_high"}
+
+
+def test_decoding_picks_the_entries_and_converts_them_to_the_policys_dtype():
+    policy = Linear(in_keys=["state"])
+    observations = TensorDict({"state": torch.randn(4, 2).double(), "other": torch.zeros(4, 1)}, [4])
+    noise = torch.randn(4, 3, 2).double()
+    chunk = policy.decode(observations, noise)
+    assert policy.dtype == torch.float32 and chunk.dtype == torch.float64
+    assert torch.equal(chunk.float(), policy(observations["state"].float(), noise.float()))
+    assert BasePolicy(2, 3).dtype is None  # no parameters: the entries come as they are
 
 
 def test_freezing_is_for_good():

@@ -36,6 +36,13 @@ class Diverged(ScaledNoise):
     factor = float("nan")
 
 
+class ReturnsNoise(ScaledNoise):
+    """As a DDIM does whose only step is the last of its schedule."""
+
+    def forward(self, observation, noise):
+        return (noise - 0.02 * observation[..., None, :1]).clamp(-1, 1)
+
+
 class OneAction(ScaledNoise):
     def forward(self, observation, noise):
         return noise[..., 0, :]
@@ -70,6 +77,7 @@ def test_probe_accepts_policies(policy):
         (IgnoresNoise, "ignores its noise"),
         (Stochastic, "not deterministic"),
         (Diverged, "NaN or infinite"),
+        (ReturnsNoise, "returns its noise as the actions .* sampler of too few steps"),
         (OneAction, r"\[batch, pred_horizon, action_dim\] = \[8, 4, 3\], got \[8, 3\]"),
     ],
 )

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.policies import DiffusionPolicy, FlowPolicy
 
 
@@ -51,7 +52,7 @@ def alpha_bar_at(policy, t):
     return policy.alpha_bars[(t * policy.train_steps).round().long()]
 
 
-@pytest.mark.parametrize("steps", [1, 3, 10, 100])
+@pytest.mark.parametrize("steps", [4, 5, 10, 26, 100])
 def test_ddim_on_data_at_one_point(steps):
     policy = DiffusionPolicy(2, 1, 3, sampler_steps=steps)
 
@@ -63,7 +64,7 @@ def test_ddim_on_data_at_one_point(steps):
     torch.testing.assert_close(chunk, torch.full_like(chunk, 0.3), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("steps", [2, 5, 10])
+@pytest.mark.parametrize("steps", [4, 5, 10])
 def test_ddim_on_gaussian_data_carries_the_noise(steps):
     policy = DiffusionPolicy(2, 1, 3, sampler_steps=steps)
     with_formula(policy, lambda x, t: (1 - alpha_bar_at(policy, t)).sqrt() * x)  # the data is N(0, I)
@@ -76,6 +77,25 @@ def test_ddim_on_gaussian_data_carries_the_noise(steps):
         expected = expected * ((following * now).sqrt() + ((1 - following) * (1 - now)).sqrt())
     torch.testing.assert_close(policy(torch.zeros(5, 2), noise), expected)
     assert expected.abs().max() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("steps", "train_steps", "better"),
+    [(1, 100, 4), (2, 100, 4), (3, 100, 4), (51, 100, 50), (60, 100, 50), (34, 100, 33), (2, 10, 5), (1, 2, 2)],
+)
+def test_a_sampler_that_would_start_in_the_middle_of_its_schedule_is_refused(steps, train_steps, better):
+    """With one step of 100 the noise itself would come out as the chunk."""
+    with pytest.raises(
+        UserError, match=f"sampler_steps={steps} would start in the middle .* use {better}, or"
+    ) as error:
+        DiffusionPolicy(2, 1, 3, sampler_steps=steps, train_steps=train_steps)
+    assert "\n" not in str(error.value)
+    DiffusionPolicy(2, 1, 3, sampler_steps=better, train_steps=train_steps)
+
+
+@pytest.mark.parametrize("train_steps", [1, 2, 3, 7, 100])
+def test_as_many_steps_as_there_are_always_start_at_the_end(train_steps):
+    DiffusionPolicy(2, 1, 3, sampler_steps=train_steps, train_steps=train_steps)
 
 
 def test_cosine_schedule():
