@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from copy import copy
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from dsrl_torchrl.errors import UserError
+
+#: No number of an option lies beyond: it would overflow a count, a float32, or any machine's memory.
+MOST = 1_000_000_000
+#: Characters of a wrong value that its message repeats.
+SHOWN = 80
 
 
 def option(default: Any, meaning: str, **limits: Any) -> Any:
@@ -16,8 +22,12 @@ def option(default: Any, meaning: str, **limits: Any) -> Any:
     Args:
         default: its value.
         meaning: one phrase, what ``dsrl <step> --help`` shows.
-        limits: pydantic's: ``gt``, ``ge``, ``lt``, ``le``, ``min_length``.
+        limits: pydantic's: ``gt``, ``ge``, ``lt``, ``le``, ``min_length``; numbers lie within ±:data:`MOST` anyway.
     """
+    if isinstance(default, (int, float)) and not isinstance(default, bool):
+        below = {} if limits.keys() & {"gt", "ge"} else {"ge": -MOST}
+        above = {} if limits.keys() & {"lt", "le"} else {"le": MOST}
+        limits = below | above | limits
     return Field(default, description=meaning, **limits)
 
 
@@ -65,9 +75,20 @@ def one_line(error: ValidationError) -> str:
     """The first mistake: where, what was expected, what came."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    expected = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
     if first["type"] == "extra_forbidden":
         return f"unknown option {where}"
     if first["type"] == "value_error":
-        return f"{where}: {expected}" if where else expected
-    return f"{where} should be {expected}, got {first['input']!r}"
+        message = str(first["msg"]).removeprefix("Value error, ")
+        return f"{where}: {message}" if where else message
+    return f"{where} should {expected(first['msg'])}, got {shown(first['input'])}"
+
+
+def expected(message: str) -> str:
+    """What pydantic says after "Input should ", or "String should "."""
+    return re.sub(r"^\w+ should ", "", message)
+
+
+def shown(value: Any) -> str:
+    """A wrong value as messages repeat it: its beginning, if it is long."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)"

@@ -6,11 +6,12 @@ import io
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium
 import numpy as np
 import torch
+from pydantic import Field
 from tqdm import tqdm
 
 from dsrl_torchrl.envs.maniskill import make_gym_env
@@ -33,9 +34,9 @@ def make_demonstrations(
     count: int,
     seed: int = 0,
     action_noise: float = 0.0,
-    max_episode_steps: int | None = None,
+    max_episode_steps: Annotated[int, Field(ge=1)] | None = None,
     progress: bool = True,
-    max_attempts: int | None = None,
+    max_attempts: Annotated[int, Field(ge=1)] | None = None,
 ) -> Path:
     """Records ``count`` successful episodes of ``env_id`` into a ManiSkill h5 + json, state observations.
 

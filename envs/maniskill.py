@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from tensordict.utils import NestedKey
 
 from dsrl_torchrl.data.demonstration_transitions import step_penalty
@@ -57,15 +58,15 @@ class ManiSkillEnv(EpisodicEnv):
         self,
         env_id: str = "PickCube-v1",
         control_mode: str = "pd_ee_delta_pos",
-        num_envs: int = 1,
-        max_episode_steps: int | None = None,
-        reward: str = "step_penalty",
+        num_envs: Annotated[int, Field(ge=1)] = 1,
+        max_episode_steps: Annotated[int, Field(ge=1)] | None = None,
+        reward: Literal["step_penalty", "dense", "sparse"] = "step_penalty",
         success_bonus: float = 1.0,
         terminate_on_success: bool = True,
-        sim_backend: str = "auto",
+        sim_backend: Literal["auto", "physx_cpu", "physx_cuda"] = "auto",
         device: torch.device | str | None = None,
         seed: int | None = None,
-        render_mode: str | None = None,
+        render_mode: Literal["rgb_array"] | None = None,
         env: Any = None,
         observation_key: NestedKey = "observation",
     ) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from tensordict import TensorDict
 from tensordict.utils import NestedKey
 
@@ -42,9 +44,9 @@ class PointReachEnv(EpisodicEnv):
 
     def __init__(
         self,
-        num_envs: int = 1,
+        num_envs: Annotated[int, Field(ge=1)] = 1,
         goal: tuple[float, float] | None = (0.0, 0.0),
-        max_episode_steps: int = 40,
+        max_episode_steps: Annotated[int, Field(ge=1)] = 40,
         success_bonus: float = 1.0,
         terminate_on_success: bool = True,
         seed: int | None = None,
@@ -120,9 +122,9 @@ def make_toy_demonstrations(
     count: int,
     seed: int = 0,
     action_noise: float = 0.5,
-    speed: float = 0.5,
+    speed: Annotated[float, Field(gt=0, le=1)] = 0.5,
     goal: tuple[float, float] | None = (0.0, 0.0),
-    max_episode_steps: int = 40,
+    max_episode_steps: Annotated[int, Field(ge=1)] = 40,
     progress: bool = True,
 ) -> Path:
     """Records ``count`` successful episodes of :class:`PointReachEnv` in ManiSkill's trajectory format (h5 + json).

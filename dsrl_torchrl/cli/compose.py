@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dsrl_torchrl.agents.agent import Agent
+from dsrl_torchrl.cli.checks import check_together
 from dsrl_torchrl.cli.config import RunConfig
-from dsrl_torchrl.cli.schema import build, defaults, leaves, nearest, partial_of
+from dsrl_torchrl.cli.overrides import read_word
+from dsrl_torchrl.cli.schema import build, defaults, nearest, partial_of
 from dsrl_torchrl.cli.targets import check_target, find_target
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.options import Options
 
 CONF = "dsrl_torchrl.conf"
+#: What an observation entry can be.
+ENCODERS = ("state", "pixels")
+#: Messages of Hydra's repeat the whole override.
+LONGEST_MESSAGE = 300
 
 
 def compose(words: list[str]) -> RunConfig:
@@ -30,8 +34,7 @@ def compose(words: list[str]) -> RunConfig:
     Raises:
         UserError: any mistake in them, in one line.
     """
-    groups = {entry.name for entry in resources.files(CONF).iterdir() if entry.is_dir()}
-    overrides = [_override(word, groups) for word in words]
+    overrides = [override for word in words if (override := read_word(word)) is not None]
     try:
         with initialize_config_module(CONF, version_base="1.3"):
             composed = hydra_compose("config", overrides=overrides)
@@ -43,9 +46,8 @@ def compose(words: list[str]) -> RunConfig:
         values = OmegaConf.to_container(merged, resolve=True)
     except UserError:
         raise
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # `algorithm=null` is a ValueError of Hydra's
-        message = " ".join(str(error).split())
-        raise UserError(message.split(" Config search path")[0]) from None
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UserError(_hydras(error)) from None
     assert isinstance(values, dict)
     return make_config({str(name): value for name, value in values.items()})
 
@@ -58,10 +60,14 @@ def make_config(values: Mapping[str, Any]) -> RunConfig:
     def find(name: str) -> str:
         return nearest(name, option_names(agent.Config))
 
+    if "agent" in values:  # what is made here is no option
+        raise UserError("unknown option agent: did you mean algorithm._target_?")
     networks = values.get("networks", {})
     if isinstance(networks, Mapping) and isinstance(networks.get("encoders"), Mapping):
         encoders = networks["encoders"]
         for kind, spec in encoders.items():
+            if kind not in ENCODERS:
+                raise UserError(f"unknown option networks.encoders.{kind}: entries are {' or '.join(ENCODERS)}")
             check_target(spec, f"networks.encoders.{kind}", positional=2 if kind == "state" else 1)
         made = {kind: partial_of(spec, f"networks.encoders.{kind}") for kind, spec in encoders.items()}
         values = dict(values) | {"networks": dict(networks) | {"encoders": made}}
@@ -70,8 +76,7 @@ def make_config(values: Mapping[str, Any]) -> RunConfig:
         dict(values) | {"algorithm": build(agent.Config, algorithm, "algorithm", find), "agent": agent},
         find=find,
     )
-    _check_stage1(config, find)
-    _check_targets(config)
+    check_together(config, find)
     return config
 
 
@@ -107,56 +112,13 @@ def _refuse_missing(values: Any, where: str = "") -> None:
         raise UserError(f"{where} needs a value: {where}=...")
 
 
-def _check_stage1(config: RunConfig, find: Any) -> None:
-    for name in config.stage1.algorithm:
-        if name not in type(config.algorithm).model_fields:
-            raise UserError(f"unknown option stage1.algorithm.{name}{find(f'algorithm.{name}')}")
-    if config.stage1.algorithm.get("gamma", config.algorithm.gamma) != config.algorithm.gamma:
-        raise UserError("stage1.algorithm.gamma: both stages have the discount of their rewards, algorithm.gamma")
-    try:
-        _ = config.offline_algorithm
-    except UserError as error:
-        raise UserError(f"stage1.algorithm.{error}") from None
-    if config.stage1.inversion is not None and not config.agent.reads_noise:
-        raise UserError(
-            f"stage1.inversion is for algorithms that learn from the data's noise; {config.agent.__name__} needs none"
-        )
-
-
-def _check_targets(config: RunConfig) -> None:
-    task, base = config.task, config.base_policy
-    check_target(task.env, "task.env", ["terminate_on_success"])
-    check_target(task.env | (task.render or {}), "task.env")
-    demonstrations = task.demonstrations
-    if demonstrations.generator is not None:
-        given = ["path", "count", "action_noise", "seed", "progress"]
-        check_target(task.generator_spec, "task.demonstrations.generator", given)
-    if base.load is not None:
-        check_target(base.load, "base_policy.load")
-    else:
-        given = ["observation_dim", "action_dim", "pred_horizon", "obs_horizon", "control_mode"]
-        check_target(base.policy, "base_policy.policy", given)
-
-
-def _override(word: str, groups: set[str]) -> str:
-    """One word as Hydra reads it: ``a.b=c`` sets an option, whether or not YAML lists it."""
-    if word.startswith("-"):
-        raise UserError(f"unknown flag {word!r}; options are Hydra overrides like seed=1, see dsrl --help")
-    key, separator, value = word.partition("=")
-    if key in groups and value in ("", "null") and key != "experiment":
-        raise UserError(f"{key} needs a choice, {key}=<name>: the files in conf/{key}")
-    if word.startswith(("+", "~")) or key.split("@")[0] in groups:
-        return word
-    if not separator or not key:
-        raise UserError(f"expected name=value, got {word!r}")
-    override = f"++{key}={value}"
-    try:
-        OverridesParser.create().parse_override(override)
-    except HydraException:
-        # A path with = or ~ in it, for one: no value of Hydra's grammar, so the text as it is.
-        quoted = value.replace("\\", "\\\\").replace("'", "\\'")
-        override = f"++{key}='{quoted}'"
-    return override
-
-
-__all__ = ["agent_class", "compose", "leaves", "make_config", "option_names"]
+def _hydras(error: Exception) -> str:
+    """A message of Hydra's or OmegaConf's, without their marks, in a line that can be read."""
+    option, message = getattr(error, "full_key", None), " ".join(str(error).split())
+    for beginning in (" Config search path", " See https://", " full_key:"):
+        message = message.split(beginning)[0]
+    message = message.replace("++", "")
+    if error.__cause__ is not None:
+        message += f": {' '.join(str(error.__cause__).split())}"
+    message = message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]}..."
+    return f"{option}: {message}" if option else message

@@ -6,69 +6,44 @@ Options of a policy, env or encoder that is named by ``_target_`` are the argume
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, PlainValidator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, model_validator
 
 from dsrl_torchrl.agents.agent import Agent, AgentConfig
+from dsrl_torchrl.cli import values
 from dsrl_torchrl.cli.schema import from_yaml, plain
 from dsrl_torchrl.cli.targets import Target, find_target, parameters
+from dsrl_torchrl.cli.values import AUTO as AUTO
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.networks.config import NetworkConfig
-from dsrl_torchrl.options import Options, option
-from dsrl_torchrl.seeds import RUN_SEEDS
+from dsrl_torchrl.options import Options, option, shown
+from dsrl_torchrl.seeds import CHECKS, DEMONSTRATIONS_PER_RUN, DIAGNOSIS, HELD_OUT, RUN_SEEDS
+from dsrl_torchrl.training.behaviour_cloning import ActionScaling
 from dsrl_torchrl.training.metrics_log import LoggerConfig
 from dsrl_torchrl.training.offline import OfflineConfig
 from dsrl_torchrl.training.online import OnlineConfig
 
-AUTO = "auto"
-#: OpenMP crashes when it is asked for very many.
-MAX_THREADS = 256
 #: What a demonstration must have in common with the env that it is of.
-SHARED_WITH_ENV = ("env_id", "control_mode", "max_episode_steps")
-
-
-def _count(*others: Any) -> PlainValidator:
-    def check(value: Any) -> Any:
-        if value in others and not isinstance(value, bool):
-            return value
-        if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_THREADS:
-            return value
-        names = " or ".join("null" if other is None else other for other in others)
-        raise ValueError(f"should be from 1 to {MAX_THREADS}, or {names}; got {value!r}")
-
-    return PlainValidator(check)
-
-
-def _magnitude(value: Any) -> Any:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if value != AUTO and not (number and 0 < value < float("inf")):
-        raise ValueError(f"should be positive or auto, got {value!r}")
-    return value
-
-
-def _device(value: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
-        raise ValueError(f"should be auto, cpu, cuda or cuda:<index>, got {value!r}")
-    return value
-
-
-def _text(value: Any) -> Any:
-    """``name=5`` is a number to Hydra."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+SHARED_WITH_ENV = ("env_id", "control_mode", "max_episode_steps", "goal")
+#: Networks take the whole chunk, and the whole history, at once.
+MAX_HORIZON = 1_000
 
 
 class DemonstrationOptions(Options):
     """The task's demonstrations: recorded by a generator, or the user's."""
 
-    path: str | None = option(None, "your own ManiSkill .h5; null records `count` episodes with the generator")
-    count: int = option(100, "episodes to record", ge=1)
+    path: Annotated[str, Field(min_length=1), AfterValidator(values.path)] | None = option(
+        None, "your own ManiSkill .h5; null records `count` episodes with the generator"
+    )
+    count: int = option(100, "episodes to record", ge=1, le=DEMONSTRATIONS_PER_RUN)
     action_noise: float = option(
         0.0, "executed and recorded: without it the base policy ignores its noise and cannot be steered", ge=0
     )
-    entries: dict[str, str] = option({"observation": "obs"}, "observation entries and their h5 data sets")
+    entries: dict[str, Annotated[str, Field(min_length=1)]] = option(
+        {"observation": "obs"}, "observation entries and their h5 data sets"
+    )
     generator: Target | None = option(None, "records demonstrations; gets path, count, action_noise, seed, progress")
 
 
@@ -78,9 +53,9 @@ class TaskOptions(Options):
     name: str = option(..., "in names of run folders and titles of figures", min_length=1)
     env: Target = option(..., "the simulator, a TorchRL env")
     demonstrations: DemonstrationOptions = option(DemonstrationOptions(), "of the task")
-    obs_horizon: int = option(1, "observations that the base policy reads, in primitive steps", ge=1)
-    pred_horizon: int = option(8, "actions in a chunk", ge=1)
-    act_horizon: int = option(8, "actions of it that are executed", ge=1)
+    obs_horizon: int = option(1, "observations that the base policy reads, in primitive steps", ge=1, le=MAX_HORIZON)
+    pred_horizon: int = option(8, "actions in a chunk", ge=1, le=MAX_HORIZON)
+    act_horizon: int = option(8, "actions of it that are executed", ge=1, le=MAX_HORIZON)
     render: dict[str, Any] | None = option(None, "env arguments that make videos possible; null: no renderer")
 
     @property
@@ -113,6 +88,9 @@ class CloningOptions(Options):
     batch_size: int = option(256, "chunks per step", ge=1)
     lr: float = option(1e-3, "peak learning rate", gt=0)
     ema_decay: float = option(0.999, "of the moving average of the weights, which decodes", ge=0, lt=1)
+    action_scaling: ActionScaling = option(
+        "minmax", "of actions to [-1, 1]: minmax, or quantile: their 1 % and 99 % quantiles, the rest clipped to them"
+    )
 
 
 class BasePolicyOptions(Options):
@@ -132,8 +110,11 @@ class BasePolicyOptions(Options):
 class LatentOptions(Options):
     """The noise that is steered."""
 
-    noise_layout: Literal["full", "act_horizon", "repeat"] = option("full", "how one noise fills that of a chunk")
-    action_magnitude: Annotated[Any, PlainValidator(_magnitude)] = option(
+    noise_layout: Literal["full", "act_horizon", "repeat", "interpolated"] = option(
+        "full", "how one noise fills that of a chunk"
+    )
+    knots: int = option(2, "steps whose noise is steered by the layout `interpolated`", ge=2)
+    action_magnitude: Annotated[Any, PlainValidator(values.magnitude)] = option(
         1.5, "bound of the noise, in standard deviations of the prior; auto: measured on the base policy"
     )
 
@@ -146,7 +127,7 @@ class Stage1Options(OfflineConfig):
     inversion: Literal["optimisation", "retrieval"] | None = option(
         None, "finds a noise for every demonstrated chunk, for algorithms that learn from the data's noise"
     )
-    check_episodes: int = option(40, "of the result in the env, on resets of their own", ge=0)
+    check_episodes: int = option(40, "of the result in the env, on resets of their own", ge=0, le=len(CHECKS))
     algorithm: dict[str, Any] = option({}, "options of the algorithm that are different offline")
 
 
@@ -155,14 +136,20 @@ class Stage2Options(OnlineConfig):
 
     from_stage1: tuple[Literal["actor", "critics"], ...] = option(("actor", "critics"), "what stage 2 starts with")
 
+    @model_validator(mode="after")
+    def _once(self) -> Stage2Options:
+        if len(set(self.from_stage1)) < len(self.from_stage1):
+            raise ValueError(f"from_stage1 should name each part once, got {list(self.from_stage1)}")
+        return self
+
 
 class CollectorOptions(Options):
     """Processes and threads."""
 
-    num_workers: Annotated[Any, _count(AUTO)] = option(
+    num_workers: Annotated[Any, values.count(AUTO)] = option(
         AUTO, "env processes; 1: in this one; auto: one per core, at most 8, or 1 for a batched env"
     )
-    threads: Annotated[Any, _count(AUTO, None)] = option(
+    threads: Annotated[Any, values.count(AUTO, None)] = option(
         AUTO, "of torch on the CPU; auto: the cores without a worker, 1 to 4; null: torch's own choice"
     )
 
@@ -170,28 +157,32 @@ class CollectorOptions(Options):
 class DiagnosisOptions(Options):
     """``dsrl diagnose``: best of ``repeats`` episodes from each of ``resets`` starts, none of them held out."""
 
-    resets: int = option(20, "starts", ge=1)
+    resets: int = option(20, "starts", ge=1, le=len(DIAGNOSIS))
     repeats: int = option(5, "episodes from each start", ge=1)
 
 
 class EvaluationOptions(Options):
     """``dsrl eval``."""
 
-    episodes: int = option(100, "held-out resets, the same for every policy", ge=1)
+    episodes: int = option(100, "held-out resets, the same for every policy", ge=1, le=len(HELD_OUT))
     videos: int = option(2, "per policy, where rendering works", ge=0)
 
 
 class RunConfig(Options):
     """Everything that a run depends on, resolved."""
 
-    name: Annotated[str | None, BeforeValidator(_text)] = option(None, "of the run folder; null: <task>-seed<seed>")
-    output: str = option("runs", "run folders go to <output>/<name>", min_length=1)
+    name: Annotated[str | None, BeforeValidator(values.text)] = option(
+        None, "of the run folder; null: <task>-seed<seed>"
+    )
+    output: Annotated[str, AfterValidator(values.path)] = option(
+        "runs", "run folders go to <output>/<name>", min_length=1
+    )
     seed: int = option(
         0, "of everything but the held-out resets, which never change", ge=RUN_SEEDS.start, lt=RUN_SEEDS.stop
     )
     resume: bool = option(False, "continue an interrupted stage from its last checkpoint")
     progress: bool = option(True, "show progress bars")
-    device: Annotated[str, AfterValidator(_device)] = option(
+    device: Annotated[str, AfterValidator(values.device)] = option(
         AUTO, "of learner and decoder, the simulator's apart: auto, cpu, cuda, cuda:<index>"
     )
     task: TaskOptions = option(..., "what is to be done")
@@ -235,11 +226,15 @@ class RunConfig(Options):
     @model_validator(mode="after")
     def _checked(self) -> RunConfig:
         path = Path(self.run_name)
-        if not path.parts or path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"name should be that of a folder inside of output, got {self.run_name!r}")
+        if not path.parts or path.is_absolute() or ".." in path.parts or self.run_name.startswith("~"):
+            raise ValueError(f"name should be that of a folder inside of output, got {shown(self.run_name)}")
+        try:
+            values.path(str(self.folder))
+        except ValueError as error:
+            raise ValueError(f"{'task.' if self.name is None else ''}name {error}") from None
         return self
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in ``config.yaml``."""
-        values = plain(self)
-        return values | {"algorithm": plain(self.agent) | values["algorithm"]}
+        options = plain(self)
+        return options | {"algorithm": plain(self.agent) | options["algorithm"]}

@@ -159,7 +159,7 @@ def _keys(
         task["demonstrations"] = {name: value for name, value in demonstrations.items() if name != "path"}
     stage1 = _effective(values["stage1"])
     workers = {"num_workers": values["collector"]["num_workers"]}
-    layout = {"noise_layout": values["latent"]["noise_layout"]}
+    layout = {name: values["latent"][name] for name in ("noise_layout", "knots")}
     rollouts = base | layout | workers | {"gamma": values["algorithm"].get("gamma")}
     rollouts |= {"rollout_env_steps": stage1.pop("rollout_env_steps"), "in_keys": values["networks"].get("in_keys")}
     steering = base | {name: values[name] for name in ("latent", "networks")}

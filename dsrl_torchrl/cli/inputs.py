@@ -51,7 +51,7 @@ class Inputs:
         key = None
         if self.config.base_policy.load is not None:
             self._policy = base.load_base(self.config.base_policy.load, self.config.device)
-            base.check_fits(self._policy, self.config.task)
+            base.check_fits(self._policy, self.config.task, self.config.latent)
             content = self._policy.content_hash()
             key = loaded_key(self.config, content)
             if content is None:
@@ -120,7 +120,7 @@ class Inputs:
             for line in base.steerability_lines(measured):
                 self.say(line)
         self._policy = load_policy(artifact.folder, config.device)
-        base.check_fits(self._policy, config.task)
+        base.check_fits(self._policy, config.task, config.latent)
         self._tell_base(self._policy.content_hash())
         return self._policy
 

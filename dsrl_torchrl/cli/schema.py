@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from dsrl_torchrl.cli.targets import argument_meanings, find_target
 from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.options import Options
+from dsrl_torchrl.options import Options, shown
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def build(cls: type[Options], values: Any, where: str = "", find: Callable[[str]
     if isinstance(values, cls):
         return values
     if not isinstance(values, Mapping):
-        raise UserError(f"{where} should be options of its own ({', '.join(cls.model_fields)}), got {values!r}")
+        raise UserError(f"{where} should be options of its own ({', '.join(cls.model_fields)}), got {shown(values)}")
     for name in values:
         if name not in cls.model_fields:
             raise UserError(f"unknown option {_join(where, name)}{find(_join(where, name))}")

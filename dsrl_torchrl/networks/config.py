@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BeforeValidator, Field, PlainValidator
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torch import nn
@@ -15,21 +16,38 @@ from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.networks.critics import MLPCritic, make_q_action, make_q_noise
 from dsrl_torchrl.networks.encoders import ObservationEncoder, PixelEncoder, StateEncoder
 from dsrl_torchrl.networks.latent_actor import LatentActor
-from dsrl_torchrl.options import Options, option
+from dsrl_torchrl.options import Options, option, shown
 from dsrl_torchrl.policies.base_policy import BasePolicy
 from dsrl_torchrl.policies.normalisation import observation_statistics
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
 
 
+def _entries(value: Any) -> Any:
+    """Entries by name, as a tuple; YAML has lists, also for nested ones."""
+    if value is None:
+        return None
+    keys = tuple(tuple(key) if isinstance(key, list) else key for key in value) if isinstance(value, Sequence) else ()
+    names = all(isinstance(key, NestedKey) and key for key in keys) and not isinstance(value, str)
+    if not (keys and names and len(set(keys)) == len(keys)):
+        raise ValueError(f"should name entries of the env, each once, like [observation]; got {shown(value)}")
+    return keys
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 class NetworkConfig(Options):
     """Latent policy and critics, the same in both stages."""
 
-    in_keys: tuple[Any, ...] | None = option(
-        None, "entries that latent policy and critics read; null: those of the base policy", strict=False
+    in_keys: Annotated[Any, PlainValidator(_entries)] = option(
+        None, "entries that latent policy and critics read; null: those of the base policy"
     )
-    num_critics: int = option(5, "members of each ensemble: two hardly agree on which noise is better", ge=1)
-    num_cells: tuple[int, ...] = option((128, 128, 128), "hidden widths", strict=False, min_length=1)
+    num_critics: int = option(5, "members of each ensemble: two hardly agree on which noise is better", ge=1, le=1_000)
+    num_cells: Annotated[tuple[Annotated[int, Field(ge=1, le=100_000)], ...], BeforeValidator(_tuple)] = option(
+        (128, 128, 128), "hidden widths", min_length=1, max_length=100
+    )
     activation: Literal["relu", "tanh", "silu"] = option("relu", "of the hidden layers")
     layer_norm: bool = option(True, "in the critics")
     chunk_gain: float = option(5.0, "of Q^A's chunk input: about the inverse of the base policy's steerability", gt=0)
@@ -46,13 +64,20 @@ class NetworkConfig(Options):
 
 def network_keys(base_policy: BasePolicy, config: NetworkConfig) -> list[NestedKey]:
     """The entries that latent policy and critics read."""
-    keys = base_policy.in_keys if config.in_keys is None else config.in_keys
-    return [tuple(key) if isinstance(key, list) else key for key in keys]
+    return list(base_policy.in_keys if config.in_keys is None else config.in_keys)
 
 
 def observation_keys(base_policy: BasePolicy, config: NetworkConfig) -> list[NestedKey]:
     """The entries that rollouts and replay have to keep: the base policy's, to decode, and the networks'."""
     return list(dict.fromkeys([*base_policy.in_keys, *network_keys(base_policy, config)]))
+
+
+def check_entries(env: LatentActionEnv, config: NetworkConfig) -> None:
+    """Raises :class:`UserError` for an entry that the networks are to read and the env does not give."""
+    has = env.observation_spec.keys(True, True)
+    for key in network_keys(env.decoder.base_policy, config):
+        if key not in has:
+            raise UserError(f"networks.in_keys names {key!r}, but the env gives {', '.join(map(str, has))}")
 
 
 def make_encoder(env: LatentActionEnv, config: NetworkConfig, data: TensorDictBase | None = None) -> ObservationEncoder:
@@ -66,12 +91,10 @@ def make_encoder(env: LatentActionEnv, config: NetworkConfig, data: TensorDictBa
         config: kinds of encoders.
         data: macro transitions ``[n]``.
     """
+    check_entries(env, config)
     spec, policy = env.observation_spec, env.decoder.base_policy
     encoders: dict[NestedKey, nn.Module] = {}
     for key in network_keys(policy, config):
-        if key not in spec.keys(True, True):
-            has = ", ".join(map(str, spec.keys(True, True)))
-            raise UserError(f"networks.in_keys names {key!r}, but the env gives {has}")
         shape = tuple(spec[key].shape[env.batch_dims :])
         if spec[key].dtype == torch.uint8 and len(shape) == 3:
             encoders[key] = config.encoders["pixels"](shape)

@@ -23,7 +23,7 @@ def settle(tmp_path, *words):
 
 @pytest.mark.parametrize(("cores", "counts"), [(1, (1, 1)), (2, (2, 1)), (8, (8, 1)), (16, (8, 4))])
 def test_auto_comes_from_the_cores_of_this_process(tmp_path, monkeypatch, cores, counts):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
     workers, threads, said = settle(tmp_path)
     assert (workers, threads) == counts
     assert f"num_workers={workers}, threads={threads}" in said
@@ -45,12 +45,12 @@ def test_a_run_that_moves_to_another_machine_keeps_its_counts(tmp_path, monkeypa
     """The rollouts depend on the number of envs: ``auto`` must not make a run refuse its own folder."""
     words = ["task=toy", "experiment=smoke", f"output={tmp_path}", "name=a"]
     said = []
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(2)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(2)), raising=False)
     begun = Run(compose(words), said.append)
     begun.folder.save_config(begun.config)
     stored = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())
     assert (stored["collector"]["num_workers"], stored["collector"]["threads"]) == (2, 1)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)), raising=False)
     moved = Run(compose(words), said.append)
     assert moved.folder.stage2.config == begun.folder.stage2.config
     assert moved.folder.stage1.config == begun.folder.stage1.config

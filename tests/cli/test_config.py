@@ -12,6 +12,7 @@ from dsrl_torchrl.cli.main import main
 from dsrl_torchrl.cli.schema import leaves
 
 from .pipeline_run import fails
+from .wrong_overrides import CHOICES
 
 MISTAKES = [
     # Wrong type or range.
@@ -20,7 +21,7 @@ MISTAKES = [
     ("seed=4000", "seed should be less than 4000, got 4000"),
     ("seed=1000000000", "seed should be less than 4000"),
     ("seed=???", "seed needs a value"),
-    ("seed=0,1", "Ambiguous value"),
+    ("seed=0,1", "seed should be a valid integer, got '0,1'"),
     ("resume=maybe", "resume should be a valid boolean, got 'maybe'"),
     ("algorithm.batch_size=1.5", "algorithm.batch_size should be a valid integer, got 1.5"),
     ("algorithm.batch_size=-1", "algorithm.batch_size should be greater than or equal to 1"),
@@ -35,10 +36,13 @@ MISTAKES = [
     ("algorithm.beta_latent=-1", "algorithm.beta_latent should be greater than 0"),
     ("base_policy.training.steps=0", "base_policy.training.steps should be greater than or equal to 1, got 0"),
     ("evaluation.episodes=1.5", "evaluation.episodes should be a valid integer, got 1.5"),
-    ("latent.action_magnitude=true", "latent.action_magnitude: should be positive or auto, got True"),
-    ("latent.action_magnitude=0", "latent.action_magnitude: should be positive or auto, got 0"),
-    ("latent.action_magnitude=big", "latent.action_magnitude: should be positive or auto, got 'big'"),
-    ("latent.noise_layout=half", "latent.noise_layout should be 'full', 'act_horizon' or 'repeat', got 'half'"),
+    ("latent.action_magnitude=true", "latent.action_magnitude: should be positive and at most 100, or auto; got True"),
+    ("latent.action_magnitude=0", "latent.action_magnitude: should be positive and at most 100, or auto; got 0"),
+    ("latent.action_magnitude=big", "latent.action_magnitude: should be positive and at most 100, or auto; got 'big'"),
+    (
+        "latent.noise_layout=half",
+        "latent.noise_layout should be 'full', 'act_horizon', 'repeat' or 'interpolated', got 'half'",
+    ),
     ("task.demonstrations.action_noise=-1", "task.demonstrations.action_noise should be greater than or equal to 0"),
     ("task.act_horizon=9", "task.act_horizon must lie between 1 and pred_horizon (4); got 9"),
     ("task.act_horizon=abc", "task.act_horizon should be a valid integer, got 'abc'"),
@@ -167,17 +171,19 @@ def test_plain_sac_is_todays():
     assert config.stage2.from_stage1 == ()
 
 
-def test_a_default_run_has_at_most_80_options(capsys):
+def test_a_default_run_has_at_most_82_options(capsys):
     shown = [leaf for leaf in leaves(compose([])) if leaf.name.split(".")[0] in (*COMMON, *SECTIONS["run"])]
     settable = [leaf for leaf in shown if not leaf.name.endswith("_target_")]
     with capsys.disabled():
         print(f"\n{len(settable)} options in a default run")
-    assert len(settable) <= 80
+    assert len(settable) <= 82
 
 
-def test_every_option_of_the_schema_has_a_meaning():
+@pytest.mark.parametrize("words", CHOICES, ids=" ".join)
+def test_every_option_of_the_schema_has_a_meaning(words):
+    """The arguments of what we ship by ``_target_`` are options, too."""
     free = ("base_policy.policy.network.",)
-    for leaf in leaves(compose([])):
+    for leaf in leaves(compose(["task=toy", *words])):
         assert leaf.meaning or leaf.name.startswith(free), leaf.name
 
 

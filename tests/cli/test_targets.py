@@ -83,7 +83,7 @@ def test_mistakes(given, message):
 
 
 def test_numbers_flags_and_texts_are_checked_by_their_annotation():
-    check_target(spec("typed", count=1, share=2, names="whatever", own=3), "x")
+    check_target(spec("typed", count=1, share=2, names=["a"], own=3), "x")  # of somebody's class, nothing is known
     check_target(spec("typed", count=1, share=None), "x")
     with pytest.raises(UserError, match=r"x\.count should be a valid integer, got 1\.5"):
         check_target(spec("typed", count=1.5), "x")

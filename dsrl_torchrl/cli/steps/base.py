@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import torch
 
-from dsrl_torchrl.cli.config import BasePolicyOptions, TaskOptions
+from dsrl_torchrl.cli.config import BasePolicyOptions, LatentOptions, TaskOptions
 from dsrl_torchrl.cli.targets import Target, make
 from dsrl_torchrl.data.chunks import cut_chunks
 from dsrl_torchrl.data.episode import Episode
 from dsrl_torchrl.data.macro_transitions import entry_name
 from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.latent_env.noise_layout import NoiseLayout
 from dsrl_torchrl.policies import BasePolicy, BehaviourCloningLoss, GenerativePolicy, Steerability, probe, steerability
 from dsrl_torchrl.training.behaviour_cloning import train_base_policy
 
@@ -93,8 +94,8 @@ def load_base(spec: Target, device: str) -> BasePolicy:
     return policy.to(device).freeze()
 
 
-def check_fits(policy: BasePolicy, task: TaskOptions) -> None:
-    """Raises :class:`UserError` for another control mode, or horizons that the task does not have."""
+def check_fits(policy: BasePolicy, task: TaskOptions, latent: LatentOptions) -> None:
+    """Raises :class:`UserError` for another control mode, horizons that the task does not have, or a noise layout."""
     if policy.control_mode and task.control_mode and policy.control_mode != task.control_mode:
         raise UserError(
             f"the base policy was trained for control mode {policy.control_mode}, the task uses {task.control_mode}"
@@ -106,6 +107,14 @@ def check_fits(policy: BasePolicy, task: TaskOptions) -> None:
             f"{policy.first_action} on), the task asks for obs_horizon {task.obs_horizon} and act_horizon "
             f"{task.act_horizon}"
         )
+    NoiseLayout(
+        latent.noise_layout,
+        policy.noise_horizon,
+        policy.noise_dim,
+        task.act_horizon,
+        policy.first_action,
+        knots=latent.knots,
+    )
 
 
 def steerability_lines(measured: Steerability) -> list[str]:

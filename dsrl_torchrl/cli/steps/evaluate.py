@@ -19,8 +19,11 @@ Policies = Mapping[str, tuple[TensorDictModuleBase, bool]]
 
 def policies_of_run(env: LatentActionEnv, stage1: Agent | None, stage2: Agent | None) -> Policies:
     """The rows of the table. A stage's policy is there by its mode, too: what taking that gains is no merit of it."""
-    device = env.decoder.device
-    policies: dict[str, tuple[TensorDictModuleBase, bool]] = {
+    device, layout = env.decoder.device, env.decoder.layout
+    policies: dict[str, tuple[TensorDictModuleBase, bool]] = {}
+    if layout.dim != layout.full_dim:  # the base policy as its own user runs it; its prior in the layout is another
+        policies["base_own"] = (PriorNoise(layout.full_dim, device=device), False)
+    policies |= {
         "base_prior": (PriorNoise(env.latent_dim, device=device), False),
         "base_zero": (PriorNoise(env.latent_dim, 0.0, device=device), True),
     }

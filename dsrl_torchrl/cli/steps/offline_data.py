@@ -68,14 +68,8 @@ def failing_pays(task: TaskOptions, rollouts: TensorDictBase) -> str | None:
     )
 
 
-def demonstrated_transitions(
-    task: TaskOptions, episodes: Sequence[Episode], keys: Sequence[NestedKey], gamma: float
-) -> TensorDictBase:
-    """The demonstrations as macro transitions ``[n]`` with the task's reward, without noise.
-
-    Raises:
-        UserError: a reward that demonstrations do not carry, or entries that they lack.
-    """
+def check_demonstrated_reward(task: TaskOptions) -> None:
+    """Raises :class:`UserError` for a reward that demonstrations do not carry."""
     if not _has_our_reward(task):
         raise UserError(
             "task.env does not say that its reward is -1 a step (an argument reward or success_bonus), which is what "
@@ -87,6 +81,17 @@ def demonstrated_transitions(
             f"demonstrations carry no {reward} reward: set task.env.reward=step_penalty or "
             "stage1.use_demonstrations=false"
         )
+
+
+def demonstrated_transitions(
+    task: TaskOptions, episodes: Sequence[Episode], keys: Sequence[NestedKey], gamma: float
+) -> TensorDictBase:
+    """The demonstrations as macro transitions ``[n]`` with the task's reward, without noise.
+
+    Raises:
+        UserError: a reward that demonstrations do not carry, or entries that they lack.
+    """
+    check_demonstrated_reward(task)
     entries = episodes[0].observations
     lacking = [entry_name(key) for key in keys if entries.get(key, None) is None]
     if lacking:

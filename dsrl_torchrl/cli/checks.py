@@ -1,0 +1,138 @@
+"""Options that are right by themselves, but not together, and the arguments of what is named by ``_target_``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dsrl_torchrl.cli.config import SHARED_WITH_ENV, RunConfig
+from dsrl_torchrl.cli.steps.offline_data import check_demonstrated_reward
+from dsrl_torchrl.cli.targets import check_target
+from dsrl_torchrl.data.macro_transitions import entry_name
+from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.latent_env.noise_layout import NoiseLayout
+
+#: A stage of so few updates is a try of the machinery: it teaches nobody, whatever its options.
+TRY_UPDATES = 100
+
+
+def check_together(config: RunConfig, find: Callable[[str], str]) -> None:
+    """Checks what no option shows alone.
+
+    Args:
+        config: each option of it is in its range.
+        find: the hint for an unknown name.
+
+    Raises:
+        UserError: the first that does not fit.
+    """
+    _check_stage1(config, find)
+    _check_updates(config)
+    _check_batches(config)
+    _check_targets(config)
+
+
+def _check_stage1(config: RunConfig, find: Callable[[str], str]) -> None:
+    for name in config.stage1.algorithm:
+        if name not in type(config.algorithm).model_fields:
+            raise UserError(f"unknown option stage1.algorithm.{name}{find(f'algorithm.{name}')}")
+    if config.stage1.algorithm.get("gamma", config.algorithm.gamma) != config.algorithm.gamma:
+        raise UserError("stage1.algorithm.gamma: both stages have the discount of their rewards, algorithm.gamma")
+    try:
+        _ = config.offline_algorithm
+    except UserError as error:
+        raise UserError(f"stage1.algorithm.{error}") from None
+    if config.stage1.inversion is not None and not config.agent.reads_noise:
+        raise UserError(
+            f"stage1.inversion is for algorithms that learn from the data's noise; {config.agent.__name__} needs none"
+        )
+
+
+def _check_updates(config: RunConfig) -> None:
+    """An actor that is left alone for a whole stage was not meant to be."""
+    stage1, stage2 = config.stage1, config.stage2
+    # Algorithms without an actor have no such option.
+    waits = getattr(config.offline_algorithm, "critic_only_updates", 0)
+    if "actor" in stage2.from_stage1 and TRY_UPDATES < stage1.updates <= waits:
+        raise UserError(
+            f"stage1.updates ({stage1.updates}) must be above stage1.algorithm.critic_only_updates ({waits}), or the "
+            "actor never learns"
+        )
+    waits = getattr(config.algorithm, "critic_only_updates", 0)
+    most = stage2.utd * stage2.total_env_steps  # if every macro step were cut to one env step
+    if most / config.task.act_horizon > TRY_UPDATES and most <= waits:
+        raise UserError(
+            f"stage2.total_env_steps={stage2.total_env_steps} with stage2.utd={stage2.utd} are at most {most:.0f} "
+            f"updates, they must be above algorithm.critic_only_updates ({waits}), or the actor never learns"
+        )
+
+
+def _check_batches(config: RunConfig) -> None:
+    stage2, batch = config.stage2, config.algorithm.batch_size
+    if stage2.replay_size < batch:
+        raise UserError(
+            f"stage2.replay_size ({stage2.replay_size}) must have room for a batch, algorithm.batch_size ({batch})"
+        )
+    if stage2.offline_fraction and round(stage2.offline_fraction * batch) == 0:
+        raise UserError(
+            f"stage2.offline_fraction={stage2.offline_fraction} is less than one transition of a batch of {batch}: "
+            "raise it, or set 0"
+        )
+    if config.stage1.inversion is not None and not config.stage1.use_demonstrations:
+        raise UserError("stage1.inversion finds noises for demonstrations: set stage1.use_demonstrations=true")
+
+
+def _check_targets(config: RunConfig) -> None:
+    task, base = config.task, config.base_policy
+    check_target(task.env, "task.env", takes=["terminate_on_success"])
+    check_target(task.env | (task.render or {}), "task.env")
+    if base.load is not None:
+        check_target(base.load, "base_policy.load")
+    else:
+        given = ["observation_dim", "action_dim", "pred_horizon", "obs_horizon", "control_mode"]
+        check_target(base.policy, "base_policy.policy", given)
+        _check_layout(config)
+    _check_demonstrations(config)
+
+
+def _check_layout(config: RunConfig) -> None:
+    """The noise of a policy that is cloned here has the steps of its chunk; of one that is loaded, its loader knows."""
+    task, latent = config.task, config.latent
+    NoiseLayout(latent.noise_layout, task.pred_horizon, 1, task.act_horizon, knots=latent.knots)
+
+
+def _check_demonstrations(config: RunConfig) -> None:
+    task, base, options = config.task, config.base_policy, config.task.demonstrations
+    if options.generator is not None:
+        given = ["path", "count", "action_noise", "seed", "progress"]
+        check_target(task.generator_spec, "task.demonstrations.generator", given)
+        for name in SHARED_WITH_ENV:
+            if options.generator.get(name, task.env.get(name)) != task.env.get(name):
+                raise UserError(f"task.demonstrations.generator.{name} must be the env's, task.env.{name}")
+    if _reads_demonstrations(config):
+        check_demonstrated_reward(task)
+        for entry in map(entry_name, config.networks.in_keys or ()):
+            if entry not in options.entries:
+                raise UserError(
+                    f"networks.in_keys names {entry}, which is no entry of the demonstrations: say where it is, "
+                    f"task.demonstrations.entries.{entry}=<h5 data set>, or set stage1.use_demonstrations=false"
+                )
+    if base.load is not None or base.policy is None:
+        return
+    if options.path is None and options.generator is None:
+        raise UserError("task.demonstrations.path is needed: this task has no generator of demonstrations")
+    entry = entry_name(base.policy.get("in_key", "observation"))
+    if entry not in options.entries:
+        raise UserError(
+            f"base_policy.policy.in_key={entry} is no entry of the demonstrations: say where it is, "
+            f"task.demonstrations.entries.{entry}=<h5 data set>"
+        )
+
+
+def _reads_demonstrations(config: RunConfig) -> bool:
+    """Whether demonstrations are among the offline data of stage 2, or of the stage 1 that it begins with."""
+    stage1, stage2 = config.stage1, config.stage2
+    there = config.base_policy.load is None or config.task.demonstrations.path is not None
+    learned_from = not config.agent.reads_noise or stage1.inversion is not None
+    return bool(
+        stage1.use_demonstrations and there and learned_from and (stage2.from_stage1 or config.needs_offline_data)
+    )

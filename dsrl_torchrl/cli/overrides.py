@@ -1,0 +1,61 @@
+"""The words of a command line: which are overrides, and how Hydra has to read them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from dsrl_torchrl.cli.help import choices
+from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.options import SHOWN, shown
+
+#: One decision each: a folder in ``conf/``.
+GROUPS = ("task", "base_policy", "algorithm", "networks", "logger", "experiment")
+#: The name of an option: ``task.env.goal``.
+NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)*", re.ASCII)
+
+
+def read_word(word: str) -> str | None:
+    """One word as Hydra is to read it: ``a.b=c`` sets an option, whether or not YAML lists it.
+
+    Raises:
+        UserError: it is no override, or names a choice that does not exist.
+    """
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in word):
+        raise UserError(f"expected readable text, got {shown(word)}")
+    if word.startswith("-"):
+        raise UserError(f"unknown flag {shown(word)}; options are Hydra overrides like seed=1, see dsrl --help")
+    if word.startswith("~"):
+        raise UserError(f"an option cannot be deleted, got {shown(word)}; give it another value, e.g. null")
+    key, separator, value = word.lstrip("+").partition("=")  # Hydra's + and ++: no difference where a schema judges
+    if not separator or not key:
+        raise UserError(f"expected name=value, got {shown(word)}")
+    if not NAME.fullmatch(key) or len(key) > SHOWN or key.partition(".")[0] == "hydra":
+        raise UserError(f"unknown option {shown(key)}; dsrl run --help lists all options")
+    if key in GROUPS:
+        choice = _choice(key, value.strip(" '\""))
+        return None if choice is None else f"{key}={choice}"
+    override = f"++{key}={value}"
+    try:
+        if not OverridesParser.create().parse_override(override).is_sweep_override():
+            return override
+    except (HydraException, RecursionError, ValueError):  # ValueError: Python's, for a number of thousands of digits
+        pass
+    # A path with `=`, `~` or a comma in it, for one: no value of Hydra's grammar, so the text as it is.
+    quoted = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", "\\'"), value)
+    return f"++{key}='{quoted}'"
+
+
+def _choice(group: str, name: str) -> str | None:
+    known = choices(group)
+    if name in known:
+        return name
+    if (group, name) == ("experiment", "null"):
+        return None
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise UserError(f"{group} needs a choice, {group}=<name>: one of {', '.join(known)}; got {shown(name)}{hint}")

@@ -1,0 +1,105 @@
+"""Mistakes that no schema shows: in files, in what exists already, on this machine. Each is one line."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from dsrl_torchrl.cli.main import main
+
+from .pipeline_run import TINY, fails, loaded
+
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fly"], "unknown step 'fly'"),
+        (["run", "--task", "toy"], "unknown flag"),
+        (["run", "task=toy", *loaded("nowhere")], "nowhere"),
+        (["base", "task=toy", "task.demonstrations.path=nowhere.h5"], "nowhere.h5"),
+        (["base", "task=toy", "task.demonstrations.path=~/no=where.h5"], "no=where.h5"),
+        (
+            ["run", "task=toy", "base_policy=shortcut", "base_policy.policy.sampler_steps=3"],
+            "sampler_steps must be 1, 2",
+        ),
+        (["run", "task=toy", "base_policy.policy.network.kind=cnn"], "network.kind must be one of"),
+        (["run", "task=toy", "output=/dev/null"], "/dev/null"),
+        (["run", "task=toy", "stage2.replay_size=0"], "replay_size"),
+    ],
+)
+def test_mistakes_beyond_the_schema(capsys, arguments, message):
+    assert message in fails(capsys, *arguments)
+    assert not os.path.exists("runs")
+
+
+def test_a_logger_that_cannot_log_in_is_refused_at_once(monkeypatch, capsys):
+    import wandb
+
+    monkeypatch.setattr(type(wandb.api), "api_key", None)
+    assert "wandb is not logged in" in fails(capsys, "run", *TINY, "logger=wandb")
+    assert not os.path.exists("runs")
+
+
+def test_a_mistake_does_not_lock_the_folder(capsys):
+    assert "steps" in fails(capsys, "base", *TINY, "base_policy.training.steps=0")
+    main(["base", *TINY])
+    assert "base policy: cloned" in capsys.readouterr().out
+
+
+def test_the_folder_of_another_configuration(finished, capsys):
+    marker = finished / "a" / "stage2" / "artifact.json"
+    before = marker.read_text()
+    error = fails(capsys, "run", *TINY, f"output={finished}", "name=a", "algorithm.gamma=0.5")
+    assert "algorithm.gamma (0.98 there, 0.5 here)" in error
+    assert marker.read_text() == before
+
+
+def damage(path, change):
+    with h5py.File(path, "r+") as file:
+        for trajectory in file.values():
+            change(trajectory)
+
+
+def set_nan(trajectory):
+    actions = trajectory["actions"][:]
+    actions[1] = np.nan
+    trajectory["actions"][...] = actions
+
+
+def copy_demos(finished):
+    for suffix in ("h5", "json"):
+        content = (finished / "a" / "demos" / f"trajectory.{suffix}").read_bytes()
+        Path(f"demos.{suffix}").write_bytes(content)
+
+
+def test_other_contents_under_the_same_name(finished, capsys):
+    copy_demos(finished)
+    words = [*TINY, "task.demonstrations.path=demos.h5"]
+    main(["base", *words])
+    damage("demos.h5", lambda trajectory: trajectory["actions"].__setitem__(0, 0.5))
+    assert "demonstrations_sha256" in fails(capsys, "base", *words)
+
+
+def test_nan_in_demonstrations(finished, capsys):
+    copy_demos(finished)
+    damage("demos.h5", set_nan)
+    error = fails(capsys, "base", *TINY, "task.demonstrations.path=demos.h5")
+    assert "NaN" in error and "step 1" in error
+    assert not os.path.exists("runs/toy-seed0/base/model.safetensors")
+
+
+def test_demonstrations_without_success(finished, capsys):
+    copy_demos(finished)
+    damage("demos.h5", lambda trajectory: trajectory["success"].__setitem__(..., False))
+    description = json.loads(Path("demos.json").read_text())
+    for episode in description["episodes"]:
+        episode["success"] = False
+    Path("demos.json").write_text(json.dumps(description))
+    assert "success" in fails(capsys, "base", *TINY, "task.demonstrations.path=demos.h5")
