@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,6 +20,7 @@ from dsrl_torchrl.cli.folder import CONFIG_FILE, RunFolder, check_logger, loaded
 from dsrl_torchrl.cli.latent_env import make_latent_env
 from dsrl_torchrl.cli.steps import base, demos, offline_data
 from dsrl_torchrl.cli.steps.action_magnitude import measure_magnitude
+from dsrl_torchrl.cli.steps.demos import TaskInterface
 from dsrl_torchrl.data.demonstration_checks import demonstration_warnings
 from dsrl_torchrl.data.episode import Episode
 from dsrl_torchrl.data.macro_transitions import load_transitions, save_transitions
@@ -46,8 +48,7 @@ class Inputs:
         self._policy: BasePolicy | None = None
         self._env: LatentActionEnv | None = None
         self._data: TensorDictBase | None = None
-        self._interface: demos.TaskInterface | None = None
-        self._recorded = self._probed = False
+        self._recorded = self._probed = self._warned = False
         key = None
         if self.config.base_policy.load is not None:
             self._policy = base.load_base(self.config.base_policy.load, self.config.device)
@@ -61,7 +62,8 @@ class Inputs:
         self.folder = RunFolder(self.config, key, say)
         if key is not None:
             self._tell_base(key["content_hash"])
-        self.set_threads()
+        if self.config.collector.threads is not None:
+            torch.set_num_threads(self.config.collector.threads)
         if counts is not None:
             say(counts)
 
@@ -130,7 +132,6 @@ class Inputs:
             policy = self.base()
             self.settle_magnitude()
             self._env = make_latent_env(self.config, policy)
-            self.set_threads()
             self.probe_in(self._env)
         return self._env
 
@@ -165,11 +166,6 @@ class Inputs:
         """A fresh agent; its weights depend on the run's seed alone."""
         torch.manual_seed(self.config.seed)
         return self.config.agent(env, algorithm, self.config.networks, data)
-
-    def set_threads(self) -> None:
-        """Torch's threads as configured; again after every ``ParallelEnv``, which leaves a number of its own."""
-        if self.config.collector.threads is not None:
-            torch.set_num_threads(self.config.collector.threads)
 
     def _rollouts(self) -> TensorDictBase:
         folder, artifact = self.folder, self.folder.rollouts
@@ -213,16 +209,19 @@ class Inputs:
 
     def _episodes(self, path: Path) -> list[Episode]:
         """The demonstrations, which fit the task's env; what a policy would learn from them silently is said once."""
-        task, first = self.config.task, self._interface is None
-        if self._interface is None:
-            self._interface = demos.task_interface(task)
-        episodes = demos.read_task_demonstrations(task, path, self._interface)
-        if first:
+        interface = self.interface
+        episodes = demos.read_task_demonstrations(self.config.task, path, interface)
+        if not self._warned:
+            self._warned = True
             scaling = self.config.base_policy.training.action_scaling
-            low, high = self._interface.low, self._interface.high
-            for line in demonstration_warnings(episodes, low, high, action_scaling=scaling):
+            for line in demonstration_warnings(episodes, interface.low, interface.high, action_scaling=scaling):
                 self.say(f"warning: {line}")
         return episodes
+
+    @cached_property
+    def interface(self) -> TaskInterface:
+        """What the task's env gives and takes."""
+        return demos.task_interface(self.config.task)
 
     def settle_magnitude(self) -> None:
         """Replaces ``latent.action_magnitude=auto`` by a number, before any env of a step is made."""
@@ -231,7 +230,6 @@ class Inputs:
             return
         if not artifact.exists:
             env = make_latent_env(config, self.base())
-            self.set_threads()
             try:
                 self.probe_in(env)
                 artifact.begin()

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from torchrl.envs import EnvBase, ParallelEnv
+from torchrl.envs import EnvBase
 from torchrl.envs.transforms import Transform
 
 from dsrl_torchrl.cli.config import AUTO, RunConfig
 from dsrl_torchrl.cli.targets import Target, make
+from dsrl_torchrl.collect.worker_processes import WorkerEnvs
+from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.latent_env.macro_step import make_macro_env
-from dsrl_torchrl.networks.config import observation_keys
+from dsrl_torchrl.networks.config import check_entries, observation_keys
 from dsrl_torchrl.policies.base_policy import BasePolicy
 from dsrl_torchrl.steerability.action_magnitude import DEFAULT_MAGNITUDE
 
@@ -41,7 +41,7 @@ def make_latent_env(
     """
     task, latent = config.task, config.latent
     make_env = partial(
-        _make_worker_env,
+        _make_macro_env,
         task.env | env_options,
         act_horizon=task.act_horizon,
         gamma=config.algorithm.gamma if gamma is None else gamma,
@@ -50,19 +50,22 @@ def make_latent_env(
         below=below,
     )
     workers = config.collector.num_workers if workers is None else workers
-    # Without buffers: with them ParallelEnv polls its workers in a busy loop, which takes the core that a worker needs.
-    env = make_env() if workers == 1 else ParallelEnv(workers, make_env, mp_start_method="spawn", use_buffers=False)
-    return LatentActionEnv(
+    env = make_env() if workers == 1 else WorkerEnvs(workers, make_env)
+    latent_env = LatentActionEnv(
         env,
         policy,
         act_horizon=task.act_horizon,
         noise_layout=latent.noise_layout,
+        knots=latent.knots,
         action_magnitude=DEFAULT_MAGNITUDE if latent.action_magnitude == AUTO else latent.action_magnitude,
     )
+    try:
+        check_entries(latent_env, config.networks)
+    except UserError:
+        latent_env.close(raise_if_closed=False)
+        raise
+    return latent_env
 
 
-def _make_worker_env(env: Target, **macro: Any) -> EnvBase:
-    if multiprocessing.parent_process() is not None:
-        # Ctrl-C reaches every process of the terminal; the main process alone answers, and closes its workers.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _make_macro_env(env: Target, **macro: Any) -> EnvBase:
     return make_macro_env(make(env), **macro)

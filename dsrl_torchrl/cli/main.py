@@ -2,51 +2,69 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import sys
 from collections.abc import Sequence
 
-from hydra.errors import HydraException
-
 from dsrl_torchrl.cli.help import STEPS, step_usage, usage
+from dsrl_torchrl.cli.signals import Interruption
 from dsrl_torchrl.errors import UserError
+
+# No other import up here: Ctrl-C is answered from `main` on, and torch takes seconds to import.
 
 HELP = ("-h", "--help")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The console command; a user's mistake is one line on stderr and exit code 1, an interruption 130."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    """The console command.
+
+    Exit codes: 1 with one line on stderr for a user's mistake and for what the machine refuses (a full disk, a
+    read-only folder), 130 after Ctrl-C, 143 after SIGTERM, 141 when nobody reads the output any more. Whatever else is
+    raised is a bug, and keeps its traceback.
+
+    Args:
+        arguments: the command line; ``None`` for this process's own, which then ends with the command.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where it is closed
+            stream.reconfigure(errors="replace", line_buffering=True)  # a terminal may know no ±
+    interruption = Interruption()
+    interruption.take()
     try:
-        _main(arguments)
+        _main(list(sys.argv[1:] if arguments is None else arguments), interruption)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BaseException as error:
-        if _interrupted(error):
-            print("\ndsrl: interrupted; `resume=true` goes on from the last checkpoint", file=sys.stderr)
-            raise SystemExit(130) from None
-        if isinstance(error, (UserError, HydraException)):
-            print(f"dsrl: error: {_one_line(error)}", file=sys.stderr)
-            raise SystemExit(1) from None
-        raise
+        code = _exit_code(error, interruption)
+        if code is None:
+            raise
+        raise SystemExit(code) from None
+    finally:
+        interruption.working = False
+        if arguments is not None:
+            interruption.restore()
 
 
-def _interrupted(error: BaseException | None) -> bool:
-    # An interruption in the middle of a torch transform can surface as the error that its clean-up runs into.
-    seen: set[int] = set()  # somebody's `raise` may have made a circle
-    while error is not None and id(error) not in seen:
-        if isinstance(error, KeyboardInterrupt):
-            return True
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return False
+def _exit_code(error: BaseException, interruption: Interruption) -> int | None:
+    """Says what ended the command; ``None`` for a bug."""
+    if interruption.received is not None:  # whatever error it surfaced as
+        interruption.tell()
+        return 128 + interruption.received
+    if isinstance(error, BrokenPipeError):
+        # `dsrl ... | head`: what is left in the buffer goes nowhere, or Python's exit would print an error.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 141
+    if isinstance(error, UserError):
+        print(f"dsrl: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return None
 
 
-def _one_line(error: BaseException) -> str:
-    # Hydra wraps what a constructor raises; the innermost message is the one that was written for the user.
-    while error.__cause__ is not None and not isinstance(error, UserError):
-        error = error.__cause__
-    return " ".join(str(error).split())
-
-
-def _main(arguments: list[str]) -> None:
+def _main(arguments: list[str], interruption: Interruption) -> None:
     if not arguments or arguments[0] in HELP:
         print(usage())
         return
@@ -62,9 +80,12 @@ def _main(arguments: list[str]) -> None:
         return
     from torchrl import logger as torchrl_logger
 
+    from dsrl_torchrl.cli.faults import machine_faults
+    from dsrl_torchrl.cli.lock import locked
     from dsrl_torchrl.cli.run import STEPS as METHODS
     from dsrl_torchrl.cli.run import Run
 
     torchrl_logger.setLevel("WARNING")  # its notes on buffers would cut through the progress bars
-    with Run(config) as run:
+    interruption.working = True
+    with machine_faults(config.folder), locked(config.folder), Run(config) as run:
         METHODS[step](run)

@@ -15,6 +15,7 @@ from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.evaluation.summary import write_summary
 from dsrl_torchrl.evaluation.videos import FrameRecorder
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
+from dsrl_torchrl.latent_env.macro_step import SUCCESS_KEY
 
 
 class Run(Inputs):
@@ -29,6 +30,11 @@ class Run(Inputs):
         if self.folder.stage2.exists and self.folder.evaluated(self.config.evaluation.episodes):
             self.say(f"evaluation: {self.folder.path / 'summary.json'} (exists)")
             return
+        if SUCCESS_KEY not in self.interface.shapes:
+            raise UserError(
+                f"task.env gives no entry {SUCCESS_KEY!r}, which the evaluation compares: add it to the env, or run "
+                "stage1 (with stage1.check_episodes=0) and stage2 by themselves"
+            )
         self.stage2()
         self.evaluate()
 
@@ -94,7 +100,6 @@ class Run(Inputs):
         config, folder = self.config, self.folder
         # Episode returns are plain sums, and episodes go on after a success to see whether it lasts.
         env = make_latent_env(config, policy, gamma=1.0, terminate_on_success=False)
-        self.set_threads()
         try:
             self.probe_in(env)
             from_stage1 = bool(config.stage2.from_stage1)
@@ -115,11 +120,11 @@ class Run(Inputs):
             title=config.title,
             say=self.say,
         )
+        self._record_videos(policies, starts[: config.evaluation.videos])
         figure = folder.path / "learning_curve.png"
         folder.record_evaluation(
             config.evaluation.episodes, [folder.path / "summary.json", *([figure] if figure.exists() else [])]
         )
-        self._record_videos(policies, starts[: config.evaluation.videos])
         return summary
 
     def diagnose(self) -> None:
@@ -127,7 +132,6 @@ class Run(Inputs):
         policy = self.base()
         self.settle_magnitude()
         env = make_latent_env(self.config, policy, gamma=1.0)
-        self.set_threads()
         try:
             self.probe_in(env)
             learned = None

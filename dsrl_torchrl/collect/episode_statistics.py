@@ -57,6 +57,11 @@ class EpisodeTracker:
             self._lengths.extend(self._length[ended].tolist())
             self._return, self._length = self._return * ~ended, self._length * ~ended
 
+    @property
+    def successes(self) -> list[bool]:
+        """Of the window, oldest first."""
+        return [bool(success) for success in self._successes]
+
     def metrics(self) -> dict[str, float]:
         """Means over the window; the return sums the macro rewards, which are discounted inside a chunk."""
         values = {"env/episodes": float(self.finished)}

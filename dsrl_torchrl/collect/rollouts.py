@@ -11,9 +11,10 @@ from tensordict.utils import NestedKey
 from torchrl.collectors import Collector
 from tqdm import tqdm
 
+from dsrl_torchrl.collect.episode_statistics import EpisodeTracker
 from dsrl_torchrl.data.macro_transitions import check_finite, to_macro_transitions
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
-from dsrl_torchrl.latent_env.macro_step import STEPS_KEY, SUCCESS_KEY
+from dsrl_torchrl.latent_env.macro_step import STEPS_KEY
 
 MACRO_STEPS_PER_BATCH = 64
 
@@ -38,8 +39,8 @@ def collect_rollouts(
         progress: show a progress bar.
 
     Returns:
-        Macro transitions ``[n]`` on the CPU, and whether each finished episode ended in success; none if the env has
-        no ``success``.
+        Macro transitions ``[n]`` on the CPU, and whether each finished episode succeeded once; none if the env has no
+        ``success``.
 
     Raises:
         NonFiniteError: NaN or infinity in what was collected.
@@ -54,21 +55,18 @@ def collect_rollouts(
         auto_register_policy_transforms=False,  # the policy is not recurrent
     )
     batches: list[TensorDictBase] = []
-    successes: list[bool] = []
-    collected = 0
+    episodes, collected = EpisodeTracker(window=env_steps), 0  # an episode is at least one env step
     bar = tqdm(total=env_steps, unit="step", desc="base rollouts", mininterval=1.0, disable=not progress)
     for batch in collector:
         # The collector writes the next batch over this one.
         transitions = to_macro_transitions(batch, observation_keys).clone().cpu()
         check_finite(transitions, collected)
         batches.append(transitions)
-        success = transitions.get(("next", SUCCESS_KEY), None)
-        if success is not None:
-            successes += success[transitions["next", "done"]].tolist()
+        episodes.update(batch)
         before, collected = collected, collected + int(transitions["next", STEPS_KEY].sum())
         bar.update(min(collected, env_steps) - before)
         if collected >= env_steps:
             break
     bar.close()
     collector.shutdown(close_env=False)
-    return torch.cat(batches), successes
+    return torch.cat(batches), episodes.successes

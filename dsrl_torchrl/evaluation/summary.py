@@ -50,6 +50,8 @@ def write_summary(
         "env_steps": stage2.get("env_steps", 0),
         "updates": stage2.get("updates", 0),
         "wall_seconds": stage2.get("wall_seconds", 0.0),
+        # The budgets that stage 2 was finished with before it was given more.
+        "extended_from": stage2.get("extended_from", []),
         # The longest stretch of online training more than 10 points below where it started, in env steps.
         "longest_dip_env_steps": longest_dip(success_curve(rows), reference.value),
         "longest_dip_below": start,
@@ -63,6 +65,8 @@ def write_summary(
     if rows:
         if plot_learning_curve(rows, panels, references, folder / "learning_curve.png", title):
             written.append(folder / "learning_curve.png")
+        for before in summary["extended_from"]:
+            say(f"stage 2 was finished with {before} env steps before it was given more")
         say(
             f"{summary['env_steps']} env steps, {summary['updates']} updates, {summary['wall_seconds']:.0f} s; longest "
             f"stretch over 10 points below {start}: {summary['longest_dip_env_steps']:.0f} env steps"

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
 from dsrl_torchrl.cli.main import main
 
+from ..processes import PATIENCE, wait_until
+
 SMOKE = ["task=toy", "experiment=smoke", "collector.num_workers=1", "progress=false"]
 #: The same, and the actors are trained from early on.
 TINY = [*SMOKE, "algorithm.critic_only_updates=5", "stage1.algorithm.critic_only_updates=5"]
+#: Long enough that stage 2 is still running when something happens to it, however slow the machine is.
+ENDLESS = [*TINY, "stage2.total_env_steps=100000"]
 
 
 def loaded(folder):
@@ -33,6 +36,7 @@ def fails(capsys, *arguments):
 
 
 def start(*arguments, **options):
+    """The command in a process of its own."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "dsrl_torchrl", *arguments]
     return subprocess.Popen(
@@ -40,22 +44,21 @@ def start(*arguments, **options):
     )
 
 
-def wait_for(path, process, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not list(path.parent.glob(path.name)):
-        if time.monotonic() > deadline:
-            process.kill()  # so that what it printed can be read
-        assert time.monotonic() < deadline and process.poll() is None, process.communicate(timeout=30)
-        time.sleep(0.05)
+def wait_for(path, process):
+    """Until a file of that pattern is there."""
+    wait_until(lambda: list(path.parent.glob(path.name)), process)
 
 
-def wait_until_empty(group, seconds=30):
-    """Until no process of the group is left."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return
-        assert time.monotonic() < deadline, subprocess.run(["ps", "-eo", "pgid,pid,args"], capture_output=True)
-        time.sleep(0.1)
+def one_line(error):
+    """What a command printed on stderr, which is one line and no traceback."""
+    lines = [line for line in error.splitlines() if line.strip()]
+    assert len(lines) == 1, error
+    assert lines[0].startswith("dsrl: ")
+    return lines[0]
+
+
+def ends(process, code):
+    """Waits for a command that ends with ``code``; returns the one line that it printed on stderr."""
+    _, error = process.communicate(timeout=PATIENCE)
+    assert process.returncode == code, error
+    return one_line(error)

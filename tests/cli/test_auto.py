@@ -80,12 +80,12 @@ def test_the_device_is_this_machines(monkeypatch, tmp_path):
     assert device("device=cuda:1") == "cuda:1"
 
 
-def test_threads_are_set_again(tmp_path):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_are_those_of_the_configuration(tmp_path, threads):
+    """Env workers leave them alone: see tests of `WorkerEnvs`."""
     before = torch.get_num_threads()
     try:
-        run = Run(compose([*TINY, f"output={tmp_path}", "collector.threads=1"]), say=lambda line: None)
-        torch.set_num_threads(2)  # as a ParallelEnv's close does
-        run.set_threads()
-        assert torch.get_num_threads() == 1
+        Run(compose([*TINY, f"output={tmp_path}", f"collector.threads={threads}"]), say=lambda line: None)
+        assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)

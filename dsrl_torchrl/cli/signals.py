@@ -1,0 +1,61 @@
+"""Ctrl-C and SIGTERM: the command ends in one line, and with 128 plus the signal's number."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruption:
+    """Answers both signals.
+
+    The first one raises ``KeyboardInterrupt`` in the main thread, so that envs and files are closed. A second one, and
+    any before the work has begun, ends the process at once: an import or a clean-up that is interrupted would print
+    tracebacks of its own. Workers end with this process, and files are written whole or not at all.
+
+    A signal that is ignored stays so: the shell ignores Ctrl-C for commands in the background.
+    """
+
+    def __init__(self) -> None:
+        #: The signal that came.
+        self.received: int | None = None
+        #: Whether there is anything to close.
+        self.working = False
+        self._telling = self._told = False
+        self._before: dict[int, Any] = {}
+
+    def take(self) -> None:
+        """Takes the signals, where this is the main thread."""
+        with contextlib.suppress(ValueError):  # another thread
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._handle)
+
+    def restore(self) -> None:
+        """Gives them back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def tell(self) -> None:
+        """Prints the line, once."""
+        if not self._telling:
+            self._telling = True
+            word = "interrupted" if self.received == signal.SIGINT else "ended by SIGTERM"
+            with contextlib.suppress(OSError):  # stderr may be closed
+                os.write(2, f"\ndsrl: {word}; `resume=true` goes on from the last checkpoint\n".encode())
+            self._told = True
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is None:
+            self.received = number
+            if self.working:
+                raise KeyboardInterrupt
+        if self._telling and not self._told:
+            return  # it came in the middle of that, and the end is near
+        self.tell()
+        os._exit(128 + self.received)

@@ -1,0 +1,146 @@
+"""What the machine refuses is one line, and the run goes on when it does so no more."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dsrl_torchrl.cli.faults import machine_faults
+from dsrl_torchrl.cli.main import main
+from dsrl_torchrl.errors import UserError
+
+from .pipeline_run import SMOKE, TINY, fails, loaded
+
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
+
+
+@contextlib.contextmanager
+def limit(kind, value):
+    """A soft limit of this process, raised again at the end."""
+    soft, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (value, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "runs/a/x"),
+        RuntimeError("PytorchStreamWriter failed: No space left on device"),
+        ValueError("h5py: errno = 122, Disk quota exceeded"),
+    ],
+)
+def test_a_full_disk_is_one_line_whoever_reports_it(tmp_path, error):
+    line = r"(runs/a/x|place): (no space left|disk quota).*; free some .*resume=true"
+    with pytest.raises(UserError, match=line), machine_faults(Path("place")):
+        try:
+            raise error
+        except Exception as cause:
+            raise RuntimeError("in the middle of something") from cause
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(FileNotFoundError), machine_faults(Path("place")):
+        Path("nowhere").read_text()
+    with pytest.raises(KeyError), machine_faults(Path("place")):
+        raise KeyError("missing")
+
+
+@pytest.mark.parametrize("output", ["/dev/null", "file", "file/below"])
+def test_an_output_that_is_no_folder(tmp_path, capsys, output):
+    (tmp_path / "file").write_text("kept")
+    error = fails(capsys, "demos", *SMOKE, f"output={output}")
+    assert output.split("/below")[0] in error
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_run_folder_that_is_a_file(tmp_path, capsys):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "a").write_text("kept")
+    assert "runs/a" in fails(capsys, "demos", *SMOKE, "name=a")
+    assert (tmp_path / "runs" / "a").read_text() == "kept"
+
+
+def test_too_many_open_files(capsys):
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    with limit(resource.RLIMIT_NOFILE, free + 1):  # for the lock alone
+        assert "ulimit -n" in fails(capsys, "demos", *SMOKE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [500, 8_000, 12_900, 40_000, 60_000, 80_000])
+def test_a_limit_of_the_file_size_stops_each_step_in_one_line(tmp_path, finished, capsys, size):
+    """The sizes lie between those of what steps write: demonstrations, base policy, rollouts, checkpoints, figure."""
+    with limit(resource.RLIMIT_FSIZE, size):
+        error = fails(capsys, "run", *TINY, "name=a")
+    assert "file too large" in error and "ulimit -f" in error
+    main(["run", *TINY, "name=a", "resume=true"])
+    resumed, whole = (folder / "a" / "stage2" / "actor.safetensors" for folder in (tmp_path / "runs", finished))
+    assert resumed.read_bytes() == whole.read_bytes()
+    assert not list((tmp_path / "runs").rglob(".*"))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function that makes ``disk`` a file system of that many KiB, or resizes it."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def mount(options):
+        kind = ["-o", f"remount,{options}"] if disk.is_mount() else ["-t", "tmpfs", "-o", options, "tmpfs"]
+        if subprocess.run(["mount", *kind, disk], capture_output=True).returncode:
+            pytest.skip("this user may not mount a tmpfs")
+
+    yield mount
+    subprocess.run(["umount", disk], capture_output=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kib", [20, 100, 300, 500])
+def test_a_full_disk_stops_a_run_in_one_line_and_loses_nothing(tmp_path, finished, capsys, small_disk, kib):
+    small_disk(f"size={kib}k")
+    assert "no space left" in fails(capsys, "run", *TINY, "output=disk", "name=a")
+    small_disk("size=20m")
+    main(["run", *TINY, "output=disk", "name=a", "resume=true"])
+    resumed, whole = (folder / "a" / "stage2" / "actor.safetensors" for folder in (tmp_path / "disk", finished))
+    assert resumed.read_bytes() == whole.read_bytes()
+    small_disk("ro")
+    assert "read-only" in fails(capsys, "eval", *TINY, "output=disk", "name=a")
+
+
+@pytest.mark.slow
+def test_diagnosis_on_a_full_disk(tmp_path, finished, capsys, small_disk):
+    small_disk("size=40k")
+    arguments = [*TINY, *loaded(finished / "a" / "base"), "output=disk"]
+    assert "no space left" in fails(capsys, "diagnose", *arguments)
+
+
+def test_a_closed_pipe_ends_the_command_quietly():
+    """As in ``dsrl ... | head -1``, when ``head`` has ended."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "dsrl_torchrl", "stage2", "--help"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.returncode == 141
+    assert done.stderr == ""
+
+
+@pytest.mark.slow
+def test_an_ascii_terminal_gets_every_line(finished):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    command = [sys.executable, "-m", "dsrl_torchrl", "stage1", *TINY, *loaded(finished / "a" / "base")]
+    done = subprocess.run(command, capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert b"(gain" in done.stdout and done.stdout.isascii()

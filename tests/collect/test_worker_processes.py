@@ -1,0 +1,130 @@
+"""Env workers: each failure is one line with its cause, and nobody is left behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+
+from dsrl_torchrl.collect.worker_processes import WorkerEnvs, WorkerError
+from dsrl_torchrl.envs.toy import PointReachEnv
+from dsrl_torchrl.errors import UserError
+
+from ..processes import children, wait_until, wait_until_gone, workers
+
+pytestmark = pytest.mark.slow
+
+
+class FailingEnv(PointReachEnv):
+    """Fails in a worker process, where and how ``failure`` says."""
+
+    def __init__(self, failure: str) -> None:
+        self.failure = failure if multiprocessing.parent_process() is not None else ""
+        if self.failure == "constructor":
+            raise UserError("the robot has no arm\nat all")
+        super().__init__()
+
+    def _step(self, tensordict):
+        if self.failure == "step":
+            print("a note on stdout")
+            raise IndexError("the arm is gone") from ValueError("a deeper reason")
+        if self.failure == "crash":
+            os.write(2, b"assertion `arm` failed\n")
+            os.abort()
+        if self.failure == "exit":
+            sys.exit(3)
+        return super()._step(tensordict)
+
+    def _reset(self, tensordict=None, **kwargs):
+        if self.failure == "noise":
+            os.write(2, b"a warning\n" * 100_000)  # more than a pipe holds
+            raise RuntimeError("no reset")
+        return super()._reset(tensordict, **kwargs)
+
+
+def rollout(env):
+    with torch.no_grad():
+        env.rollout(3, auto_cast_to_device=False)
+
+
+@pytest.mark.parametrize(
+    ("failure", "line"),
+    [
+        ("constructor", "failed: the robot has no arm at all"),
+        ("step", "failed: IndexError: the arm is gone"),
+        ("noise", "failed: RuntimeError: no reset"),
+        ("crash", "crashed by SIGABRT: assertion `arm` failed"),
+        ("exit", "failed: it said nothing"),
+    ],
+)
+def test_a_failing_env_is_one_line_with_its_cause(failure, line, capfd):
+    env = WorkerEnvs(1, partial(FailingEnv, failure))
+    with pytest.raises(WorkerError, match=f"env worker 0 \\(pid [0-9]+\\) {line}") as raised:
+        rollout(env)
+    assert "\n" not in str(raised.value)
+    env.close()  # as a `finally` does
+    env.close()
+    assert not multiprocessing.active_children()
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_killed_worker_is_named(number, capfd):
+    env = WorkerEnvs(2, PointReachEnv)
+    rollout(env)
+    victim = env._workers[1]
+    os.kill(victim.pid, number)
+    with pytest.raises(WorkerError, match=rf"env worker 1 \(pid {victim.pid}\) was killed by {number.name}"):
+        for _ in range(1000):
+            rollout(env)
+    env.close()
+    assert not multiprocessing.active_children()
+    assert capfd.readouterr().err == ""
+
+
+def test_workers_ignore_ctrl_c_and_leave_torch_its_threads_and_close_when_dead():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        env = WorkerEnvs(2, PointReachEnv)
+        rollout(env)
+        assert torch.get_num_threads() == 3
+        for worker in env._workers:
+            os.kill(worker.pid, signal.SIGINT)
+        rollout(env)
+        for worker in env._workers:
+            worker.kill()
+        env.close()
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert not multiprocessing.active_children()
+
+
+STEP_FOR_EVER = """
+from dsrl_torchrl.collect.worker_processes import WorkerEnvs
+from dsrl_torchrl.envs.toy import PointReachEnv
+
+if __name__ == "__main__":
+    env = WorkerEnvs(2, PointReachEnv)
+    while True:
+        env.rollout(3)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_a_process_that_is_killed(number, tmp_path):
+    """At whatever point of their start they are, and without a word."""
+    (tmp_path / "step_for_ever.py").write_text(STEP_FOR_EVER)
+    owner = subprocess.Popen([sys.executable, tmp_path / "step_for_ever.py"], stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: len(workers(owner.pid)) == 2, while_running=owner)
+    started = children(owner.pid)
+    owner.send_signal(number)
+    assert owner.communicate(timeout=60)[1] == ""
+    wait_until_gone(started)
