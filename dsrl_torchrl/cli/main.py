@@ -84,8 +84,11 @@ def _main(arguments: list[str], interruption: Interruption) -> None:
     from dsrl_torchrl.cli.lock import locked
     from dsrl_torchrl.cli.run import STEPS as METHODS
     from dsrl_torchrl.cli.run import Run
+    from dsrl_torchrl.collect.worker_processes import silence_resource_tracker
 
     torchrl_logger.setLevel("WARNING")  # its notes on buffers would cut through the progress bars
     interruption.working = True
-    with machine_faults(config.folder), locked(config.folder), Run(config) as run:
-        METHODS[step](run)
+    with machine_faults(config.folder):
+        silence_resource_tracker()
+        with locked(config.folder), Run(config) as run:
+            METHODS[step](run)

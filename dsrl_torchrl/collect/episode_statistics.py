@@ -19,10 +19,10 @@ class EpisodeTracker:
     just after it the running success is a few points high. The held-out evaluation has no such bias.
 
     Args:
-        window: number of episodes in the running means.
+        window: number of episodes in the running means; ``None`` for all.
     """
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int | None) -> None:
         self.finished = 0
         self._successes: deque[float] = deque(maxlen=window)
         self._returns: deque[float] = deque(maxlen=window)

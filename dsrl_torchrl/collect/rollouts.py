@@ -55,7 +55,7 @@ def collect_rollouts(
         auto_register_policy_transforms=False,  # the policy is not recurrent
     )
     batches: list[TensorDictBase] = []
-    episodes, collected = EpisodeTracker(window=env_steps), 0  # an episode is at least one env step
+    episodes, collected = EpisodeTracker(window=None), 0
     bar = tqdm(total=env_steps, unit="step", desc="base rollouts", mininterval=1.0, disable=not progress)
     for batch in collector:
         # The collector writes the next batch over this one.

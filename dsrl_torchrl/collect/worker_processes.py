@@ -28,6 +28,15 @@ from dsrl_torchrl.errors import UserError
 PATIENCE = 10.0
 
 
+def silence_resource_tracker() -> None:
+    """Starts Python's tracker of semaphores where it can't be heard: it would say what a killed main process has left.
+
+    Whoever makes the first semaphore starts it: a progress bar, a replay buffer. So this has to come before.
+    """
+    with _stderr_into(os.open(os.devnull, os.O_WRONLY)):
+        resource_tracker.ensure_running()
+
+
 class WorkerError(UserError):
     """An env worker process that failed or was killed: which one, and how, in one line."""
 
@@ -72,8 +81,7 @@ class WorkerEnvs(ParallelEnv):
             return super().set_seed(seed, static_seed)
 
     def _start_workers(self) -> None:
-        with _stderr_into(os.open(os.devnull, os.O_WRONLY)):
-            resource_tracker.ensure_running()  # it would say what a killed main process has left
+        silence_resource_tracker()
         with _unchanged_threads():
             try:
                 with self._failures_named():
