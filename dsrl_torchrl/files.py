@@ -7,17 +7,20 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from dsrl_torchrl.errors import CheckpointError
 
+#: How the name of a file ends that is being written.
+UNFINISHED = ".part"
+
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replaces ``path`` by ``data`` so that a crash leaves the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -28,32 +31,37 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    _sync(path.parent)
 
 
-def write_folder_atomically(path: Path, files: Iterable[tuple[str, bytes]]) -> None:
-    """Makes the folder ``path`` of ``files``, by name, in the place of whatever is there; after a power cut, too.
+def sweep(folder: Path) -> None:
+    """Removes what an interrupted :func:`write_atomically` left below ``folder``, where nobody may be writing now."""
+    for path in folder.rglob(f".*{UNFINISHED}"):
+        path.unlink()
 
-    A crash leaves the old folder, the new one, or none beside ``.<name>.old``: never a part under its name.
+
+def write_folder_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Makes the folder ``path`` of the files that ``write`` puts into the folder that it gets.
+
+    It takes the place of whatever is there. A crash or a power cut leaves the old folder, the new one, or none beside
+    ``.<name>.old``: never a part under its name.
     """
     new, old = (path.with_name(f".{path.name}.{state}") for state in ("new", "old"))
     remove_folder(new)
     new.mkdir(parents=True)
     try:
-        for name, data in files:
-            with (new / name).open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+        write(new)
+        for file in sorted(new.iterdir()):
+            _sync(file)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
-    _sync_folder(new)
+    _sync(new)
     if path.exists():
         remove_folder(old)
         path.rename(old)
     new.rename(path)
-    _sync_folder(path.parent)
+    _sync(path.parent)
     remove_folder(old)
 
 
@@ -68,9 +76,14 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(hidden)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Brings a file and its name to the disk, so that both survive a power cut."""
+    _sync(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -16,6 +16,11 @@ from dsrl_torchrl.files import bytes_record, check_file, seal, unseal, write_ato
 
 def tensor_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
     """Named tensors, from whatever device they are on, as safetensors."""
+    return safetensors.torch.save(storable(tensors))
+
+
+def storable(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same tensors as safetensors takes them: on the CPU, contiguous, each with memory of its own."""
     stored: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
@@ -23,7 +28,7 @@ def tensor_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
         memory = tensor.untyped_storage().data_ptr()
         stored[name] = tensor.clone() if memory in seen else tensor  # safetensors refuses shared memory
         seen.add(memory)
-    return safetensors.torch.save(stored)
+    return stored
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -50,6 +55,16 @@ def check_finite_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> Non
             raise CheckpointError(f"{path}: tensor {name!r} holds NaN or infinity; go back to a checkpoint before it")
 
 
+def check_fit(stored: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Raises what :func:`copy_strictly` raises."""
+    check_finite_tensors(stored, path)
+    for name in sorted(stored.keys() | wanted.keys()):
+        want = list(wanted[name].shape) if name in wanted else "absent"
+        got = list(stored[name].shape) if name in stored else "absent"
+        if want != got:
+            raise CheckpointError(f"{path} does not fit: tensor {name!r} should be {want}, but is {got}")
+
+
 @torch.no_grad()
 def copy_strictly(stored: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], path: Path) -> None:
     """Copies ``stored`` into ``wanted`` in place, across devices.
@@ -58,12 +73,7 @@ def copy_strictly(stored: Mapping[str, torch.Tensor], wanted: Mapping[str, torch
         CheckpointError: names the first tensor that is missing, left over, of another shape or not finite, and
             ``path``.
     """
-    check_finite_tensors(stored, path)
-    for name in sorted(stored.keys() | wanted.keys()):
-        want = list(wanted[name].shape) if name in wanted else "absent"
-        got = list(stored[name].shape) if name in stored else "absent"
-        if want != got:
-            raise CheckpointError(f"{path} does not fit: tensor {name!r} should be {want}, but is {got}")
+    check_fit(stored, wanted, path)
     for name, tensor in wanted.items():
         tensor.copy_(stored[name])
 
@@ -104,8 +114,14 @@ def load_described(
         there = stored.get(key)
         if there != here and None not in (there, here):
             raise CheckpointError(f"{folder} does not fit: its {key} is {there}, here it is {here}")
+    read = {}
+    for stem, tensors in files.items():  # all of them before any is copied
+        path = folder / f"{stem}.safetensors"
+        if path.name not in stored["files"]:
+            raise CheckpointError(f"{folder} does not fit: it has no {path.name}")
+        check_file(path, stored["files"][path.name])
+        read[path] = load_tensors(path)
+        check_fit(read[path], tensors, path)
     for stem, tensors in files.items():
         path = folder / f"{stem}.safetensors"
-        if path.name in stored["files"]:
-            check_file(path, stored["files"][path.name])
-        copy_strictly(load_tensors(path), tensors, path)
+        copy_strictly(read[path], tensors, path)

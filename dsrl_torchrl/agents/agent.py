@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from dsrl_torchrl.agents.curve_checks import CurveCheck
 from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.latent_env.checks import check_stored_entries
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
+from dsrl_torchrl.latent_env.transforms_above import check_transforms_above
 from dsrl_torchrl.networks.config import NetworkConfig, make_encoder, observation_keys
 from dsrl_torchrl.networks.encoders import FEATURES_KEY
 from dsrl_torchrl.options import Options, option
@@ -84,8 +84,8 @@ class Agent(nn.Module):
         self.config = self.Config() if config is None else config
         if not isinstance(self.config, self.Config):
             raise UserError(f"{type(self).__name__} takes its own Config, got {type(self.config).__qualname__}")
-        if not self.reads_noise:  # it decodes at the observations that were stored
-            check_stored_entries(env, env.decoder)
+        # Without the noise of the data it decodes at the observations that were stored.
+        check_transforms_above(env, env.decoder, decodes_stored_entries=not self.reads_noise)
         self.networks = NetworkConfig() if networks is None else networks
         self.__dict__["decoder"] = env.decoder  # the frozen policy is no part of what is trained and saved
         self.in_keys: list[NestedKey] = observation_keys(env.decoder.base_policy, self.networks)
@@ -205,7 +205,8 @@ class Agent(nn.Module):
 
     def identity(self) -> dict[str, Any]:
         """What tells its checkpoints from those of others, as JSON values."""
-        return {"agent": type(self).__name__, "algorithm": self.config.model_dump(mode="json")}
+        algorithm = self.config.model_dump(mode="json")
+        return {"agent": type(self).__name__, "algorithm": algorithm, **self._description()}
 
     def _description(self) -> dict[str, Any]:
         """What the weights mean something for; ``None`` where it cannot be told."""

@@ -2,48 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dsrl_torchrl.cli.config_differences import at, config_differences, config_hash, differing, filled, without
 from dsrl_torchrl.errors import CheckpointError, UserError
-from dsrl_torchrl.files import check_file, file_record, seal, unseal, write_atomically
+from dsrl_torchrl.files import check_file, file_record, seal, sync, unseal, write_atomically
 
 MARKER = "artifact.json"
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """Short hash of a configuration, independent of key order."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def filled(stored: Any, default: Any) -> Any:
-    """``stored`` with what it lacks taken from ``default``: what an option that is newer than the record was then."""
-    if not (isinstance(stored, dict) and isinstance(default, dict)):
-        return stored
-    missing = {key: value for key, value in default.items() if key not in stored}
-    return {key: filled(value, default.get(key)) for key, value in stored.items()} | missing
-
-
-def differing(config: Any, default: Any) -> Any:
-    """The part of a configuration that is not as the default: what its hash is taken of."""
-    return {
-        key: differing(value, default[key]) if isinstance(value, dict) and isinstance(default.get(key), dict) else value
-        for key, value in config.items()
-        if key not in default or value != default[key]
-    }
-
-
-def config_differences(stored: Any, given: Any, prefix: str = "") -> Iterator[str]:
-    """Every leaf in which two configurations differ, as ``name (stored there, given here)``."""
-    if isinstance(stored, dict) and isinstance(given, dict):
-        for key in sorted(stored.keys() | given.keys(), key=str):
-            yield from config_differences(stored.get(key), given.get(key), f"{prefix}.{key}" if prefix else str(key))
-    elif stored != given:
-        yield f"{prefix} ({stored} there, {given} here)"
 
 
 class Artifact:
@@ -95,9 +63,8 @@ class Artifact:
             return False  # what failed at once claims nothing: the corrected command may begin anew
         there = filled(stored["config"], self.default)
         differences = list(config_differences(there, self.config))
-        if differences and self._goes_on(there, stored["finished"]):
-            return False
-        if differences:
+        goes_on = bool(differences) and self._goes_on(there, stored["finished"])
+        if differences and not goes_on:
             shown = ", ".join(differences[:3]) + (f" and {len(differences) - 3} more" if len(differences) > 3 else "")
             raise UserError(
                 f"{self.folder} belongs to another configuration: {shown}; choose another name= or go back to that one"
@@ -105,9 +72,11 @@ class Artifact:
         for name in sorted(stored["inputs"].keys() & self.inputs.keys()):
             if stored["inputs"][name] != self.inputs[name]:
                 raise UserError(
-                    f"{self.folder} was made from another {name.replace('_', ' ')} than the one that is there now: "
-                    f"choose another name=, or remove {self.folder} to make it again"
+                    f"{self.folder} was made from other {name.replace('_', ' ')} than what is there now: choose "
+                    f"another name=, or remove {self.folder} to make it again"
                 )
+        if goes_on:
+            return False
         if stored["finished"] and not self._intact:
             for name, record in stored["files"].items():
                 try:
@@ -131,29 +100,43 @@ class Artifact:
     @property
     def key(self) -> str:
         """Hash of the options but the budget, and of the base policy."""
-        options = differing(_without(self.config, self.budget), self.default)
+        options = differing(without(self.config, self.budget), self.default)
         return config_hash({"options": options, "base_policy": self.inputs.get("base_policy")})
 
     @property
-    def content(self) -> str:
-        """Hash of the finished files."""
+    def finished(self) -> bool:
+        """Whether the step finished here, with whatever configuration."""
         stored = self._read()
-        return config_hash(stored["files"] if stored else {})
+        return stored is not None and stored["finished"]
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything that took work."""
+        return self.finished or self.has_checkpoint
+
+    @property
+    def content(self) -> str | None:
+        """Hash of the finished files, if it is finished."""
+        stored = self._read()
+        return config_hash(stored["files"]) if stored and stored["finished"] else None
 
     def begin(self) -> None:
-        """Claims the folder for this configuration."""
-        if not self.exists:
-            self._write(finished=False, facts=self._extended(), files={})
+        """Claims the folder for this configuration; a finished result that is given more stays what it is till then."""
+        if not (self.exists or self.finished):
+            self._write(finished=False, facts={}, files={})
 
     def finish(self, *files: Path, **facts: Any) -> None:
         """Marks the step as done, ``files`` being its result."""
-        records = {os.path.relpath(path, self.folder): file_record(path) for path in files}
+        records = {}
+        for path in files:
+            sync(path)  # the record is: after a power cut it must not tell of more than there is
+            records[os.path.relpath(path, self.folder)] = file_record(path)
         self._write(finished=True, facts=facts | self._extended(), files=records)
 
     def _goes_on(self, there: dict[str, Any], finished: bool) -> bool:
         """Whether only the budget has grown, and going on is asked for."""
-        before, now = _at(there, self.budget), _at(self.config, self.budget)
-        same = config_hash(_without(there, self.budget)) == config_hash(_without(self.config, self.budget))
+        before, now = at(there, self.budget), at(self.config, self.budget)
+        same = config_hash(without(there, self.budget)) == config_hash(without(self.config, self.budget))
         if not (self.budget and same and now > before):
             return False
         if not self.has_checkpoint:
@@ -168,11 +151,11 @@ class Artifact:
     def _extended(self) -> dict[str, Any]:
         """The budgets that the result was finished with before."""
         stored = self._read()
-        if stored is None or not self.budget:
+        if stored is None or not (stored["finished"] and self.budget):
             return {}
         before = list(stored["facts"].get("extended_from", []))
-        if stored["finished"] and _at(stored["config"], self.budget) != _at(self.config, self.budget):
-            before.append(_at(stored["config"], self.budget))
+        if at(stored["config"], self.budget) != at(self.config, self.budget):
+            before.append(at(stored["config"], self.budget))
         return {"extended_from": before} if before else {}
 
     def _write(self, **record: Any) -> None:
@@ -189,17 +172,3 @@ class Artifact:
         if not {"finished", "config", "facts", "files", "inputs"} <= stored.keys():
             raise UserError(f"{self.path} is not a record of a dsrl run: move the folder away or choose another name=")
         return stored
-
-
-def _at(config: Any, path: tuple[str, ...]) -> Any:
-    for name in path:
-        config = config[name]
-    return config
-
-
-def _without(config: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    if not path:
-        return config
-    name, *rest = path
-    inner = _without(config[name], tuple(rest)) if rest else None
-    return {key: inner if key == name else value for key, value in config.items() if rest or key != name}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dsrl_torchrl.cli.config import SHARED_WITH_ENV, RunConfig
+from dsrl_torchrl.cli.config import SHARED_WITH_ENV, LatentOptions, RunConfig
 from dsrl_torchrl.cli.steps.offline_data import check_demonstrated_reward
 from dsrl_torchrl.cli.targets import check_target
 from dsrl_torchrl.data.macro_transitions import entry_name
@@ -97,6 +97,8 @@ def _check_targets(config: RunConfig) -> None:
 def _check_layout(config: RunConfig) -> None:
     """The noise of a policy that is cloned here has the steps of its chunk; of one that is loaded, its loader knows."""
     task, latent = config.task, config.latent
+    if latent.noise_layout != "interpolated" and latent.knots != LatentOptions().knots:
+        raise UserError(f"latent.knots is for latent.noise_layout=interpolated, which is {latent.noise_layout}")
     NoiseLayout(latent.noise_layout, task.pred_horizon, 1, task.act_horizon, knots=latent.knots)
 
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import yaml
 
-from dsrl_torchrl.cli.artifacts import Artifact, config_hash, differing
+from dsrl_torchrl.cli.artifacts import Artifact
 from dsrl_torchrl.cli.config import RunConfig
+from dsrl_torchrl.cli.config_differences import config_hash, differing
 from dsrl_torchrl.cli.schema import defaults, plain
 from dsrl_torchrl.data.readers.maniskill_json import trajectory_files
 from dsrl_torchrl.errors import CheckpointError, UserError
-from dsrl_torchrl.files import check_file, file_record, seal, unseal, write_atomically
+from dsrl_torchrl.files import check_file, file_record, seal, sweep, unseal, write_atomically
 from dsrl_torchrl.training.metrics_log import LoggerConfig, MetricsLog
 
 CONFIG_FILE = "config.yaml"
@@ -43,8 +44,9 @@ class RunFolder:
     def __init__(
         self, config: RunConfig, base_policy: dict[str, Any] | None = None, say: Callable[[str], None] = print
     ) -> None:
-        self.path, self.say = config.folder, say
+        self.path, self.say, self._from_stage1 = config.folder, say, bool(config.stage2.from_stage1)
         _check_writable(self.path)
+        sweep(self.path)
         full = config.to_dict()
         offline = {"_target_": full["algorithm"]["_target_"], **plain(config.offline_algorithm)}
         default = defaults(RunConfig) | {"algorithm": defaults(config.agent.Config)}
@@ -63,11 +65,23 @@ class RunFolder:
             self.path / "stage1", keys["rollouts"], default_keys["rollouts"], marker="rollouts.json"
         )
         self.config_hash = config_hash(differing(keys["stage2"], default_keys["stage2"]))
+        self.connect()
 
-    def made_from(self, name: str, content: str | None, *artifacts: Artifact) -> None:
-        """Tells ``artifacts`` the hash of one thing that they are made from, where it has one."""
-        for artifact in artifacts:
-            artifact.inputs |= {} if content is None else {name: content}
+    def connect(self, base_policy: str | None = None) -> None:
+        """Tells the artifacts the hashes of what is there for them to be made from; again when more is.
+
+        Args:
+            base_policy: content hash of the base policy, once it is there and if it has one.
+        """
+        after_base = (self.magnitude, self.rollouts, self.stage1, self.stage2)
+        for name, content, artifacts in (
+            ("demonstrations", self.demos.content, (self.base, self.stage1, self.stage2)),
+            ("base_policy", base_policy, after_base),
+            ("rollouts", self.rollouts.content, (self.stage1, self.stage2)),
+            ("stage1", self.stage1.content, (self.stage2,) if self._from_stage1 else ()),
+        ):
+            for artifact in artifacts:
+                artifact.inputs |= {} if content is None else {name: content}
 
     def record_evaluation(self, episodes: int, files: Sequence[Path]) -> None:
         """Notes that ``files`` are the evaluation of these policies: written last."""
@@ -153,10 +167,12 @@ def _keys(
         base["base_policy"] = base_policy
     else:
         base["base_policy"] = {name: values.get("base_policy", {}).get(name) for name in ("policy", "training")}
+    given: dict[str, Any] = {}
     if config.task.demonstrations.path is not None:
         files = trajectory_files(Path(config.task.demonstrations.path).expanduser())
-        base["demonstrations_sha256"] = [file_record(file)["sha256"] for file in files]
+        given = {"demonstrations_sha256": [file_record(file)["sha256"] for file in files]}
         task["demonstrations"] = {name: value for name, value in demonstrations.items() if name != "path"}
+    base |= given if base_policy is None else {}
     stage1 = _effective(values["stage1"])
     workers = {"num_workers": values["collector"]["num_workers"]}
     layout = {name: values["latent"][name] for name in ("noise_layout", "knots")}
@@ -164,10 +180,10 @@ def _keys(
     rollouts |= {"rollout_env_steps": stage1.pop("rollout_env_steps"), "in_keys": values["networks"].get("in_keys")}
     steering = base | {name: values[name] for name in ("latent", "networks")}
     data = rollouts | {name: stage1.pop(name) for name in ("use_demonstrations", "inversion")}
+    data |= given if config.stage1.use_demonstrations else {}
     stage1.pop("algorithm")
     offline = steering | data | {"algorithm": dict(offline_algorithm), "stage1": stage1}
-    collector = {"collector": dict(values["collector"])}
-    online = steering | {"algorithm": values["algorithm"], "stage2": _effective(values["stage2"])} | collector
+    online = steering | {"algorithm": values["algorithm"], "stage2": _effective(values["stage2"])} | workers
     if config.stage2.from_stage1:
         online |= {"offline": {name: offline[name] for name in ("algorithm", "stage1")}} | data
     elif config.needs_offline_data:

@@ -27,6 +27,8 @@ from dsrl_torchrl.data.macro_transitions import load_transitions, save_transitio
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.networks.config import observation_keys
 from dsrl_torchrl.policies import BasePolicy, load_policy, probe, save_policy
+from dsrl_torchrl.policies.storage import CONFIG_FILE as POLICY_FILE
+from dsrl_torchrl.policies.storage import MODEL_FILE
 
 
 class Inputs:
@@ -61,7 +63,7 @@ class Inputs:
             self._check_cloned()
         self.folder = RunFolder(self.config, key, say)
         if key is not None:
-            self._tell_base(key["content_hash"])
+            self.folder.connect(key["content_hash"])
         if self.config.collector.threads is not None:
             torch.set_num_threads(self.config.collector.threads)
         if counts is not None:
@@ -91,6 +93,7 @@ class Inputs:
         demos.record_demonstrations(task, path, seed=self.config.seed, progress=self.config.progress)
         episodes = self._episodes(path)
         artifact.finish(path, path.with_suffix(".json"), episodes=len(episodes))
+        self.folder.connect()
         self._recorded = True
         self.say(f"demonstrations: {len(episodes)} episodes in {path}")
         return path
@@ -116,14 +119,13 @@ class Inputs:
                     progress=config.progress,
                 )
             folder = save_policy(policy, artifact.folder)
-            files = [path for path in folder.iterdir() if path.is_file() and path != artifact.path]
-            artifact.finish(*files, steerability=measured.spread)
+            artifact.finish(folder / MODEL_FILE, folder / POLICY_FILE, steerability=measured.spread)
             self.say(f"base policy: cloned from {chunks} chunks, in {artifact.folder}")
             for line in base.steerability_lines(measured):
                 self.say(line)
         self._policy = load_policy(artifact.folder, config.device)
         base.check_fits(self._policy, config.task, config.latent)
-        self._tell_base(self._policy.content_hash())
+        self.folder.connect(self._policy.content_hash())
         return self._policy
 
     def training_env(self) -> LatentActionEnv:
@@ -168,13 +170,13 @@ class Inputs:
         return self.config.agent(env, algorithm, self.config.networks, data)
 
     def _rollouts(self) -> TensorDictBase:
-        folder, artifact = self.folder, self.folder.rollouts
+        artifact = self.folder.rollouts
         path = artifact.folder / "rollouts.safetensors"
         if artifact.exists:
-            folder.made_from("rollouts", artifact.content, folder.stage1, folder.stage2)
             return load_transitions(path)
         env, config = self.training_env(), self.config
         artifact.begin()
+        self.folder.save_config(config)  # the number of envs that they depend on, which a resumed run keeps
         rollouts, line = offline_data.base_rollouts(
             env,
             observation_keys(self.base(), config.networks),
@@ -184,7 +186,7 @@ class Inputs:
         )
         save_transitions(rollouts, path)
         artifact.finish(path)
-        folder.made_from("rollouts", artifact.content, folder.stage1, folder.stage2)
+        self.folder.connect()
         self.say(line)
         warning = offline_data.failing_pays(config.task, rollouts)
         if warning is not None:
@@ -246,11 +248,6 @@ class Inputs:
             policy = env.decoder.base_policy
             probe(policy, env.reset().select(*policy.in_keys).reshape(-1))
             self._probed = True
-
-    def _tell_base(self, content: str | None) -> None:
-        """Whatever exists of a run was made from this base policy, or is refused."""
-        folder = self.folder
-        folder.made_from("base_policy", content, folder.magnitude, folder.rollouts, folder.stage1, folder.stage2)
 
     def _check_cloned(self) -> None:
         """Makes a tiny policy of the same options: what is wrong with them shows before the demonstrations are made."""

@@ -56,6 +56,10 @@ class Run(Inputs):
             self.say(f"stage 1: {artifact.folder} (exists)")
             return
         self.folder.refuse_unfinished(artifact, config.resume)
+        if artifact.finished and config.stage2.from_stage1 and self.folder.stage2.begun:
+            raise UserError(
+                f"{self.folder.stage2.folder} began from this stage 1: give stage 2 more, or choose another name="
+            )
         env, data = self.training_env(), self.offline_data()
         artifact.begin()
         self.folder.save_config(self.config)
@@ -64,18 +68,17 @@ class Run(Inputs):
             agent, env, data, self.config, artifact.folder, key=artifact.key, say=self.say
         )
         artifact.finish(*files, **facts)
+        self.folder.connect()
         stage1.say_stage1(facts, artifact.folder, self.say)
 
     def stage2(self) -> None:
         """Online steering, in ``stage2/``."""
         artifact, config = self.folder.stage2, self.config
-        self._tell_stage1()
         if artifact.exists:
             self.say(f"stage 2: {artifact.folder} (exists)")
             return
         if config.stage2.from_stage1 and not self.folder.stage1.exists:
             self.stage1()
-            self._tell_stage1()
         self.folder.refuse_unfinished(artifact, config.resume)
         env = self.training_env()
         data = self.offline_data() if config.needs_offline_data else None
@@ -94,7 +97,6 @@ class Run(Inputs):
     def evaluate(self) -> dict[str, Any]:
         """Every policy of the run on the same held-out resets; ``summary.json`` and the figures."""
         policy = self.base()
-        self._tell_stage1()
         self.settle_magnitude()
         self.close_env()  # its worker processes are the evaluation's
         config, folder = self.config, self.folder
@@ -144,14 +146,11 @@ class Run(Inputs):
         self.say(report.advice())
         self.say(", ".join(map(str, files)))
 
-    def _tell_stage1(self) -> None:
-        """A stage 2 that began from another stage 1 is refused."""
-        if self.config.stage2.from_stage1 and self.folder.stage1.exists:
-            self.folder.made_from("stage1", self.folder.stage1.content, self.folder.stage2)
-
     def _learned(self, env: LatentActionEnv, algorithm: Any, artifact: Any) -> Agent | None:
         """The agent of a finished stage."""
         if not artifact.exists:
+            if artifact.begun:
+                raise UserError(f"{artifact.folder} is not finished with these options: resume=true first")
             return None
         agent = self.agent(env, algorithm)
         agent.load(artifact.folder)

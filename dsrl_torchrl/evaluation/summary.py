@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 
 from dsrl_torchrl.agents.curve_checks import longest_dip, success_curve
@@ -12,8 +11,7 @@ from dsrl_torchrl.evaluation.figures import Panel, plot_learning_curve
 from dsrl_torchrl.evaluation.rates import Rate
 from dsrl_torchrl.files import write_json
 from dsrl_torchrl.training.metrics_log import read_metrics
-
-PACKAGES = ("torch", "torchrl", "tensordict", "mani_skill", "gymnasium", "numpy", "dsrl-torchrl")
+from dsrl_torchrl.versions import installed_versions
 
 #: Policies that the learning curve is compared with, by their name in the table; the last one evaluated is where
 #: online training started, and what it must not lose.
@@ -57,7 +55,7 @@ def write_summary(
         "longest_dip_below": start,
         "stage1": stage1,
         "config_hash": config_hash,
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": installed_versions(),
     }
     written = [folder / "summary.json"]
     write_json(written[0], summary)
@@ -91,10 +89,3 @@ def format_table(results: Mapping[str, Evaluation]) -> str:
 
 def _format(rate: Rate) -> str:
     return f"{rate.value:.2f} [{rate.low:.2f}, {rate.high:.2f}]"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -14,33 +14,26 @@ read, and nothing of it before all of it was compared with the manifest.
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from importlib import metadata
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from dsrl_torchrl.errors import CheckpointError, NonFiniteError
-from dsrl_torchrl.files import (
-    bytes_record,
-    check_file,
-    remove_folder,
-    seal,
-    unseal,
-    write_folder_atomically,
-)
-from dsrl_torchrl.tensor_files import load_tensors, tensor_bytes
+from dsrl_torchrl.files import check_file, file_record, remove_folder, seal, unseal, write_folder_atomically
+from dsrl_torchrl.tensor_files import load_tensors, storable
+from dsrl_torchrl.versions import installed_versions
 
 FORMAT = "dsrl_torchrl.checkpoint"
 VERSION = 1
 MANIFEST, STATE = "manifest.json", "state.json"
-#: What bit-exact resuming depends on.
-PACKAGES = ("dsrl-torchrl", "torch", "torchrl", "tensordict")
+#: The components that must be finite.
+LEARNED = ("agent", "optimisers")
 #: A tensor in ``state.json`` is a dict of this key and its name in the component's file.
 TENSOR = "__tensor__"
 
@@ -59,7 +52,6 @@ class Checkpoints:
         folder: holds them; leftovers of interrupted writes are removed from it.
         identity: what the checkpoints are of, as JSON values: those of anything else are refused.
         components: by name; saved and restored together.
-        learned: names of the components that must be finite.
         keep: how many.
         say: prints one line to the user.
     """
@@ -70,12 +62,11 @@ class Checkpoints:
         identity: Mapping[str, Any],
         components: Mapping[str, Component],
         *,
-        learned: tuple[str, ...] = ("agent", "optimisers"),
         keep: int = 2,
         say: Callable[[str], None] = warnings.warn,
     ) -> None:
         self.folder, self.identity, self.components = folder, json.loads(json.dumps(identity)), components
-        self.learned, self.keep, self.say = learned, keep, say
+        self.keep, self.say = keep, say
         for leftover in folder.glob(".checkpoint-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -96,9 +87,10 @@ class Checkpoints:
         Raises:
             NonFiniteError: a learned tensor is NaN or infinite; the checkpoint before it stays the newest.
         """
-        write_folder_atomically(self.folder / f"checkpoint-{step:09d}", self._files(step))
-        for old in checkpoints_in(self.folder)[: -self.keep]:
-            remove_folder(old)
+        path = self.folder / f"checkpoint-{step:09d}"
+        write_folder_atomically(path, lambda folder: self._write(folder, step))
+        # One beyond this step is none that this run could use.
+        self._prune([other for other in checkpoints_in(self.folder) if other.name <= path.name])
 
     def restore(self) -> bool:
         """Restores the newest checkpoint that is whole and of this run; says which ones it passed over.
@@ -110,12 +102,13 @@ class Checkpoints:
             CheckpointError: there are some, and none can be used.
         """
         found = checkpoints_in(self.folder)
-        for path in reversed(found):
+        for index, path in reversed(list(enumerate(found))):
             try:
                 self._load(path)
             except CheckpointError as error:
                 self.say(f"{error}; taking the one before it")
                 continue
+            self._prune(found[: index + 1])  # the run may have been killed before it did
             return True
         if found:
             raise CheckpointError(
@@ -123,24 +116,26 @@ class Checkpoints:
             )
         return False
 
-    def _files(self, step: int) -> Iterator[tuple[str, bytes]]:
-        plain, records = {}, {}
+    def _prune(self, found: list[Path]) -> None:
+        for old in found[: -self.keep]:
+            remove_folder(old)
+
+    def _write(self, folder: Path, step: int) -> None:
+        plain = {}
         for name, component in self.components.items():
             tensors: dict[str, Tensor] = {}
             plain[name] = _split(component.state_dict(), tensors, ())
-            if name in self.learned:
+            if name in LEARNED:
                 for key, tensor in tensors.items():
                     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                         raise NonFiniteError(f"{name} {key}", step, "step", "lower the learning rates")
             if tensors:
-                file, data = f"{name}.safetensors", tensor_bytes(tensors)
-                records[file] = bytes_record(data)
-                yield file, data
-        data = json.dumps(plain).encode()
-        records[STATE] = bytes_record(data)
-        yield STATE, data
+                # Not by way of bytes: a replay of images takes gigabytes.
+                safetensors.torch.save_file(storable(tensors), folder / f"{name}.safetensors")
+        (folder / STATE).write_text(json.dumps(plain))
         manifest = {"format": FORMAT, "version": VERSION, "step": step, "identity": self.identity}
-        yield MANIFEST, seal(manifest | {"versions": _versions(), "files": records})
+        files = {path.name: file_record(path) for path in sorted(folder.iterdir())}
+        (folder / MANIFEST).write_bytes(seal(manifest | {"versions": installed_versions(), "files": files}))
 
     def _load(self, path: Path) -> None:
         manifest = unseal(path / MANIFEST)
@@ -167,7 +162,8 @@ class Checkpoints:
             except (KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
                 reason = " ".join(str(error).split())[:200]
                 raise CheckpointError(f"{path}: {name} does not fit this run ({reason})") from error
-        changed = [f"{k} {v} (here {_versions()[k]})" for k, v in manifest["versions"].items() if v != _versions()[k]]
+        here = installed_versions()
+        changed = [f"{k} {v} (here {here.get(k)})" for k, v in manifest["versions"].items() if v != here.get(k)]
         if changed:
             self.say(f"{path.name} was written by {', '.join(changed)}: the run goes on, but not bit for bit")
 
@@ -175,10 +171,6 @@ class Checkpoints:
 def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints there, oldest first, whether or not they can be read."""
     return sorted(folder.glob("checkpoint-*"))
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
 
 
 def _split(value: Any, tensors: dict[str, Tensor], path: tuple[str, ...]) -> Any:

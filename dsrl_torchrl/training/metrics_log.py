@@ -29,8 +29,8 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of a metrics file; a cell that was not logged is absent. A line cut by a kill is dropped."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    lines = path.read_text().splitlines(keepends=True)
+    rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
     return [
         {name: int(cell) if name in STEPS else float(cell) for name, cell in row.items() if cell}
         for row in rows

@@ -129,6 +129,7 @@ def train_offline(
                 counters.wall_seconds += time.monotonic() - started
                 started = time.monotonic()
                 checkpoints.save(counters.updates)
+                metrics = {}  # a resumed run has none from before
     return OfflineResult(counters.updates, counters.wall_seconds, **check_gain(agent, fixed))
 
 

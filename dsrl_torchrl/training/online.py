@@ -146,7 +146,6 @@ def train_online(
         say=say,
     )
     checkpoints.start(resume)
-    metrics: dict[str, Tensor] = {}
     bar = tqdm(
         total=config.total_env_steps, initial=counters.env_steps, unit="step", mininterval=1.0, disable=not progress
     )
@@ -154,6 +153,7 @@ def train_online(
     with bar:
         while counters.env_steps < config.total_env_steps:
             started = time.monotonic()
+            metrics: dict[str, Tensor] = {}  # a resumed run has none from before
             warming_up = counters.env_steps < config.warmup_env_steps
             end = config.warmup_env_steps if warming_up else counters.env_steps + config.checkpoint_env_steps
             policy = prior if warming_up and warm_up_by_prior else agent.policy

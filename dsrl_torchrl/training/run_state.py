@@ -58,22 +58,20 @@ class RNGState:
 
 
 class OptimiserState:
-    """Several optimisers behind one ``state_dict`` / ``load_state_dict``, with texts for keys."""
+    """Several optimisers' moments and counts, with texts for keys; learning rates and kinds are the configuration's."""
 
     def __init__(self, optimisers: dict[str, torch.optim.Optimizer]) -> None:
         self.optimisers = optimisers
 
     def state_dict(self) -> dict[str, Any]:
-        """By the optimisers' names."""
-        states = {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()}
+        """By the optimisers' names and the parameters' numbers."""
         return {
-            name: {"state": {str(index): entries for index, entries in state["state"].items()}}
-            | {"param_groups": state["param_groups"]}
-            for name, state in states.items()
+            name: {str(index): entries for index, entries in optimiser.state_dict()["state"].items()}
+            for name, optimiser in self.optimisers.items()
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`."""
         for name, optimiser in self.optimisers.items():
-            entries = {int(index): values for index, values in state[name]["state"].items()}
-            optimiser.load_state_dict({"state": entries, "param_groups": state[name]["param_groups"]})
+            entries = {int(index): values for index, values in state[name].items()}
+            optimiser.load_state_dict(optimiser.state_dict() | {"state": entries})

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from dsrl_torchrl.cli.artifacts import Artifact, config_hash, differing, filled
+from dsrl_torchrl.cli.artifacts import Artifact
+from dsrl_torchrl.cli.config_differences import config_hash, differing, filled
 from dsrl_torchrl.errors import CheckpointError, UserError
 
 
@@ -88,7 +89,19 @@ def test_what_it_was_made_from_must_be_what_is_there_now(tmp_path):
     again = Artifact(tmp_path, {"a": 1})
     assert again.exists  # not known yet
     again.inputs["base_policy"] = "def"
-    with pytest.raises(UserError, match="was made from another base policy"):
+    with pytest.raises(UserError, match="was made from other base policy than what is there now"):
+        _ = again.exists
+
+
+def test_a_larger_budget_is_no_way_around_that(tmp_path):
+    artifact = grown(tmp_path, steps=100)
+    artifact.inputs["rollouts"] = "abc"
+    artifact.begin()
+    artifact.finish()
+    (tmp_path / "checkpoints" / "checkpoint-100").mkdir(parents=True)
+    again = grown(tmp_path)
+    again.inputs["rollouts"] = "def"
+    with pytest.raises(UserError, match="was made from other rollouts"):
         _ = again.exists
 
 
@@ -112,6 +125,7 @@ def test_a_finished_result_goes_on_with_a_larger_budget(tmp_path):
     artifact = grown(tmp_path)
     assert not artifact.exists
     artifact.begin()
+    assert Artifact(tmp_path, {"a": 1, "stage2": {"steps": 100}}).exists  # what is there stays what it is
     artifact = grown(tmp_path)  # interrupted, and resumed
     assert not artifact.exists
     artifact.begin()

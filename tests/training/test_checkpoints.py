@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from dsrl_torchrl.errors import CheckpointError, NonFiniteError
+from dsrl_torchrl.training import checkpoints as checkpoints_module
 from dsrl_torchrl.training.checkpoints import Checkpoints, checkpoints_in
 from dsrl_torchrl.training.run_state import Counters, RNGState
+from dsrl_torchrl.versions import installed_versions
 
 from .checkpoint_cases import IDENTITY, assert_example, example, make, written
 
@@ -34,6 +36,16 @@ def test_the_newest_is_taken_and_two_are_kept(tmp_path):
     assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-000000200", "checkpoint-000001500"]
     checkpoints, _, counters, _ = make(tmp_path)
     assert checkpoints.restore() and counters.env_steps == 1_500
+
+
+def test_what_a_kill_left_beyond_the_last_two_goes_when_the_run_goes_on(tmp_path):
+    for step in (200, 300, 400):
+        make(tmp_path, keep=3)[0].save(step)
+    (tmp_path / "checkpoint-000000400" / "manifest.json").write_text("{")
+    assert make(tmp_path)[0].restore()
+    assert [int(path.name[-3:]) for path in checkpoints_in(tmp_path)] == [200, 300, 400]
+    assert make(tmp_path, keep=1)[0].restore()
+    assert [int(path.name[-3:]) for path in checkpoints_in(tmp_path)] == [300, 400]  # not the one that is taken
 
 
 def test_only_safetensors_and_json(tmp_path):
@@ -88,10 +100,8 @@ def test_counters_that_cannot_be(wrong):
 
 def test_another_version_of_torch_is_said(tmp_path, monkeypatch):
     folder = written(tmp_path)
-    from dsrl_torchrl.training import checkpoints as module
-
-    here = module._versions()
-    monkeypatch.setattr(module, "_versions", lambda: here | {"torch": "9.9"})
+    here = installed_versions()
+    monkeypatch.setattr(checkpoints_module, "installed_versions", lambda: here | {"torch": "9.9"})
     checkpoints, _, _, said = make(folder)
     assert checkpoints.restore()
     assert said == [
@@ -106,3 +116,13 @@ def test_state_that_does_not_fit_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint of this run is left"):
         Checkpoints(tmp_path, IDENTITY, {"agent": torch.nn.Linear(3, 2)}, say=said.append).restore()
     assert "agent does not fit this run" in said[0] and "\n" not in said[0]
+
+
+def test_checkpoints_beyond_the_one_that_is_written_push_nothing_out(tmp_path):
+    """They are damaged or another run's, or this one would have gone on from them."""
+    written(tmp_path, (900, 950))
+    for path in checkpoints_in(tmp_path):
+        (path / "state.json").write_text("{}")
+    make(tmp_path, example())[0].save(200)
+    assert [path.name[-3:] for path in checkpoints_in(tmp_path)] == ["200", "900", "950"]
+    assert make(tmp_path)[0].restore()

@@ -65,7 +65,7 @@ def test_a_line_cut_by_a_kill_is_dropped(tmp_path):
     path = tmp_path / "metrics.csv"
     MetricsLog(path)(10, {"a": 1.0, "b": 2.0})
     with path.open("a") as file:
-        file.write("20,3")
+        file.write("20,3.0,2.0")  # of 2.05
     assert [row["env_steps"] for row in read_metrics(path)] == [10]
 
 

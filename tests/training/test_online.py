@@ -92,13 +92,16 @@ def offline():
     return to_macro_transitions(env.rollout(8, PriorNoise(2), break_when_any_done=False), ["observation"])
 
 
+@pytest.mark.parametrize("utd", [0.1, 0.5])  # fewer updates in a round than the actor's interval, and more
 @pytest.mark.parametrize("kind", AGENTS)
-def test_kill_and_resume_equals_the_uninterrupted_run(tmp_path, offline, kind):
-    whole, killed, resumed = (make_agent(kind, batch_size=8) for _ in range(3))
-    result, rows = tiny(whole, tmp_path / "whole", offline=offline, utd=0.5)
+def test_kill_and_resume_equals_the_uninterrupted_run(tmp_path, offline, kind, utd):
+    options = {"offline": offline, "utd": utd, "log_env_steps": 1}
+    small = {"batch_size": 8, "critic_only_updates": 1, "actor_interval": 4}
+    whole, killed, resumed = (make_agent(kind, **small) for _ in range(3))
+    result, rows = tiny(whole, tmp_path / "whole", **options)
     with pytest.raises(Killed):
-        tiny(killed, tmp_path / "killed", offline=offline, utd=0.5, kill_at=140)
-    again, resumed_rows = tiny(resumed, tmp_path / "killed", offline=offline, utd=0.5, resume=True)
+        tiny(killed, tmp_path / "killed", **options, kill_at=140)
+    again, resumed_rows = tiny(resumed, tmp_path / "killed", **options, resume=True)
     counts = ("env_steps", "macro_steps", "updates")
     assert [getattr(again, name) for name in counts] == [getattr(result, name) for name in counts]
     assert_same_state(resumed, whole)
