@@ -7,21 +7,20 @@ import os
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 
 from dsrl_torchrl.errors import CheckpointError, UserError
-from dsrl_torchrl.files import bytes_record, seal, unseal, write_atomically
+from dsrl_torchrl.files import unseal
 from dsrl_torchrl.policies.diffusion import DiffusionPolicy
 from dsrl_torchrl.policies.flow import FlowPolicy
 from dsrl_torchrl.policies.generative import GenerativePolicy
 from dsrl_torchrl.policies.shortcut import ShortcutPolicy
-from dsrl_torchrl.tensor_files import check_finite_tensors, copy_strictly
+from dsrl_torchrl.tensor_files import load_described, save_described
 
 FORMAT = "dsrl_torchrl.base_policy"
 VERSION = 3
-MODEL_FILE = "model.safetensors"
+MODEL = "model"
+MODEL_FILE = f"{MODEL}.safetensors"
 CONFIG_FILE = "config.json"
 
 # What the ``type`` field of a config may name; add your own subclass here before loading it.
@@ -45,21 +44,9 @@ def save_policy(policy: GenerativePolicy, folder: str | os.PathLike[str]) -> Pat
             f"cannot save a {type(policy).__name__}: only {', '.join(c.__name__ for c in POLICY_TYPES.values())} "
             "can be rebuilt from a checkpoint (keep the original files of a foreign policy)"
         )
-    folder = Path(folder)
-    check_finite_tensors(policy.state_dict(), folder / MODEL_FILE)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
-    weights = safetensors.torch.save(state)
-    config = {
-        "format": FORMAT,
-        "version": VERSION,
-        "type": policy_type,
-        "arguments": policy.config,
-        "files": {MODEL_FILE: bytes_record(weights)},
-    }
-    write_atomically(folder / MODEL_FILE, weights)
-    write_atomically(folder / CONFIG_FILE, seal(config))
-    return folder
+    description = {"format": FORMAT, "version": VERSION, "type": policy_type, "arguments": policy.config}
+    save_described(Path(folder), {MODEL: policy.state_dict()}, description, CONFIG_FILE)
+    return Path(folder)
 
 
 def load_policy(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> GenerativePolicy:
@@ -75,35 +62,20 @@ def load_policy(folder: str | os.PathLike[str], device: torch.device | str = "cp
     """
     folder = Path(folder)
     config = _read_config(folder / CONFIG_FILE)
-    path = folder / MODEL_FILE
-    weights = _read(path)
-    if config.get("files") != {MODEL_FILE: bytes_record(weights)}:
-        raise CheckpointError(f"{path} is truncated or damaged, or was not written together with {CONFIG_FILE}")
-    try:
-        state = safetensors.torch.load(weights)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
     try:
         with torch.random.fork_rng(devices=[]):  # initial weights are thrown away: they must not move the caller's RNG
             policy = POLICY_TYPES[config["type"]](**config["arguments"])
     except (TypeError, UserError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE} holds arguments that do not fit: {error}") from error
-    copy_strictly(state, policy.state_dict(), path)
+    load_described(folder, {MODEL: policy.state_dict()}, {}, CONFIG_FILE)
     return policy.freeze().to(device)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"cannot read the base policy's {path}: {error.strerror}") from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(_read(path))
-    except CheckpointError:
-        raise
+        config = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"cannot read the base policy's {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:

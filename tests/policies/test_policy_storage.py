@@ -93,7 +93,7 @@ def with_nan(folder):
 DAMAGES = {
     "no model": (lambda f: (f / "model.safetensors").unlink(), "cannot read"),
     "no config": (lambda f: (f / "config.json").unlink(), "cannot read"),
-    "truncated model": (lambda f: truncate(f / "model.safetensors"), "truncated or damaged"),
+    "truncated model": (lambda f: truncate(f / "model.safetensors"), "is damaged: it has"),
     "truncated config": (lambda f: truncate(f / "config.json"), "not valid JSON"),
     "binary config": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), "not valid JSON"),
     "foreign json": (lambda f: (f / "config.json").write_text('{"type": "act"}'), "does not describe a base policy"),
@@ -104,7 +104,7 @@ DAMAGES = {
     "unhashable type": (lambda f: edit_config(f, type=[]), "allowed are flow, diffusion"),
     "changed config": (lambda f: swap(f / "config.json", b'"sampler_steps": 5', b'"sampler_steps": 4'), "is damaged"),
     "version before the hashes": (lambda f: swap(f / "config.json", b'"version": 3', b'"version": 2'), "has version 2"),
-    "no weights' hash": (lambda f: edit_config(f, files={}), "truncated or damaged"),
+    "no weights' hash": (lambda f: edit_config(f, files={}), "it has no model"),
     "NaN": (lambda f: replace_weights(f, with_nan(f)), r"tensor 'action_high' holds NaN"),
     "no arguments": (lambda f: edit_config(f, arguments=None), "no 'arguments'"),
     "unknown argument": (lambda f: edit_arguments(f, depth=3), "do not fit"),
@@ -112,7 +112,7 @@ DAMAGES = {
     "bad network": (lambda f: edit_arguments(f, network=3), "do not fit"),
     "other shapes": (lambda f: edit_arguments(f, action_dim=4), "should be"),
     "foreign tensors": (lambda f: replace_weights(f, save({"weight": torch.zeros(2)})), "should be"),
-    "not safetensors": (lambda f: replace_weights(f, b"PK\x03\x04 a pickle"), "not a safetensors file"),
+    "not safetensors": (lambda f: replace_weights(f, b"PK\x03\x04 a pickle"), "cannot read .*model.safetensors"),
 }
 
 
@@ -138,7 +138,7 @@ def test_weights_of_another_save_are_noticed(tmp_path):
     torch.nn.init.zeros_(other.network.layers[0].weight)
     save_policy(other, tmp_path / "new")
     (tmp_path / "new" / "model.safetensors").replace(tmp_path / "old" / "model.safetensors")
-    with pytest.raises(CheckpointError, match="was not written together"):
+    with pytest.raises(CheckpointError, match="is damaged: its SHA-256"):
         load_policy(tmp_path / "old")
 
 
