@@ -1,4 +1,4 @@
-"""What an env must be to make macro steps, and what may stand above: looked at before the first one."""
+"""What an env must be to make macro steps: looked at before the first one."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.envs.transforms import (
     AutoResetTransform,
     Compose,
-    DTypeCastTransform,
     Transform,
     VecGymEnvTransform,
 )
 
 from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
 
 DONE_KEYS = {"done", "terminated", "truncated"}
 
@@ -23,15 +21,15 @@ DONE_KEYS = {"done", "terminated", "truncated"}
 def transforms_of(env: EnvBase) -> Iterator[Transform]:
     """From the outermost env inwards; a ``ParallelEnv`` is not asked: it would start its workers."""
     while isinstance(env, TransformedEnv):
-        yield from flat(env.transform)
+        yield from single_transforms(env.transform)
         env = env.base_env
 
 
-def flat(transform: Transform) -> Iterator[Transform]:
+def single_transforms(transform: Transform) -> Iterator[Transform]:
     """The transforms of a chain of chains, from the env upwards."""
     if isinstance(transform, Compose):
         for part in transform:
-            yield from flat(part)
+            yield from single_transforms(part)
     else:
         yield transform
 
@@ -63,38 +61,6 @@ def check_primitive_env(env: EnvBase) -> None:
     for name, spec in (("reward", env.full_reward_spec["reward"]), ("done", env.full_done_spec["done"])):
         if tuple(spec.shape) != (*batch, 1):
             raise UserError(f"macro steps need a {name} {_shape(batch, '1')}, got {list(spec.shape)}")
-
-
-def check_stored_entries(env: EnvBase, decoder: NoiseDecoder) -> None:
-    """Refuses transforms above the decoder under which a learner would decode other entries than the env's.
-
-    In the env the base policy decodes what it always gets; from a replay buffer an algorithm can decode only what was
-    stored, and that is what the transforms above have made of it. A cast to another dtype is no harm.
-
-    Args:
-        env: with ``decoder`` somewhere in its transforms.
-        decoder: of the base policy.
-
-    Raises:
-        UserError: a transform above that writes one of them.
-    """
-    for transform in _above(env, decoder):
-        written = [key for key in transform.out_keys if key in decoder.observation_keys]
-        if written and not isinstance(transform, DTypeCastTransform):
-            raise UserError(
-                f"the algorithm decodes the {written[0]!r} that it stores, but {type(transform).__name__} above the "
-                "base policy writes it: give that transform out_keys of its own, or put it below for the policy, too"
-            )
-
-
-def _above(env: EnvBase, decoder: Transform) -> Iterator[Transform]:
-    while isinstance(env, TransformedEnv):
-        chain = list(flat(env.transform))
-        if decoder in chain:
-            yield from chain[chain.index(decoder) + 1 :]
-            return
-        yield from chain
-        env = env.base_env
 
 
 def _check_names(what: str, keys: list[NestedKey], expected: set[str]) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Callable
 import torch
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase, TransformedEnv
-from torchrl.envs.transforms import DeviceCastTransform, FrameSkipTransform, MultiAction, Transform
+from torchrl.envs.transforms import DeviceCastTransform, Transform
 
 from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.latent_env.checks import flat, transforms_of
+from dsrl_torchrl.latent_env.checks import single_transforms, transforms_of
 from dsrl_torchrl.latent_env.macro_step import CHUNK_KEY, STEPS_KEY, MacroStep, make_macro_env
 from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
+from dsrl_torchrl.latent_env.transforms_above import refuse_repeated_steps, transforms_above
 from dsrl_torchrl.policies.base_policy import BasePolicy
 
 FAR = 10.0  # half ranges of the env's action from its middle: beyond lies a policy in other units
@@ -28,6 +29,9 @@ class LatentActionEnv(TransformedEnv):
     Whatever transforms stand above, appended, around or in a batch of latent envs, the policy decodes the entries that
     the env below gave it, and random actions are its prior. What shall change them for the policy, too, goes below:
     into ``env``, or inserted at 0.
+
+    What repeats steps (``FrameSkipTransform``) gives a wrong k and R above macro steps. Appended and inserted it is
+    refused here, around (``TransformedEnv(latent_env, ...)``) only where an agent is built: your own loop's risk.
 
     Args:
         env: has the entries that the base policy reads, ``action`` ``[*B, action_dim]``, no auto-reset. Or an env that
@@ -45,7 +49,8 @@ class LatentActionEnv(TransformedEnv):
 
     Raises:
         UserError: a base policy that is not frozen, an env that cannot make macro steps, entries, sizes or horizons
-            that do not fit, or a policy whose actions are far out of the env's range.
+            that do not fit, transforms that repeat macro steps, or a policy whose actions are far out of the env's
+            range.
 
     Examples:
         >>> import torch
@@ -88,6 +93,7 @@ class LatentActionEnv(TransformedEnv):
                 obs_horizon=base_policy.obs_horizon,
                 history_keys=base_policy.in_keys,
             )
+        refuse_repeated_steps(transforms_above(env, MacroStep))
         _check_fit(env, decoder)
         simulator = env.action_spec.device if env.device is None else env.device
         if simulator == decoder.device:
@@ -124,7 +130,7 @@ class LatentActionEnv(TransformedEnv):
         Raises:
             UserError: a transform that repeats steps: k and the discounted reward would be wrong.
         """
-        _refuse_repeated_steps(transform)
+        refuse_repeated_steps(single_transforms(transform))
         return super().append_transform(transform)
 
     def insert_transform(self, index: int, transform: Transform) -> TransformedEnv:
@@ -133,17 +139,8 @@ class LatentActionEnv(TransformedEnv):
         Raises:
             UserError: a transform that repeats steps: k and the discounted reward would be wrong.
         """
-        _refuse_repeated_steps(transform)
+        refuse_repeated_steps(single_transforms(transform))
         return super().insert_transform(index, transform)
-
-
-def _refuse_repeated_steps(transform: Transform | Callable) -> None:
-    for part in flat(transform) if isinstance(transform, Transform) else ():
-        if isinstance(part, (FrameSkipTransform, MultiAction)):
-            raise UserError(
-                f"{type(part).__name__} above macro steps would lose k and sum discounted rewards: repeat primitive "
-                "steps in the env that LatentActionEnv gets, or raise act_horizon"
-            )
 
 
 def _check_fit(macro_env: EnvBase, decoder: NoiseDecoder) -> None:

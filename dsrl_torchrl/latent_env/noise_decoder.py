@@ -65,6 +65,7 @@ class NoiseDecoder(Transform):
         # The env's, which its specs tell.
         self._entry_dtypes: dict[NestedKey, torch.dtype] = {}
         self._action_dtype = torch.get_default_dtype()
+        self._watched_steps: int | None = None
 
     @property
     def observation_keys(self) -> list[NestedKey]:
@@ -97,9 +98,18 @@ class NoiseDecoder(Transform):
         first = self.base_policy.first_action
         return chunk if full else chunk[..., first : first + self.act_horizon, :]
 
+    def watch_stored_entries(self) -> None:
+        """Compares what the transforms above made of the policy's entries with the entries themselves, from now on.
+
+        For an algorithm that decodes what it has stored. The steps compared are the 1st, 2nd, 4th, 8th, ...: no cost
+        in a loop, and a transform that leaves a reset or an early observation as it is does not get away with it.
+        A step raises ``UserError`` where they differ by more than a cast.
+        """
+        self._watched_steps = 0 if self._watched_steps is None else self._watched_steps
+
     def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
         for key in self.observation_keys:
-            entry = next_tensordict.get(key)
+            entry = next_tensordict.get(key).clone()  # a transform above may work in place
             next_tensordict.set(raw_key(key), entry.unsqueeze(-1).view(torch.uint8))
         return next_tensordict
 
@@ -111,9 +121,25 @@ class NoiseDecoder(Transform):
         observations = tensordict.empty()
         for key in self.observation_keys:
             observations.set(key, self._raw(tensordict, key))
+        if self._watched_steps is not None:
+            self._watched_steps += 1
+            if self._watched_steps.bit_count() == 1:
+                self._compare(tensordict, observations)
         with torch.no_grad():
             head = self.decode(observations, latent_action)
         return tensordict.set("action", head.to(self._action_dtype))
+
+    def _compare(self, tensordict: TensorDictBase, observations: TensorDictBase) -> None:
+        for key in self.observation_keys:
+            stored, raw = tensordict.get(key, None), observations.get(key)
+            if stored is None:  # nor can it be decoded
+                continue
+            same = stored.shape == raw.shape and torch.allclose(stored, raw.to(stored.dtype), 0.0, 0.0, equal_nan=True)
+            if not same:
+                raise UserError(
+                    f"the algorithm decodes the {key!r} that it stores, but a transform above the base policy has "
+                    "changed it: write to an entry of another name there, or put it below for the policy, too"
+                )
 
     def _raw(self, tensordict: TensorDictBase, key: NestedKey) -> Tensor:
         raw = tensordict.get(raw_key(key), None)

@@ -88,6 +88,7 @@ class NoiseLayout:
 
 
 @lru_cache
+@torch.inference_mode(False)  # whoever calls first: the tensor is everybody's, those who need gradients included
 def knot_weights(noise_horizon: int, knots: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """What each knot gives to each step's noise, ``[noise_horizon, knots]``.
 

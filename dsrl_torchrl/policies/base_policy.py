@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -138,13 +139,15 @@ class BasePolicy(nn.Module):
         """Where the policy decodes."""
         return self.action_low.device
 
-    @property
+    @cached_property  # hundreds of parameters of a VLA take milliseconds to look at, in each decode
     def dtype(self) -> torch.dtype | None:
-        """In which floating-point observations and noise come: its first parameter's; ``None`` leaves them as they are.
+        """In which floating-point observations and noise come: its parameters'; ``None`` leaves them as they are.
 
-        Override it where ``forward`` makes its own conversions.
+        Parameters of several floating-point dtypes (a bfloat16 tower with a float32 head) say nothing: ``None``, and
+        ``forward`` makes its own conversions, as where this is overridden.
         """
-        return next((parameter.dtype for parameter in self.parameters() if parameter.is_floating_point()), None)
+        found = {parameter.dtype for parameter in self.parameters() if parameter.is_floating_point()}
+        return found.pop() if len(found) == 1 else None
 
     def normalise_action(self, action: Tensor) -> Tensor:
         """``[*B, action_dim]`` in env units -> [-1, 1] inside of the range."""
@@ -163,8 +166,13 @@ class BasePolicy(nn.Module):
     def freeze(self) -> Self:
         """No parameter requires grad any more and the policy stays in eval mode; returns the policy."""
         self._frozen = True
+        self.__dict__.pop("dtype", None)
         self.requires_grad_(False)
         return self.eval()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:  # what to(), bfloat16() and the like call
+        self.__dict__.pop("dtype", None)
+        return super()._apply(*args, **kwargs)
 
     def train(self, mode: bool = True) -> Self:
         """As in ``nn.Module``, but a frozen policy stays in eval mode when a parent calls this."""

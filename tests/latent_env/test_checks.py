@@ -9,8 +9,6 @@ from torchrl.data import Bounded, Categorical, Composite, OneHot, Unbounded
 from torchrl.envs import SerialEnv, TransformedEnv
 from torchrl.envs.transforms import (
     AutoResetTransform,
-    DoubleToFloat,
-    ObservationNorm,
     RenameTransform,
     RewardSum,
     VecGymEnvTransform,
@@ -19,7 +17,6 @@ from torchrl.envs.utils import check_env_specs
 
 from dsrl_torchrl import LatentActionEnv, make_macro_env
 from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.latent_env.checks import check_stored_entries
 from dsrl_torchrl.policies import BasePolicy
 from tests.latent_env.test_latent_action_env import TanhPolicy
 from tests.scripted_env import ScriptedEnv
@@ -129,24 +126,6 @@ def test_success_of_another_shape_is_refused_and_its_absence_is_not():
     env._observe = lambda: observe().exclude("success")
     rollout = LatentActionEnv(env, TanhPolicy(), act_horizon=3).rollout(2)
     assert "success_once" not in rollout["next"].keys()
-
-
-@pytest.mark.parametrize("put", [lambda env, t: env.append_transform(t), TransformedEnv], ids=["appended", "around"])
-def test_stored_entries_that_are_not_the_envs_are_refused_for_decoding(put):
-    def check(*transforms):
-        env = LatentActionEnv(ScriptedEnv([5], [True]), TanhPolicy(), act_horizon=3)
-        for transform in transforms:
-            env = put(env, transform)
-        check_stored_entries(env, env.decoder)
-
-    with pytest.raises(UserError, match="decodes the 'observation' that it stores, but ObservationNorm above") as error:
-        check(RewardSum(), ObservationNorm(0.0, 2.0, in_keys=["observation"]))
-    assert "\n" not in str(error.value)
-    check()
-    check(RewardSum(), ObservationNorm(0.0, 2.0, in_keys=["observation"], out_keys=["normed"]), DoubleToFloat())
-    env = LatentActionEnv(ScriptedEnv([5], [True]), TanhPolicy(), act_horizon=3)
-    env.insert_transform(0, ObservationNorm(0.0, 2.0, in_keys=["observation"]))
-    check_stored_entries(env, env.decoder)  # below: the policy reads the same
 
 
 class Dropout(BasePolicy):

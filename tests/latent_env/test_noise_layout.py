@@ -7,7 +7,7 @@ import torch
 
 from dsrl_torchrl import LatentActionEnv
 from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.latent_env.noise_layout import NOISE_LAYOUTS, NoiseLayout
+from dsrl_torchrl.latent_env.noise_layout import NOISE_LAYOUTS, NoiseLayout, knot_weights
 from dsrl_torchrl.latent_env.prior_noise import PriorNoise
 from tests.latent_env.test_latent_action_env import TanhPolicy
 from tests.scripted_env import ScriptedEnv
@@ -15,6 +15,16 @@ from tests.scripted_env import ScriptedEnv
 
 def layout(name, noise_horizon=4, noise_dim=3, act_horizon=2, first_action=0, knots=2):
     return NoiseLayout(name, noise_horizon, noise_dim, act_horizon, first_action, knots)
+
+
+def test_interpolated_has_gradients_whoever_called_first():
+    knot_weights.cache_clear()
+    made = layout("interpolated")
+    with torch.inference_mode():
+        made.to_chunk_noise(torch.randn(5, made.dim))
+    w = torch.randn(5, made.dim, requires_grad=True)
+    made.to_chunk_noise(w).square().sum().backward()
+    assert w.grad.abs().min() > 0
 
 
 def test_full_is_a_reshape():

@@ -86,6 +86,7 @@ ABOVE = {
     "start": InitTracker,
     "reward scale": lambda: RewardScaling(0.0, 2.0),
     "callable": lambda: lambda td: td.set("observation", torch.full_like(td["observation"], 7.0)),
+    "in place": lambda: lambda td: td.set("observation", td["observation"].mul_(0)),
     "several": lambda: Compose(norm(), CatFrames(N=2, dim=-1, in_keys=["observation"]), Compose(RewardSum())),
 }  # fmt: skip
 CAMERA_ABOVE = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 from dataclasses import asdict
 
 import pytest
@@ -129,6 +131,26 @@ def test_a_copy_is_as_good(name):
     loss = copy.deepcopy(use_macro_discount(make_plain(name), GAMMA))
     assert type(loss).__name__ == type(make_plain(name)).__name__
     torch.testing.assert_close(drawn(loss, macro_transitions(B)), expected(name))
+
+
+@pytest.mark.parametrize("name", ["ddpg", *ON_POLICY])
+def test_a_loss_that_could_be_sent_and_saved_still_can(name):
+    """Those of several critics never could: TorchRL's vmap of them is a closure."""
+    plain = make_plain(name) if name in OFF_POLICY else ON_POLICY[name](Networks())
+    pickle.dumps(plain)
+    kind, loss, batch = type(plain), use_macro_discount(plain, GAMMA), macro_transitions(B, T)
+    torch.save(loss, file := io.BytesIO())
+    file.seek(0)
+    copies = pickle.loads(pickle.dumps(loss)), torch.load(file, weights_only=False)
+    results = []
+    for each in (loss, *copies):
+        assert type(each) is type(loss) and isinstance(each, kind)
+        torch.manual_seed(3)
+        results.append(each(batch.clone()))
+        with pytest.raises(UserError, match="no such entry"):
+            each(batch.exclude(STEPS_ENTRY))
+    for key, value in results[0].items():
+        assert all(torch.equal(result[key], value) for result in results), key
 
 
 @pytest.mark.parametrize("name", ON_POLICY)

@@ -88,6 +88,20 @@ def test_decoding_picks_the_entries_and_converts_them_to_the_policys_dtype():
     assert BasePolicy(2, 3).dtype is None  # no parameters: the entries come as they are
 
 
+def test_a_policy_of_several_dtypes_gets_its_entries_as_they_are():
+    """A bfloat16 tower would round the states that a float32 head reads."""
+    policy = Linear(in_keys=["state"])
+    policy.tower = nn.Linear(2, 2, dtype=torch.bfloat16)
+    policy.register_parameter("ids", nn.Parameter(torch.arange(3), requires_grad=False))
+    assert policy.dtype is None
+    policy.forward = lambda state, noise: noise + state.unsqueeze(-2)
+    state, noise = torch.randn(4, 2), torch.randn(4, 3, 2)
+    assert torch.equal(policy.decode(TensorDict({"state": state}, [4]), noise), noise + state.unsqueeze(-2))
+    assert policy.bfloat16().dtype == torch.bfloat16
+    policy.weight.data = policy.weight.data.float()
+    assert policy.freeze().dtype is None
+
+
 def test_freezing_is_for_good():
     policy = Linear()
     assert policy.train().training and not policy.frozen
