@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,16 @@ UNFINISHED = ".part"
 def write_atomically(path: Path, data: bytes) -> None:
     """Replaces ``path`` by ``data`` so that a crash leaves the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
+    # Not by `tempfile`, whose 0600 would hide a checkpoint from the rest of the team: the umask decides.
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with unfinished.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp's 0600 would hide a checkpoint from the rest of the team
-        os.replace(name, path)
+        os.replace(unfinished, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise
     _sync(path.parent)
 
@@ -67,6 +67,8 @@ def write_folder_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 def remove_folder(path: Path) -> None:
     """Removes a folder that may not be there; a crash leaves nothing of it under its name."""
+    if path.is_symlink():  # it was moved to another disk
+        path.unlink()
     if not path.exists():
         return
     hidden = path if path.name.startswith(".") else path.with_name(f".{path.name}.old")

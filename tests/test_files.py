@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 
-from dsrl_torchrl.files import sweep, write_atomically
+from dsrl_torchrl.files import remove_folder, sweep, write_atomically
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from dsrl_torchrl.files import write_atomically
+from dsrl_torchrl.files import write_atomically, remove_folder
 
 os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
 write_atomically(Path(sys.argv[1]), b"new")
@@ -29,3 +29,20 @@ def test_what_a_kill_left_is_swept_and_nothing_else(tmp_path):
     sweep(tmp_path)
     assert [path.name for path in sorted(tmp_path.rglob("*"))] == [".lock", "below", "a.json"]
     assert path.read_bytes() == b"old"
+
+
+def test_the_umask_decides_who_may_read(tmp_path):
+    for umask, mode in ((0o077, 0o600), (0o002, 0o664)):
+        before = os.umask(umask)
+        try:
+            write_atomically(tmp_path / "a.json", b"new")
+        finally:
+            os.umask(before)
+        assert (tmp_path / "a.json").stat().st_mode & 0o777 == mode
+
+
+def test_a_folder_that_was_moved_to_another_disk_is_unlinked(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "checkpoint").symlink_to(tmp_path / "elsewhere")
+    remove_folder(tmp_path / "checkpoint")
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]

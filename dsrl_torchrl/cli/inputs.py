@@ -13,6 +13,7 @@ import torch
 from tensordict import TensorDictBase
 from typing_extensions import Self
 
+from dsrl_torchrl import seeds
 from dsrl_torchrl.agents.agent import Agent
 from dsrl_torchrl.cli.auto import settle_machine
 from dsrl_torchrl.cli.config import AUTO, RunConfig
@@ -21,12 +22,16 @@ from dsrl_torchrl.cli.latent_env import make_latent_env
 from dsrl_torchrl.cli.steps import base, demos, offline_data
 from dsrl_torchrl.cli.steps.action_magnitude import measure_magnitude
 from dsrl_torchrl.cli.steps.demos import TaskInterface
+from dsrl_torchrl.collect.episodes import reset_to_seeds
 from dsrl_torchrl.data.demonstration_checks import demonstration_warnings
 from dsrl_torchrl.data.episode import Episode
 from dsrl_torchrl.data.macro_transitions import load_transitions, save_transitions
-from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
-from dsrl_torchrl.networks.config import observation_keys
+from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv, check_units
+from dsrl_torchrl.latent_env.macro_step import SUCCESS_KEY
+from dsrl_torchrl.networks.config import make_encoder, observation_keys
 from dsrl_torchrl.policies import BasePolicy, load_policy, probe, save_policy
+from dsrl_torchrl.policies.probe import PROBE_NOISES
 from dsrl_torchrl.policies.storage import CONFIG_FILE as POLICY_FILE
 from dsrl_torchrl.policies.storage import MODEL_FILE
 
@@ -135,6 +140,7 @@ class Inputs:
             self.settle_magnitude()
             self._env = make_latent_env(self.config, policy)
             self.probe_in(self._env)
+            make_encoder(self._env, self.config.networks)  # whatever does not fit it shows before the rollouts
         return self._env
 
     def offline_data(self) -> TensorDictBase:
@@ -244,10 +250,26 @@ class Inputs:
 
     def probe_in(self, env: LatentActionEnv) -> None:
         """Probes the base policy, once per command: is the chunk a function of the noise, at what the env gives."""
-        if not self._probed:
-            policy = env.decoder.base_policy
-            probe(policy, env.reset().select(*policy.in_keys).reshape(-1))
-            self._probed = True
+        if self._probed:
+            return
+        decoder, size = env.decoder, env.batch_size.numel()
+        starts = seeds.first(seeds.DIAGNOSIS, -(-PROBE_NOISES // size) * size)
+        resets = [reset_to_seeds(env, starts[i : i + size]) for i in range(0, len(starts), size)]
+        observations = torch.cat([td.select(*decoder.observation_keys).reshape(-1) for td in resets])
+        probe(decoder.base_policy, observations)
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(len(observations), decoder.latent_dim, generator=generator).to(decoder.device)
+        with torch.no_grad():
+            check_units(decoder.decode(observations, noise), decoder.parent.full_action_spec["action"])
+        self._probed = True
+
+    def refuse_without_success(self, what: str) -> None:
+        """Raises :class:`UserError` for an env that does not tell success."""
+        if SUCCESS_KEY not in self.interface.shapes:
+            raise UserError(
+                f"task.env gives no entry {SUCCESS_KEY!r}, which {what} needs: add it to the env, or run stage1 (with "
+                "stage1.check_episodes=0) and stage2 by themselves"
+            )
 
     def _check_cloned(self) -> None:
         """Makes a tiny policy of the same options: what is wrong with them shows before the demonstrations are made."""

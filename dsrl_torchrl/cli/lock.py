@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 from collections.abc import Iterator
@@ -11,11 +12,6 @@ from datetime import datetime
 from pathlib import Path
 
 from dsrl_torchrl.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 FILE = ".lock"
 #: What file systems without locks answer.
@@ -27,8 +23,8 @@ def locked(folder: Path) -> Iterator[None]:
     """Holds the lock on a run folder, which is made if need be; one that is still empty at the end is removed again.
 
     The kernel holds it (``flock`` on ``<folder>/.lock``), so it ends with the process, however that ends. Over NFS it
-    holds between machines where the server has locks. On a file system without locks, and on Windows, there is none:
-    two runs in one folder are not told apart there.
+    holds between machines where the server has locks. On a file system without locks there is none: two runs in one
+    folder are not told apart there.
 
     Raises:
         UserError: another process has it; nothing in the folder has been touched.
@@ -51,7 +47,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _take(path: Path) -> int:
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError:  # what /proc answers
+            raise UserError(f"{path.parent} cannot be made: choose another output=") from None
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             _flock(descriptor, path)
@@ -68,8 +67,6 @@ def _take(path: Path) -> int:
 
 
 def _flock(descriptor: int, path: Path) -> None:
-    if fcntl is None:
-        return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from dsrl_torchrl.cli.faults import machine_faults
 from dsrl_torchrl.cli.help import STEPS, step_usage, usage
 from dsrl_torchrl.cli.signals import Interruption
 from dsrl_torchrl.errors import UserError
@@ -27,15 +28,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: the command line; ``None`` for this process's own, which then ends with the command.
     """
+    if arguments is None:
+        _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # None where it is closed
             stream.reconfigure(errors="replace", line_buffering=True)  # a terminal may know no ±
-    interruption = Interruption()
+    interruption = Interruption(may_exit=arguments is None)
     interruption.take()
     try:
-        _main(list(sys.argv[1:] if arguments is None else arguments), interruption)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        with machine_faults():
+            _main(list(sys.argv[1:] if arguments is None else arguments), interruption)
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except BaseException as error:
         code = _exit_code(error, interruption)
         if code is None:
@@ -45,6 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         interruption.working = False
         if arguments is not None:
             interruption.restore()
+
+
+def _open_closed_streams() -> None:
+    """Sends what is said to a closed stream (``dsrl ... 2>&-``) nowhere, not to the next file, which had its number."""
+    for descriptor, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number
+            os.set_inheritable(descriptor, True)
+            setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115  to the end of the process
 
 
 def _exit_code(error: BaseException, interruption: Interruption) -> int | None:
@@ -70,7 +85,9 @@ def _main(arguments: list[str], interruption: Interruption) -> None:
         return
     step, *words = arguments
     if step not in STEPS:
-        raise UserError(f"unknown step {step!r}; it is one of {', '.join(STEPS)}")
+        from dsrl_torchrl.options import shown
+
+        raise UserError(f"unknown step {shown(step)}; it is one of {', '.join(STEPS)}")
 
     from dsrl_torchrl.cli.compose import compose
 
@@ -80,11 +97,10 @@ def _main(arguments: list[str], interruption: Interruption) -> None:
         return
     from torchrl import logger as torchrl_logger
 
-    from dsrl_torchrl.cli.faults import machine_faults
     from dsrl_torchrl.cli.lock import locked
     from dsrl_torchrl.cli.run import STEPS as METHODS
     from dsrl_torchrl.cli.run import Run
-    from dsrl_torchrl.collect.worker_processes import silence_resource_tracker
+    from dsrl_torchrl.collect.spawned_process import silence_resource_tracker
 
     torchrl_logger.setLevel("WARNING")  # its notes on buffers would cut through the progress bars
     interruption.working = True

@@ -15,7 +15,6 @@ from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.evaluation.summary import write_summary
 from dsrl_torchrl.evaluation.videos import FrameRecorder
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
-from dsrl_torchrl.latent_env.macro_step import SUCCESS_KEY
 
 
 class Run(Inputs):
@@ -27,16 +26,19 @@ class Run(Inputs):
 
     def run(self) -> None:
         """All steps."""
-        if self.folder.stage2.exists and self.folder.evaluated(self.config.evaluation.episodes):
+        if self._results_exist() and self.folder.evaluated(self.config.evaluation.episodes):
             self.say(f"evaluation: {self.folder.path / 'summary.json'} (exists)")
             return
-        if SUCCESS_KEY not in self.interface.shapes:
-            raise UserError(
-                f"task.env gives no entry {SUCCESS_KEY!r}, which the evaluation compares: add it to the env, or run "
-                "stage1 (with stage1.check_episodes=0) and stage2 by themselves"
-            )
+        self.refuse_without_success("the evaluation")
         self.stage2()
         self.evaluate()
+
+    def _results_exist(self) -> bool:
+        """Whether all that the evaluation was made of is there, as it was written."""
+        config, folder = self.config, self.folder
+        needed = [folder.base] if config.base_policy.load is None else []
+        needed += [folder.stage1] if config.stage2.from_stage1 else []
+        return all(artifact.exists for artifact in (*needed, folder.stage2))
 
     def base_step(self) -> None:
         """``dsrl base``: a loaded policy is probed in the env."""
@@ -56,6 +58,8 @@ class Run(Inputs):
             self.say(f"stage 1: {artifact.folder} (exists)")
             return
         self.folder.refuse_unfinished(artifact, config.resume)
+        if config.stage1.check_episodes:
+            self.refuse_without_success("the check of stage 1")
         if artifact.finished and config.stage2.from_stage1 and self.folder.stage2.begun:
             raise UserError(
                 f"{self.folder.stage2.folder} began from this stage 1: give stage 2 more, or choose another name="

@@ -9,6 +9,8 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+#: What a command that was cut short says: whatever step it was, and however far.
+RESUME = "`resume=true` goes on where there is a checkpoint"
 
 
 class Interruption:
@@ -19,9 +21,14 @@ class Interruption:
     tracebacks of its own. Workers end with this process, and files are written whole or not at all.
 
     A signal that is ignored stays so: the shell ignores Ctrl-C for commands in the background.
+
+    Args:
+        may_exit: whether the process is the command's; if it is somebody else's (a notebook's), every signal raises
+            ``KeyboardInterrupt``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, may_exit: bool = True) -> None:
+        self.may_exit = may_exit
         #: The signal that came.
         self.received: int | None = None
         #: Whether there is anything to close.
@@ -47,14 +54,14 @@ class Interruption:
             self._telling = True
             word = "interrupted" if self.received == signal.SIGINT else "ended by SIGTERM"
             with contextlib.suppress(OSError):  # stderr may be closed
-                os.write(2, f"\ndsrl: {word}; `resume=true` goes on from the last checkpoint\n".encode())
+                os.write(2, f"\ndsrl: {word}; {RESUME}\n".encode())
             self._told = True
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received is None:
-            self.received = number
-            if self.working:
-                raise KeyboardInterrupt
+        first = self.received is None
+        self.received = number if self.received is None else self.received
+        if not self.may_exit or (first and self.working):
+            raise KeyboardInterrupt
         if self._telling and not self._told:
             return  # it came in the middle of that, and the end is near
         self.tell()

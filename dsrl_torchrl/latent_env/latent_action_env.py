@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from tensordict import TensorDictBase
+from torchrl.data import TensorSpec
 from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.envs.transforms import DeviceCastTransform, Transform
 
@@ -177,14 +178,29 @@ def _check_fit(macro_env: EnvBase, decoder: NoiseDecoder) -> None:
             f"the base policy decodes {decoder.act_horizon} actions of size {policy.action_dim} per macro step, "
             f"but the env executes {executed[-2]} of size {executed[-1]}: check act_horizon and control mode"
         )
-    action = macro_env.full_action_spec["action"]
+    check_units(head, macro_env.full_action_spec["action"])
+
+
+def check_units(head: torch.Tensor, action: TensorSpec) -> None:
+    """Refuses a policy in other units than the env's.
+
+    Args:
+        head: decoded from prior noise, ``[*N, act_horizon, action_dim]``.
+        action: the macro env's, ``[*B, act_horizon, action_dim]``; one without bounds says nothing.
+
+    Raises:
+        UserError: most actions of a dimension lie more than :data:`FAR` half ranges from its middle.
+    """
     if action.domain != "continuous" or not hasattr(action, "low"):
         return
-    middle, half_range = (action.low + action.high).to(head) / 2, (action.high - action.low).to(head) / 2
+    low, high = (bound.flatten(0, -2)[0].to(head) for bound in (action.low, action.high))
     # Nothing is far in an infinite range, and one of zero says nothing.
-    distance = ((head - middle).abs() / half_range).nan_to_num(0.0, torch.inf)[half_range > 0]
-    if (distance > FAR).float().mean() > 0.5:
+    distance = ((head - (low + high) / 2).abs() / ((high - low) / 2)).flatten(0, -2).nan_to_num(0.0, torch.inf)
+    far = ((distance > FAR).float().mean(0) > 0.5) & (high > low)
+    if far.any():
+        which = far.nonzero().flatten().tolist()
         raise UserError(
-            f"most of the base policy's actions are far out of the env's range, {distance.median():.0f} of its half "
-            "ranges away: it should give actions in env units (denormalised), for this control mode"
+            f"most of the base policy's actions are far out of the env's range, {distance[:, far].median():.0f} of "
+            f"its half ranges away (dimensions {', '.join(map(str, which))}): it should give actions in env units "
+            "(denormalised), for this control mode"
         )

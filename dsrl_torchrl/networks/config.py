@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -102,8 +103,26 @@ def make_encoder(env: LatentActionEnv, config: NetworkConfig, data: TensorDictBa
         statistics = policy.observation_statistics(key)
         if statistics is None and data is not None:
             statistics = observation_statistics(data.get(key).flatten(1).float())
+        if statistics is not None:
+            _check_statistics(policy, key, shape, statistics)
         encoders[key] = config.encoders["state"](shape, statistics)
     return ObservationEncoder(encoders).to(env.decoder.device)
+
+
+def _check_statistics(
+    policy: BasePolicy, key: NestedKey, shape: tuple[int, ...], statistics: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    for name, value in zip(("mean", "std"), statistics, strict=True):
+        if value.numel() != math.prod(shape):
+            raise UserError(
+                f"{type(policy).__name__}.observation_statistics({key!r}) should give {math.prod(shape)} numbers, as "
+                f"the env's entry has, its {name} has {value.numel()}"
+            )
+        if not bool(torch.isfinite(value).all()) or (name == "std" and not bool((value > 0).all())):
+            raise UserError(
+                f"{type(policy).__name__}.observation_statistics({key!r}): its {name} should be finite"
+                + (" and positive (1 for an entry that does not move)" if name == "std" else "")
+            )
 
 
 def make_actor(env: LatentActionEnv, config: NetworkConfig, in_features: int) -> LatentActor:

@@ -94,6 +94,10 @@ class _MacroDiscount(ValueEstimatorBase):
 
     def _check(self, tensordict: TensorDictBase) -> None:
         steps = self.tensor_keys.steps_to_next_obs
+        if isinstance(steps, str) or steps[0] != "next":
+            raise UserError(
+                f"steps_to_next_obs should be under 'next', got {steps!r}: at the root is the step before's"
+            )
         if tensordict.get(steps, None) is None:
             raise UserError(
                 f"the TD target needs {steps}, the number of env steps of each macro transition, but the batch has no "

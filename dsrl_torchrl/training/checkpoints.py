@@ -26,7 +26,7 @@ from torch import Tensor
 
 from dsrl_torchrl.errors import CheckpointError, NonFiniteError
 from dsrl_torchrl.files import check_file, file_record, remove_folder, seal, unseal, write_folder_atomically
-from dsrl_torchrl.tensor_files import load_tensors, storable
+from dsrl_torchrl.tensor_files import check_finite_tensors, load_tensors, storable
 from dsrl_torchrl.versions import installed_versions
 
 FORMAT = "dsrl_torchrl.checkpoint"
@@ -156,6 +156,8 @@ class Checkpoints:
         for name, component in self.components.items():
             file = path / f"{name}.safetensors"
             tensors = load_tensors(file) if file.name in manifest["files"] else {}
+            if name in LEARNED:
+                check_finite_tensors(tensors, file)
             try:
                 component.load_state_dict(_join(plain[name], tensors))
             # What a network, an optimiser or a buffer raises for a state that is not its own.

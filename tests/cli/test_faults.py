@@ -7,13 +7,13 @@ import errno
 import os
 import resource
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from dsrl_torchrl.cli.faults import machine_faults
 from dsrl_torchrl.cli.main import main
+from dsrl_torchrl.collect.spawned_process import WorkerError, WorkerKilledError
 from dsrl_torchrl.errors import UserError
 
 from .pipeline_run import SMOKE, TINY, fails, loaded
@@ -49,11 +49,38 @@ def test_a_full_disk_is_one_line_whoever_reports_it(tmp_path, error):
             raise RuntimeError("in the middle of something") from cause
 
 
-def test_a_bug_keeps_its_traceback():
-    with pytest.raises(FileNotFoundError), machine_faults(Path("place")):
-        Path("nowhere").read_text()
-    with pytest.raises(KeyError), machine_faults(Path("place")):
-        raise KeyError("missing")
+REFUSED = [errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.ENAMETOOLONG]
+
+
+@pytest.mark.parametrize("number", REFUSED, ids=errno.errorcode.get)
+@pytest.mark.parametrize("file", ["place/stage1/actor.safetensors", "place", "."])
+def test_what_is_refused_in_the_run_folder_is_one_line(number, file):
+    with pytest.raises(UserError, match=f"^{file}: .*choose a"), machine_faults(Path("place")):
+        raise OSError(number, os.strerror(number), file)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(OSError(number, os.strerror(number), "/assets/robot.urdf") for number in REFUSED),
+        PermissionError(errno.EPERM, "no file is named"),
+        FileNotFoundError(errno.ENOENT, "missing", "place/file"),
+        KeyError("missing"),
+    ],
+    ids=repr,
+)
+def test_a_bug_keeps_its_traceback(error):
+    with pytest.raises(type(error)) as raised, machine_faults(Path("place")):
+        raise error
+    assert raised.value is error
+
+
+def test_a_killed_worker_says_how_to_go_on():
+    line = "env worker 0 was killed; run it again: .*resume=true"
+    with pytest.raises(UserError, match=line), machine_faults(Path("place")):
+        raise WorkerKilledError("env worker 0 was killed")
+    with pytest.raises(WorkerError, match=r"^env worker 0 failed$"), machine_faults(Path("place")):
+        raise WorkerError("env worker 0 failed")
 
 
 @pytest.mark.parametrize("output", ["/dev/null", "file", "file/below"])
@@ -61,6 +88,7 @@ def test_an_output_that_is_no_folder(tmp_path, capsys, output):
     (tmp_path / "file").write_text("kept")
     error = fails(capsys, "demos", *SMOKE, f"output={output}")
     assert output.split("/below")[0] in error
+    assert "choose another output=" in error and "resume" not in error
     assert (tmp_path / "file").read_text() == "kept"
 
 
@@ -78,12 +106,33 @@ def test_too_many_open_files(capsys):
         assert "ulimit -n" in fails(capsys, "demos", *SMOKE)
 
 
+def test_too_many_open_files_before_the_run_begins(capsys):
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    with limit(resource.RLIMIT_NOFILE, free):
+        error = fails(capsys, "demos", *SMOKE)
+    assert "ulimit -n" in error and "resume" not in error
+
+
+def limit_that_stops(run, pattern):
+    """A file size below that of the first file of this pattern, and above those of all that a run writes before."""
+    files = sorted((path for path in run.rglob("*") if path.is_file()), key=lambda path: path.stat().st_mtime_ns)
+    first = next(place for place, path in enumerate(files) if path.match(pattern))
+    before = max((path.stat().st_size for path in files[:first]), default=0)
+    size = files[first].stat().st_size
+    assert before < size, f"a limit that stops {files[first]} stops an earlier file: choose another one here"
+    return (before + size) // 2
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [500, 8_000, 12_900, 40_000, 60_000, 80_000])
-def test_a_limit_of_the_file_size_stops_each_step_in_one_line(tmp_path, finished, capsys, size):
-    """The sizes lie between those of what steps write: demonstrations, base policy, rollouts, checkpoints, figure."""
-    with limit(resource.RLIMIT_FSIZE, size):
+@pytest.mark.parametrize(
+    "pattern",
+    ["demos/*.h5", "stage1/rollouts.*", "stage1/checkpoints/*/agent.*", "stage1/checkpoints/*/optimisers.*", "*.png"],
+)
+def test_a_limit_of_the_file_size_stops_each_step_in_one_line(tmp_path, finished, capsys, pattern):
+    with limit(resource.RLIMIT_FSIZE, limit_that_stops(finished / "a", pattern)):
         error = fails(capsys, "run", *TINY, "name=a")
+    assert not [path for path in (tmp_path / "runs" / "a").rglob("*") if path.match(pattern)]
     assert "file too large" in error and "ulimit -f" in error
     main(["run", *TINY, "name=a", "resume=true"])
     resumed, whole = (folder / "a" / "stage2" / "actor.safetensors" for folder in (tmp_path / "runs", finished))
@@ -124,23 +173,3 @@ def test_diagnosis_on_a_full_disk(tmp_path, finished, capsys, small_disk):
     small_disk("size=40k")
     arguments = [*TINY, *loaded(finished / "a" / "base"), "output=disk"]
     assert "no space left" in fails(capsys, "diagnose", *arguments)
-
-
-def test_a_closed_pipe_ends_the_command_quietly():
-    """As in ``dsrl ... | head -1``, when ``head`` has ended."""
-    read, write = os.pipe()
-    os.close(read)
-    command = [sys.executable, "-m", "dsrl_torchrl", "stage2", "--help"]
-    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
-    os.close(write)
-    assert done.returncode == 141
-    assert done.stderr == ""
-
-
-@pytest.mark.slow
-def test_an_ascii_terminal_gets_every_line(finished):
-    environment = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
-    command = [sys.executable, "-m", "dsrl_torchrl", "stage1", *TINY, *loaded(finished / "a" / "base")]
-    done = subprocess.run(command, capture_output=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert b"(gain" in done.stdout and done.stdout.isascii()

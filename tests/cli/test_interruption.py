@@ -12,12 +12,7 @@ from dsrl_torchrl.cli.main import main
 
 from .pipeline_run import ENDLESS, TINY, ends, fails, loaded, start, wait_for
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_an_empty_folder")]
 
 
 NAN_ENV = """

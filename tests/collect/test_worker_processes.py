@@ -7,16 +7,19 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
 import torch
 
-from dsrl_torchrl.collect.worker_processes import WorkerEnvs, WorkerError
+from dsrl_torchrl.collect.spawned_process import WorkerError, WorkerKilledError
+from dsrl_torchrl.collect.worker_processes import WorkerEnvs
 from dsrl_torchrl.envs.toy import PointReachEnv
 from dsrl_torchrl.errors import UserError
 
 from ..processes import children, wait_until, wait_until_gone, workers
+from .test_spawned_process import holdings
 
 pytestmark = pytest.mark.slow
 
@@ -80,9 +83,12 @@ def test_a_killed_worker_is_named(number, capfd):
     rollout(env)
     victim = env._workers[1]
     os.kill(victim.pid, number)
-    with pytest.raises(WorkerError, match=rf"env worker 1 \(pid {victim.pid}\) was killed by {number.name}"):
+    line = rf"env worker 1 \(pid {victim.pid}\) was killed by {number.name}"
+    with pytest.raises(WorkerKilledError, match=line) as raised:
         for _ in range(1000):
             rollout(env)
+    assert ("ran out of memory" in str(raised.value)) == (number == signal.SIGKILL)
+    assert "resume" not in str(raised.value)  # there need not be a command
     env.close()
     assert not multiprocessing.active_children()
     assert capfd.readouterr().err == ""
@@ -105,6 +111,36 @@ def test_workers_ignore_ctrl_c_and_leave_torch_its_threads_and_close_when_dead()
     finally:
         torch.set_num_threads(before)
     assert not multiprocessing.active_children()
+
+
+def test_nothing_is_left_of_closed_envs():
+    def make_and_close(kill=False):
+        env = WorkerEnvs(2, PointReachEnv)
+        rollout(env)
+        readers = [worker._reader for worker in env._workers]
+        if kill:
+            env._workers[0].kill()
+            with pytest.raises(WorkerError):
+                for _ in range(1000):
+                    rollout(env)
+        env.close()
+        for reader in readers:
+            reader.join()
+
+    make_and_close()
+    before = holdings()
+    make_and_close()
+    make_and_close(kill=True)
+    make_and_close()
+    assert holdings() == before
+
+
+def test_envs_outlive_the_thread_that_made_them():
+    with ThreadPoolExecutor(1) as pool:
+        env = WorkerEnvs(1, PointReachEnv)
+        pool.submit(rollout, env).result()  # workers start at the first use
+    rollout(env)
+    env.close()
 
 
 STEP_FOR_EVER = """

@@ -17,6 +17,7 @@ from torchrl.envs.utils import check_env_specs
 
 from dsrl_torchrl import LatentActionEnv, make_macro_env
 from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.latent_env.latent_action_env import check_units
 from dsrl_torchrl.policies import BasePolicy
 from tests.latent_env.test_latent_action_env import TanhPolicy
 from tests.scripted_env import ScriptedEnv
@@ -177,6 +178,15 @@ def test_actions_in_other_units_are_refused():
     LatentActionEnv(env, Scaled(3.0), act_horizon=3)
     LatentActionEnv(WithSpecs(action_spec=Bounded(-50, 50, (2, 1))), Scaled(50.0), act_horizon=3)
     LatentActionEnv(WithSpecs(action_spec=Unbounded((2, 1))), Scaled(50.0), act_horizon=3)
+
+
+def test_one_dimension_in_other_units_is_refused():
+    """Millimetres beside a gripper that is right: most of all actions are not far."""
+    action = Bounded(torch.tensor([[-1.0, -1.0, -2.0]]), torch.tensor([[1.0, 1.0, 2.0]]), (1, 3))
+    head = torch.randn(64, 1, 3)
+    check_units(head, action)
+    with pytest.raises(UserError, match=r"far out of the env's range.*dimensions 1\)"):
+        check_units(head * torch.tensor([1.0, 1000.0, 1.0]), action)
 
 
 def test_the_checks_draw_nothing_from_the_users_seed():

@@ -145,3 +145,19 @@ def test_bad_options_are_one_line(options, message):
     with pytest.raises(UserError, match=message) as error:
         NetworkConfig(**options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        ([0.0] * 3, [1.0] * 3, "should give 2 numbers, as the env's entry has, its mean has 3"),
+        ([0.0, float("nan")], [1.0, 1.0], "its mean should be finite"),
+        ([0.0, 0.0], [1.0, 0.0], "its std should be finite and positive"),
+    ],
+)
+def test_statistics_that_cannot_be_are_the_policys(mean, std, message):
+    """They would surface as a shape error of ours, or as a loss that is NaN."""
+    policy = coin_env().decoder.base_policy
+    policy.observation_statistics = lambda key: (torch.tensor(mean), torch.tensor(std))
+    with pytest.raises(UserError, match=message):
+        make_encoder(coin_env(policy), NetworkConfig())

@@ -56,6 +56,14 @@ def test_a_batch_without_its_step_counts_is_refused(name):
         expected(name, batch=macro_transitions(B).exclude(STEPS_ENTRY))
 
 
+def test_the_step_counts_at_the_root_are_refused(name):
+    """They are those of the macro step before."""
+    loss, batch = use_macro_discount(make_plain(name), GAMMA), macro_transitions(B)
+    loss.set_keys(steps_to_next_obs="steps_to_next_obs")
+    with pytest.raises(UserError, match="should be under 'next', got 'steps_to_next_obs'"):
+        loss(batch)
+
+
 def test_in_keys_are_all_that_it_reads(name):
     loss, batch = use_macro_discount(make_plain(name), GAMMA), macro_transitions(B)
     assert loss.in_keys.count(STEPS_ENTRY) == 1

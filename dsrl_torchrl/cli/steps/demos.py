@@ -9,12 +9,14 @@ from pathlib import Path
 
 from tensordict.utils import NestedKey
 from torch import Tensor
+from torchrl.envs import EnvBase
 
 from dsrl_torchrl.cli.config import TaskOptions
 from dsrl_torchrl.cli.targets import make
 from dsrl_torchrl.data.episode import Episode
 from dsrl_torchrl.data.readers.maniskill import read_demonstrations
 from dsrl_torchrl.envs.trajectory_file import RECORDING
+from dsrl_torchrl.errors import UserError
 
 FILE = "trajectory.h5"
 
@@ -31,6 +33,8 @@ class TaskInterface:
 def task_interface(task: TaskOptions) -> TaskInterface:
     """Makes the task's env once, which takes a simulator seconds, and closes it."""
     env = make(task.env)
+    if not isinstance(env, EnvBase):
+        raise UserError(f"task.env: {task.env['_target_']} should make a TorchRL env, it made a {type(env).__name__}")
     try:
         entries = env.observation_spec.items(True, True)
         space = env.action_spec.space

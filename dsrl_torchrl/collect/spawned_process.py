@@ -1,0 +1,147 @@
+"""Spawned worker processes that never print, and never outlive the main process."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import multiprocessing.context
+import multiprocessing.util
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
+
+from dsrl_torchrl.errors import UserError
+
+#: Seconds that a process whose pipe is closed may take to be gone.
+PATIENCE = 10.0
+
+
+def silence_resource_tracker() -> None:
+    """Starts Python's tracker of semaphores where it can't be heard: it would say what a killed main process has left.
+
+    Whoever makes the first semaphore starts it: a progress bar, a replay buffer. So this has to come before.
+    """
+    with _stderr_into(os.open(os.devnull, os.O_WRONLY)):
+        resource_tracker.ensure_running()
+
+
+class WorkerError(UserError):
+    """An env worker process that failed or was killed: which one, and how, in one line."""
+
+
+class WorkerKilledError(WorkerError):
+    """One that was killed from outside: by a user, a scheduler, or the kernel when memory ran out."""
+
+
+class WorkerProcess(multiprocessing.context.SpawnProcess):
+    """A spawned process whose stderr the main process keeps, and that the kernel ends with its parent.
+
+    The kernel's word for parent is the thread that started it. So one that another thread than the main thread has
+    started is not asked for: it outlives the thread, and after a ``kill -9`` of its parent notices at its next message
+    that the pipe is closed. The same holds elsewhere than on Linux.
+    """
+
+    def start(self) -> None:
+        """Starts it, with stderr replaced from its first instruction on: imports may fail or be interrupted."""
+        self._parent = os.getpid()
+        self._ends_with_parent = threading.current_thread() is threading.main_thread()
+        read, write = os.pipe()
+        try:
+            with _stderr_into(write):
+                super().start()
+        except BaseException:
+            os.close(read)
+            raise
+        # Else the exit waits for what was not closed.
+        self._finalizer = multiprocessing.util.Finalize(None, self.kill, exitpriority=0)
+        self._last_words: deque[str] = deque(maxlen=20)
+        # A full pipe would stop the worker.
+        self._reader = threading.Thread(target=self._read, args=(read,), daemon=True)
+        self._reader.start()
+
+    def run(self) -> None:
+        """In the worker: the target; an exception is one line on stderr."""
+        # Ctrl-C reaches every process of the terminal; the main process alone answers, and ends its workers.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if self._ends_with_parent:
+            _ask_to_end_with_parent()
+        if os.getppid() != self._parent:
+            os._exit(1)  # it ended before this process had asked
+        try:
+            super().run()
+        except Exception as error:
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            print(f"{kind}{' '.join(str(error).split())}", file=sys.stderr)
+            raise SystemExit(1) from None
+
+    @property
+    def killed(self) -> bool:
+        """Whether a signal from outside has ended it."""
+        return self.exitcode is not None and -self.exitcode in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+
+    def end(self) -> str:
+        """How it ended."""
+        assert self.exitcode is not None
+        if self.killed:
+            memory = " (or the machine ran out of memory)" if -self.exitcode == signal.SIGKILL else ""
+            return f"was killed by {signal.Signals(-self.exitcode).name}{memory}"
+        self._reader.join(PATIENCE)
+        said = next((line for line in reversed(self._last_words) if line.strip()), "it said nothing").strip()
+        if self.exitcode < 0:
+            return f"crashed by {signal.Signals(-self.exitcode).name}: {said}"
+        return f"failed: {said} (its traceback: collector.num_workers=1)"
+
+    def close(self) -> None:
+        """Gives back what this process keeps of one that has ended."""
+        super().close()
+        self._finalizer.cancel()
+
+    def _read(self, pipe: int) -> None:
+        with open(pipe, errors="replace") as lines:
+            self._last_words.extend(lines)
+
+
+class WorkerContext(multiprocessing.context.SpawnContext):
+    """The start method, by name, of :class:`WorkerProcess`."""
+
+    method = "dsrl-worker"
+    Process = WorkerProcess
+
+
+# ParallelEnv takes the name of a start method, and the class of its processes from there.
+multiprocessing.context._concrete_contexts[WorkerContext.method] = WorkerContext()  # type: ignore[attr-defined]
+
+
+def _ask_to_end_with_parent() -> None:
+    """Asks the kernel to kill this process when the thread that started it ends."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        pr_set_pdeathsig = 1
+        prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+#: Two threads that replaced stderr at a time could each put back what the other had put there.
+_REPLACING = threading.Lock()
+
+
+@contextlib.contextmanager
+def _stderr_into(file: int) -> Iterator[None]:
+    """Processes that start meanwhile have the file descriptor ``file`` as stderr; closes it here.
+
+    What other threads of this process print meanwhile, some milliseconds, goes there as well: a worker's last words may
+    hold a line too many, none that this process needs is lost. Only so is a process quiet from its first instruction
+    on; ``spawn`` offers no way to give it a stderr of its own.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, file)
+        stack.enter_context(_REPLACING)
+        kept = os.dup(2)
+        stack.callback(os.close, kept)
+        stack.callback(os.dup2, kept, 2)
+        os.dup2(file, 2)
+        yield

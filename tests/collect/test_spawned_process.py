@@ -1,0 +1,66 @@
+"""Worker processes by themselves: quiet, and nothing is left of one that has been closed."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing.util
+import os
+import threading
+import time
+
+from dsrl_torchrl.collect.spawned_process import WorkerProcess, _stderr_into, silence_resource_tracker
+
+
+def holdings():
+    """Open files, threads, processes and finalisers of this process."""
+    gc.collect()
+    processes = sum(issubclass(type(thing), multiprocessing.process.BaseProcess) for thing in gc.get_objects())
+    finalisers = len(multiprocessing.util._finalizer_registry)
+    return len(os.listdir("/proc/self/fd")), threading.active_count(), processes, finalisers
+
+
+def test_nothing_is_left_of_a_closed_process():
+    def start_and_close(target, *arguments, kill=False):
+        process = WorkerProcess(target=target, args=arguments)
+        process.start()
+        if kill:
+            process.kill()
+        process.join()
+        process._reader.join()
+        process.close()
+
+    silence_resource_tracker()
+    before = holdings()
+    for _ in range(5):
+        start_and_close(os.getpid)
+        start_and_close(time.sleep, 60, kill=True)
+    assert holdings() == before
+
+
+def test_nothing_is_left_of_a_process_that_could_not_start():
+    silence_resource_tracker()
+    before = holdings()
+    for _ in range(3):
+        try:
+            WorkerProcess(target=lambda: None).start()  # a lambda can't be pickled
+        except Exception as error:
+            assert "pickle" in str(error)
+    assert holdings() == before
+
+
+def test_two_threads_that_start_processes_leave_stderr_where_it_is():
+    before = os.fstat(2)
+    inside, left = threading.Event(), threading.Event()
+
+    def other():
+        with _stderr_into(os.open(os.devnull, os.O_WRONLY)):
+            inside.set()
+            left.wait()
+
+    thread = threading.Thread(target=other)
+    with _stderr_into(os.open(os.devnull, os.O_WRONLY)):
+        thread.start()
+        inside.wait(0.3)
+    left.set()
+    thread.join()
+    assert os.path.samestat(before, os.fstat(2))
