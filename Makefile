@@ -1,4 +1,5 @@
 # make check: what to run while working, under two minutes.  make test: everything.  make demo: from nothing to a steered policy.
+# make faults: kills, damages and starves runs, minutes; KILLS=100 SEED=1 make faults for more and others.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,12 +8,15 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: check test demo docs lint install clean
+.PHONY: check test faults demo docs lint install clean
 check: lint
 	$(PYTEST) -m 'not slow and not simulator'
 
 test: lint
 	$(PYTEST)
+
+faults: install
+	$(BIN)/python -m tests.faults
 
 demo: install
 	$(BIN)/dsrl run experiment=demo

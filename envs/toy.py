@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -148,8 +151,7 @@ def make_toy_demonstrations(
     Raises:
         UserError: fewer than ``count`` successes in ``10 * count + 10`` episodes.
     """
-    import h5py  # the env itself needs the core's dependencies alone
-    from tqdm import tqdm
+    from tqdm import tqdm  # the env itself needs the core's dependencies alone
 
     path = Path(path)
     provenance: dict[str, float] = {"seed": seed, "action_noise": action_noise, "speed": speed, "attempts": 0}
@@ -157,7 +159,7 @@ def make_toy_demonstrations(
     noise = np.random.default_rng(seed)
     episodes: list[dict] = []
     bar = tqdm(total=count, desc="toy demonstrations", unit="ep", disable=not progress)
-    with publishing(path, provenance) as folder, bar, h5py.File(folder / f"{STEM}.h5", "w") as file:
+    with publishing(path, provenance) as folder, bar, _written_at_once(folder / f"{STEM}.h5") as file:
         for episode_seed in demonstration_seeds(seed)[: 10 * count + 10]:
             if len(episodes) == count:
                 break
@@ -182,6 +184,17 @@ def make_toy_demonstrations(
         env_info = {"env_id": "PointReach", "env_kwargs": {"goal": goal}, "max_episode_steps": max_episode_steps}
         (folder / f"{STEM}.json").write_text(json.dumps({"env_info": env_info, "episodes": episodes}))
     return path
+
+
+@contextmanager
+def _written_at_once(path: Path) -> Iterator[Any]:
+    """A new h5 file that is in memory until it is closed: HDF5 crashes when a disk fills while a file is open."""
+    import h5py
+
+    image = io.BytesIO()
+    with h5py.File(image, "w") as file:
+        yield file
+    path.write_bytes(image.getvalue())
 
 
 def _walk(

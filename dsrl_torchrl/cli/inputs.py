@@ -113,7 +113,8 @@ class Inputs:
         else:
             episodes = self._episodes(self.demos())
             artifact.begin()
-            with metrics_log(config, artifact.folder / "metrics.csv", "updates", "base") as log:
+            metrics = artifact.folder / "metrics.csv"
+            with metrics_log(config, metrics, "updates", "base") as log:
                 policy, measured, chunks = base.clone_policy(
                     config.base_policy,
                     config.task,
@@ -124,7 +125,7 @@ class Inputs:
                     progress=config.progress,
                 )
             folder = save_policy(policy, artifact.folder)
-            artifact.finish(folder / MODEL_FILE, folder / POLICY_FILE, steerability=measured.spread)
+            artifact.finish(folder / MODEL_FILE, folder / POLICY_FILE, metrics, steerability=measured.spread)
             self.say(f"base policy: cloned from {chunks} chunks, in {artifact.folder}")
             for line in base.steerability_lines(measured):
                 self.say(line)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
+import threading
 from types import FrameType
 from typing import Any
 
@@ -35,6 +37,7 @@ class Interruption:
         self.working = False
         self._telling = self._told = False
         self._before: dict[int, Any] = {}
+        self._hook_before = sys.unraisablehook
 
     def take(self) -> None:
         """Takes the signals, where this is the main thread."""
@@ -42,11 +45,13 @@ class Interruption:
             for number in SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._handle)
+            sys.unraisablehook = self._handle_lost
 
     def restore(self) -> None:
         """Gives them back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        sys.unraisablehook = self._hook_before
 
     def tell(self) -> None:
         """Prints the line, once."""
@@ -66,3 +71,13 @@ class Interruption:
             return  # it came in the middle of that, and the end is near
         self.tell()
         os._exit(128 + self.received)
+
+    def _handle_lost(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """Sends the signal again if it came in a finaliser or in a weak reference's callback, which nothing leaves."""
+        if self.received is None or not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            self._hook_before(unraisable)
+            return
+        again = threading.Timer(0.01, os.kill, [os.getpid(), self.received])  # not now: this is such a place, too
+        self.received = None
+        again.daemon = True
+        again.start()
