@@ -127,7 +127,13 @@ def limit_that_stops(run, pattern):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "pattern",
-    ["demos/*.h5", "stage1/rollouts.*", "stage1/checkpoints/*/agent.*", "stage1/checkpoints/*/optimisers.*", "*.png"],
+    [
+        "demos/*.h5",
+        "stage1/rollouts.safetensors",
+        "stage1/checkpoints/*/agent.*",
+        "stage1/checkpoints/*/optimisers.*",
+        "*.png",
+    ],
 )
 def test_a_limit_of_the_file_size_stops_each_step_in_one_line(tmp_path, finished, capsys, pattern):
     with limit(resource.RLIMIT_FSIZE, limit_that_stops(finished / "a", pattern)):
