@@ -107,3 +107,20 @@ def test_failed_demonstrations_leave_nothing_behind(tmp_path):
     with pytest.raises(UserError, match="only 0 of 2 toy demonstrations"):
         make_toy_demonstrations(tmp_path / "a.h5", 2, max_episode_steps=1, progress=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_first_reset_after_set_seed_starts_afresh(monkeypatch):
+    """As one with seeds of its own: a simulator is then built anew, so that a resumed run is the uninterrupted one."""
+    env, afresh = PointReachEnv(num_envs=2), []
+    start = env._start
+
+    def watched(seeds, env_idx, asked):
+        afresh.append(asked)
+        return start(seeds, env_idx, asked)
+
+    monkeypatch.setattr(env, "_start", watched)
+    for _ in range(2):
+        env.set_seed(3)
+        for seed in (None, None, [5, 6]):
+            env.reset() if seed is None else env.reset(seed=seed)
+    assert afresh == [True, False, True] * 2
