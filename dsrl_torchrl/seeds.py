@@ -13,7 +13,8 @@ DEMONSTRATIONS = range(0, 400_000_000)
 TRAINING = range(400_000_000, 900_000_000)
 #: Checks of stage 1 in the env.
 CHECKS = range(900_000_000, 950_000_000)
-#: ``dsrl diagnose``: decisions are taken from it (magnitude, layout, whether to train at all).
+#: ``dsrl diagnose``: decisions are taken from it (magnitude, layout, whether to train at all). Every
+#: step that takes a base policy first asks it for chunks at the first few of them, and executes none.
 DIAGNOSIS = range(950_000_000, 1_000_000_000)
 #: The evaluation's: nothing else ever resets to these.
 HELD_OUT = range(1_000_000_000, 1_100_000_000)

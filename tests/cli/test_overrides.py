@@ -28,12 +28,13 @@ WITH = {
     "algorithm.batch_size": {"stage2.offline_fraction": 0, "stage2.replay_size": 1_000_000_000},
     "networks.in_keys": {"stage1.use_demonstrations": False},
     "stage2.total_env_steps": {"stage2.warmup_env_steps": 0},
+    "latent.knots": {"latent.noise_layout": "interpolated"},
     "stage2.replay_size": {"algorithm.batch_size": 1, "stage2.offline_fraction": 0},
 }
 #: Of these, the end of the range needs more of another than there may be.
 ALONE = dict.fromkeys(
     ("stage2.warmup_env_steps", "algorithm.critic_only_updates", "stage1.algorithm.critic_only_updates"), (0, 1)
-)
+) | {"latent.knots": (2, 3)}
 
 
 @pytest.fixture(scope="module")
