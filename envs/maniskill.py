@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -11,7 +11,7 @@ from tensordict.utils import NestedKey
 
 from dsrl_torchrl.data.demonstration_transitions import step_penalty
 from dsrl_torchrl.envs.episodic import EpisodicEnv
-from dsrl_torchrl.envs.headless import import_mani_skill, rendering_available
+from dsrl_torchrl.envs.maniskill_task import make_gym_env
 from dsrl_torchrl.errors import UserError
 
 #: What each ``reward`` of ours asks of ManiSkill. A step penalty needs no reward of the task, so it is not computed.
@@ -23,25 +23,28 @@ class ManiSkillEnv(EpisodicEnv):
 
     The observation is the task's flat state (metres, radians, m/s), ``action`` the controller's, in ``[-1, 1]`` for the
     delta controllers. Nothing is looped over envs and nothing leaves the simulation's device, so GPU simulation
-    (``num_envs`` in the hundreds) is the same code.
+    (``num_envs`` in the hundreds) is the same code. On the CPU several envs share one run of ManiSkill's Python, which
+    costs four times the physics if every env has its own (:func:`~dsrl_torchrl.envs.batched_maniskill.batched_class`).
 
-    How far a seed determines an episode: on the CPU, ``reset(seed=s)`` rebuilds the scene (0.2 s), and the same actions
-    then give the same trajectory bit for bit, in any process. An unseeded reset (4 to 8 ms) is exact in its start only:
-    PhysX keeps contact caches, so that later states differ slightly with what happened in earlier episodes. On the GPU,
-    ManiSkill draws all starts of a reset from the *first* seed of a list (a list names the batch of starts, not each
-    start), and contact-derived entries of a first observation may be those of the episode before.
+    How far a seed determines an episode: on the CPU, ``reset(seed=...)`` of all envs rebuilds the scenes (0.2 s), and
+    the same actions then give the same trajectory bit for bit, in any process and whatever ``num_envs``. An unseeded
+    reset (4 to 8 ms), or a seeded one of some envs alone, is exact in its start only: PhysX keeps contact caches, so
+    that later states differ slightly with what happened in earlier episodes. On the GPU, ManiSkill draws all starts of
+    a reset from the *first* seed of a list (a list names the batch of starts, not each start), and contact-derived
+    entries of a first observation may be those of the episode before.
 
     Args:
         env_id: ManiSkill task, e.g. ``PickCube-v1``.
         control_mode: the robot's controller.
-        num_envs: ``N``. Above 1 needs GPU simulation; on CPU use TorchRL's ``ParallelEnv``.
+        num_envs: ``N``.
         max_episode_steps: time limit in env steps; ``None`` keeps the task's own.
         reward: ``step_penalty`` is ``-1 + success_bonus * success`` (RLinf's ``use_step_penalty``: -1/0), ``dense``
             ManiSkill's reward normalised to about [0, 1], ``sparse`` +1 on success and -1 on failure. Where a failure
             ends the episode, ``step_penalty`` pays for failing early.
         success_bonus: see ``step_penalty``.
         terminate_on_success: ``False`` runs every episode to its time limit, for evaluation.
-        sim_backend: ``auto`` (GPU if ``num_envs > 1``), ``physx_cpu`` or ``physx_cuda``.
+        sim_backend: ``auto`` (GPU if ``num_envs > 1`` and there is one), ``physx_cpu`` or ``physx_cuda``.
+        batched: ``False`` steps several envs on the CPU one after the other: the same numbers, several times slower.
         device: where the tensors live; ``None`` leaves them on the simulation's device.
         seed: seeds the stream of starts; ``None`` takes fresh entropy.
         render_mode: ``rgb_array`` makes :meth:`render` return frames; needs a Vulkan device.
@@ -50,7 +53,8 @@ class ManiSkillEnv(EpisodicEnv):
         observation_key: name of the observation's entry.
 
     Raises:
-        UserError: unknown task, controller or reward; missing assets; several envs on a CPU; nothing to render with.
+        UserError: unknown task, controller or reward; missing assets; nothing to render with;
+            GPU simulation without a GPU.
         NonFiniteError: in reset and step, if the simulation returns NaN or infinity.
     """
 
@@ -64,6 +68,7 @@ class ManiSkillEnv(EpisodicEnv):
         success_bonus: float = 1.0,
         terminate_on_success: bool = True,
         sim_backend: Literal["auto", "physx_cpu", "physx_cuda"] = "auto",
+        batched: bool = True,
         device: torch.device | str | None = None,
         seed: int | None = None,
         render_mode: Literal["rgb_array"] | None = None,
@@ -80,6 +85,7 @@ class ManiSkillEnv(EpisodicEnv):
                 max_episode_steps=max_episode_steps,
                 reward_mode=REWARD_MODES[reward],
                 sim_backend=sim_backend,
+                batched=batched,
                 render_mode=render_mode,
             )
         sim = env.unwrapped
@@ -96,6 +102,9 @@ class ManiSkillEnv(EpisodicEnv):
         self._env, self._sim = env, sim
         self.is_closed = False  # EnvBase starts closed
         self._sim_device = torch.device(sim.device)
+        self._step_physics: Callable[[Sequence[int]], Any] | None = getattr(sim, "step_physics", None)
+        if self._step_physics is None and not sim.gpu_sim_enabled:
+            self._step_physics = lambda envs: sim.scene.step()  # ManiSkill's own task, which is one env
         self.env_id, self.control_mode, self.reward, self.success_bonus = env_id, control_mode, reward, success_bonus
 
     def __repr__(self) -> str:
@@ -105,14 +114,14 @@ class ManiSkillEnv(EpisodicEnv):
         # ManiSkill's own unseeded resets draw from torch's global generator; ours are always seeded. It wants the whole
         # batch's seeds in a partial reset too: shorter lists break its generators.
         options: dict[str, Any] = {} if env_idx is None else {"env_idx": env_idx.to(self._sim_device)}
-        if not self._sim.gpu_sim_enabled:
-            if asked:
+        if self._step_physics is not None:
+            if asked and env_idx is None:
                 options["reconfigure"] = True
             else:
                 # PhysX reports the contacts of its last step: a cube that was held when the last episode ended would be
                 # `is_grasped` in the first observation of this one. One step from the new start forgets it.
                 self._env.reset(seed=seeds, options=options)
-                self._sim.scene.step()
+                self._step_physics(range(len(seeds)) if env_idx is None else env_idx.tolist())
         observation, info = self._env.reset(seed=seeds, options=options)
         return observation, self._success(info)
 
@@ -140,71 +149,3 @@ class ManiSkillEnv(EpisodicEnv):
         if not self.is_closed:
             self._env.close()
         super().close(raise_if_closed=raise_if_closed)
-
-
-def make_gym_env(
-    env_id: str,
-    *,
-    control_mode: str,
-    num_envs: int = 1,
-    max_episode_steps: int | None = None,
-    reward_mode: str = "none",
-    sim_backend: str = "auto",
-    render_mode: str | None = None,
-    obs_mode: str = "state",
-) -> Any:
-    """``gym.make`` for ManiSkill: quiet, renderer only if frames are asked for, one-line errors.
-
-    Arguments are those of :class:`ManiSkillEnv`, with ManiSkill's own ``reward_mode`` and ``obs_mode``.
-
-    Raises:
-        UserError: see :class:`ManiSkillEnv`.
-    """
-    if num_envs > 1 and (sim_backend in ("cpu", "physx_cpu") or not torch.cuda.is_available()):
-        raise UserError(
-            f"num_envs={num_envs} needs GPU simulation (a CUDA GPU, sim_backend auto or physx_cuda); "
-            "on CPU put one-env ManiSkillEnvs into TorchRL's ParallelEnv"
-        )
-    if not import_mani_skill() and render_mode is not None:
-        raise UserError(f"render_mode={render_mode!r}: {rendering_available()[1]}")
-    import gymnasium
-    from mani_skill.utils.registration import REGISTERED_ENVS
-
-    if env_id not in REGISTERED_ENVS:
-        near = difflib.get_close_matches(env_id, REGISTERED_ENVS, n=3) or sorted(REGISTERED_ENVS)[:5]
-        raise UserError(f"unknown ManiSkill task {env_id!r}; near it: {', '.join(near)}")
-    _check_assets(env_id, REGISTERED_ENVS[env_id].asset_download_ids or [])
-    kwargs: dict[str, Any] = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
-    if render_mode is None:
-        # State needs no renderer even where there is one: less GPU memory, and the same physics everywhere.
-        kwargs["render_backend"] = "none"
-    try:
-        return gymnasium.make(
-            env_id,
-            num_envs=num_envs,
-            obs_mode=obs_mode,
-            control_mode=control_mode,
-            reward_mode=reward_mode,
-            sim_backend=sim_backend,
-            render_mode=render_mode,
-            **kwargs,
-        )
-    except AssertionError as error:
-        if "not in supported modes" in str(error):
-            raise UserError(f"unknown control_mode for {env_id}: {error}") from None
-        raise
-    except NotImplementedError as error:
-        raise UserError(
-            f"{env_id} does not support reward_mode={reward_mode!r} or obs_mode={obs_mode!r}: {error}"
-        ) from None
-
-
-def _check_assets(env_id: str, asset_ids: list[str]) -> None:
-    """ManiSkill asks on the terminal whether to download what is missing, which hangs a worker process for ever."""
-    from mani_skill.utils import assets
-
-    for asset in asset_ids:
-        in_group = asset in assets.DATA_GROUPS
-        sources = assets.expand_data_group_into_individual_data_source_ids(asset) if in_group else [asset]
-        if not all(assets.is_data_source_downloaded(source) for source in sources):
-            raise UserError(f"{env_id} needs assets: python -m mani_skill.utils.download_asset {asset}")

@@ -153,6 +153,6 @@ def test_unknown_reward():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is allowed with a GPU")
-def test_several_envs_need_a_gpu():
-    with pytest.raises(UserError, match="ParallelEnv"):
-        ManiSkillEnv(num_envs=2)
+def test_gpu_simulation_needs_a_gpu():
+    with pytest.raises(UserError, match="sim_backend=physx_cuda needs a CUDA GPU"):
+        ManiSkillEnv(num_envs=2, sim_backend="physx_cuda")

@@ -1,0 +1,113 @@
+"""How a ManiSkill task is made: with a GPU, batched on the CPU, or as it comes; what is wrong is one line."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import warnings
+from typing import Any
+
+import torch
+
+from dsrl_torchrl.envs.batched_maniskill import batched_class
+from dsrl_torchrl.envs.headless import import_mani_skill, rendering_available
+from dsrl_torchrl.envs.serial_maniskill import SerialTasks
+from dsrl_torchrl.errors import UserError
+
+#: Whose internals the batched CPU simulation is written for.
+BATCHED_VERSION = "3.0"
+
+
+def make_gym_env(
+    env_id: str,
+    *,
+    control_mode: str,
+    num_envs: int = 1,
+    max_episode_steps: int | None = None,
+    reward_mode: str = "none",
+    sim_backend: str = "auto",
+    batched: bool = True,
+    render_mode: str | None = None,
+    obs_mode: str = "state",
+) -> Any:
+    """``gym.make`` for ManiSkill: quiet, renderer only if frames are asked for, several envs on the CPU, too.
+
+    Arguments are those of :class:`~dsrl_torchrl.envs.maniskill.ManiSkillEnv`, with ManiSkill's own ``reward_mode`` and
+    ``obs_mode``.
+
+    Raises:
+        UserError: as there.
+    """
+    if sim_backend == "physx_cuda" and not torch.cuda.is_available():
+        raise UserError("sim_backend=physx_cuda needs a CUDA GPU, and torch sees none; physx_cpu works everywhere")
+    if not import_mani_skill() and render_mode is not None:
+        raise UserError(f"render_mode={render_mode!r}: {rendering_available()[1]}")
+    import gymnasium
+    from mani_skill.utils.registration import REGISTERED_ENVS
+
+    if env_id not in REGISTERED_ENVS:
+        near = difflib.get_close_matches(env_id, REGISTERED_ENVS, n=3) or sorted(REGISTERED_ENVS)[:5]
+        raise UserError(f"unknown ManiSkill task {env_id!r}; near it: {', '.join(near)}")
+    _check_assets(env_id, REGISTERED_ENVS[env_id].asset_download_ids or [])
+    kwargs: dict[str, Any] = {
+        "obs_mode": obs_mode,
+        "control_mode": control_mode,
+        "reward_mode": reward_mode,
+        "render_mode": render_mode,
+    }
+    if render_mode is None:
+        # State needs no renderer even where there is one: less GPU memory, and the same physics everywhere.
+        kwargs["render_backend"] = "none"
+    limit: dict[str, Any] = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
+    try:
+        if num_envs == 1 or (sim_backend != "physx_cpu" and torch.cuda.is_available()):
+            return gymnasium.make(env_id, num_envs=num_envs, sim_backend=sim_backend, **kwargs, **limit)
+        if batched and render_mode is None and _can_be_batched(env_id):
+            return _make_batched(env_id, num_envs, max_episode_steps, kwargs)
+        return SerialTasks(
+            [gymnasium.make(env_id, sim_backend="physx_cpu", **kwargs, **limit) for _ in range(num_envs)]
+        )
+    except AssertionError as error:
+        if "not in supported modes" in str(error):
+            raise UserError(f"unknown control_mode for {env_id}: {error}") from None
+        raise
+    except NotImplementedError as error:
+        raise UserError(
+            f"{env_id} does not support reward_mode={reward_mode!r} or obs_mode={obs_mode!r}: {error}"
+        ) from None
+
+
+def _can_be_batched(env_id: str) -> bool:
+    """Whether the batched CPU simulation is right for a task here; says in one line why it isn't."""
+    import mani_skill
+    from mani_skill.utils.registration import REGISTERED_ENVS
+
+    version = mani_skill.__version__
+    if version.split(".")[:2] != BATCHED_VERSION.split("."):
+        why = f"mani_skill {version}, not {BATCHED_VERSION}"
+    elif "reconfiguration_freq" in inspect.signature(REGISTERED_ENVS[env_id].cls.__init__).parameters:
+        why = "it changes its objects at every reset"
+    else:
+        return True
+    warnings.warn(f"{env_id}: several envs on the CPU are stepped one by one here, slowly ({why})", stacklevel=2)
+    return False
+
+
+def _make_batched(env_id: str, num_envs: int, max_episode_steps: int | None, kwargs: dict[str, Any]) -> Any:
+    from mani_skill.utils.registration import REGISTERED_ENVS, TimeLimitWrapper
+
+    spec = REGISTERED_ENVS[env_id]
+    kwargs = spec.default_kwargs | kwargs
+    env = batched_class(spec.cls)(num_envs=num_envs, sim_backend="physx_cpu", **kwargs)
+    return TimeLimitWrapper(env, spec.max_episode_steps if max_episode_steps is None else max_episode_steps)
+
+
+def _check_assets(env_id: str, asset_ids: list[str]) -> None:
+    """ManiSkill asks on the terminal whether to download what is missing, which hangs a worker process for ever."""
+    from mani_skill.utils import assets
+
+    for asset in asset_ids:
+        in_group = asset in assets.DATA_GROUPS
+        sources = assets.expand_data_group_into_individual_data_source_ids(asset) if in_group else [asset]
+        if not all(assets.is_data_source_downloaded(source) for source in sources):
+            raise UserError(f"{env_id} needs assets: python -m mani_skill.utils.download_asset {asset}")
