@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,3 +37,21 @@ def publishing(path: Path, provenance: dict[str, Any]) -> Iterator[Path]:
         # The h5 last: a path that exists is complete.
         os.replace(folder / f"{STEM}.json", path.with_suffix(".json"))
         os.replace(folder / f"{STEM}.h5", path)
+
+
+def join_parts(parts: Iterable[Path], folder: Path) -> None:
+    """Writes ``trajectory.h5`` and ``trajectory.json`` in ``folder``, from files of one episode each, in their order.
+
+    ManiSkill's ``merge_trajectories`` does the same, but with it the simulator is imported: 5 seconds.
+    """
+    import h5py
+
+    description: dict[str, Any] = {}
+    episodes: list[dict[str, Any]] = []
+    with h5py.File(folder / f"{STEM}.h5", "w") as joined:
+        for number, part in enumerate(parts):
+            description = json.loads(part.with_suffix(".json").read_text())
+            episodes.append(description["episodes"][0] | {"episode_id": number})
+            with h5py.File(part, "r") as file:
+                file.copy("traj_0", joined, f"traj_{number}")
+    (folder / f"{STEM}.json").write_text(json.dumps(description | {"episodes": episodes}))

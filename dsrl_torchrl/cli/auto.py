@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 import yaml
 
 from dsrl_torchrl.cli.config import AUTO, RunConfig
+from dsrl_torchrl.collect.spawned_process import available_cores
 from dsrl_torchrl.errors import UserError
 
 #: More envs than macro steps per round (8) would only make the rounds longer.
@@ -43,8 +43,9 @@ def settle_machine(config: RunConfig, stored: Path) -> tuple[RunConfig, str | No
         return config, None
     begun = _begun(stored)
     cores = available_cores()
-    batched = config.task.env.get("num_envs", 1) != 1  # one process has them all
-    chosen = {"num_workers": 1 if batched else max(1, min(cores, MAX_WORKERS))}
+    env = config.task.env
+    on_gpu = env.get("num_envs", 1) != 1 and env.get("sim_backend") != "physx_cpu"  # one process has them all
+    chosen = {"num_workers": 1 if on_gpu else max(1, min(cores, MAX_WORKERS))}
     workers = chosen["num_workers"] if collector.num_workers == AUTO else collector.num_workers
     chosen["threads"] = max(1, min(cores - workers, MAX_THREADS))
     kept = [name for name in automatic if begun.get(name, AUTO) != AUTO]
@@ -52,13 +53,6 @@ def settle_machine(config: RunConfig, stored: Path) -> tuple[RunConfig, str | No
     numbers = ", ".join(f"{name}={value}" for name, value in settled.items())
     reason = "as this run began" if kept == automatic else f"{cores} cores"
     return config.replace(collector=collector.replace(**settled)), f"collector: {numbers} ({reason})"
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _device(wanted: str) -> str:

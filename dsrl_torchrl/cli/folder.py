@@ -157,11 +157,14 @@ def _keys(
 ) -> dict[str, dict[str, Any]]:
     """The options that each artifact depends on; ``config`` only says which they are."""
     task = _effective(values.get("task", {}))
-    demonstrations = task.get("demonstrations", {})
+    demonstrations = dict(task.get("demonstrations", {}))
+    if demonstrations.get("generator"):  # their number does not change what they record
+        demonstrations["generator"] = {k: v for k, v in demonstrations["generator"].items() if k != "processes"}
+        task["demonstrations"] = demonstrations
     seed = {"seed": values.get("seed")}
     demos = {"demonstrations": demonstrations, **seed}
     if config.task.demonstrations.generator is not None:
-        demos["generator"] = plain(config.task.generator_spec)
+        demos["generator"] = {k: v for k, v in plain(config.task.generator_spec).items() if k != "processes"}
     base = {"task": task, **seed}
     if base_policy is not None:
         base["base_policy"] = base_policy

@@ -21,6 +21,13 @@ from dsrl_torchrl.errors import UserError
 PATIENCE = 10.0
 
 
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def silence_resource_tracker() -> None:
     """Starts Python's tracker of semaphores where it can't be heard: it would say what a killed main process has left.
 
@@ -31,7 +38,7 @@ def silence_resource_tracker() -> None:
 
 
 class WorkerError(UserError):
-    """An env worker process that failed or was killed: which one, and how, in one line."""
+    """A worker process that failed or was killed: which one, and how, in one line."""
 
 
 class WorkerKilledError(WorkerError):
@@ -84,8 +91,8 @@ class WorkerProcess(multiprocessing.context.SpawnProcess):
         """Whether a signal from outside has ended it."""
         return self.exitcode is not None and -self.exitcode in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
-    def end(self) -> str:
-        """How it ended."""
+    def end(self, alone: str = "collector.num_workers=1") -> str:
+        """How it ended; ``alone`` is what does the same without it."""
         assert self.exitcode is not None
         if self.killed:
             memory = " (or the machine ran out of memory)" if -self.exitcode == signal.SIGKILL else ""
@@ -94,7 +101,7 @@ class WorkerProcess(multiprocessing.context.SpawnProcess):
         said = next((line for line in reversed(self._last_words) if line.strip()), "it said nothing").strip()
         if self.exitcode < 0:
             return f"crashed by {signal.Signals(-self.exitcode).name}: {said}"
-        return f"failed: {said} (its traceback: collector.num_workers=1)"
+        return f"failed: {said} (its traceback: {alone})"
 
     def close(self) -> None:
         """Gives back what this process keeps of one that has ended."""

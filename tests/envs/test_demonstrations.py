@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from dsrl_torchrl.data.readers.maniskill import read_demonstrations
+from dsrl_torchrl.envs import planned_episode
 from dsrl_torchrl.envs.demonstrations import make_demonstrations
 from dsrl_torchrl.envs.maniskill import ManiSkillEnv
+from dsrl_torchrl.envs.planned_episode import record_episode
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.seeds import demonstration_seeds
 
@@ -58,10 +60,45 @@ def test_recorded_actions_are_the_executed_ones(noisy):
     env.close()
 
 
-def test_same_arguments_same_file(noisy, tmp_path):
-    again = read_demonstrations(record(tmp_path / "again.h5", seed=3, action_noise=0.25))
-    for a, b in zip(read_demonstrations(noisy), again, strict=True):
-        assert (a.observations == b.observations).all() and torch.equal(a.action, b.action)
+def test_same_arguments_same_file_whatever_the_number_of_processes(noisy, tmp_path):
+    again = record(tmp_path / "again.h5", seed=3, action_noise=0.25, processes=2)
+    assert again.read_bytes() == noisy.read_bytes()
+    assert again.with_suffix(".json").read_text() == noisy.with_suffix(".json").read_text()
+
+
+def test_an_attempt_alone_is_the_attempt_after_others(noisy, tmp_path):
+    """Nothing of the first, no contact and no noise drawn, is in the second: here it comes first."""
+    seed = json.loads(noisy.with_suffix(".json").read_text())["episodes"][1]["episode_seed"]
+    assert seed > demonstration_seeds(3)[0]
+    outcome = record_episode(tmp_path, *TASK, 3, 0.25, 100, seed)
+    with h5py.File(outcome.part) as alone, h5py.File(noisy) as file:
+        compared = []
+
+        def compare(name, item):
+            if isinstance(item, h5py.Dataset):
+                assert item[()].tobytes() == file["traj_1"][name][()].tobytes(), name
+                compared.append(name)
+
+        alone["traj_0"].visititems(compare)
+        assert {"actions", "obs", "success"} < set(compared)
+
+
+@pytest.mark.parametrize("control_mode", ["pd_ee_delta_pos", "pd_ee_delta_pose", "pd_joint_delta_pos"])
+def test_the_conversion_reads_only_targets_of_the_planner_env(control_mode, monkeypatch, tmp_path):
+    """It gives the same where that env simulates along, as ManiSkill means it to."""
+    arguments = (TASK[0], control_mode, 0, 0.1, 200, 1)
+    quick = record_episode(tmp_path / "quick", *arguments)
+
+    def simulated(env):
+        env.reset(seed=1)
+        return env
+
+    monkeypatch.setattr(planned_episode, "_TargetsOnly", simulated)
+    full = record_episode(tmp_path / "full", *arguments)
+    assert quick.part is not None and full.part is not None
+    for name in ("actions", "obs"):
+        with h5py.File(quick.part) as a, h5py.File(full.part) as b:
+            assert a["traj_0"][name][()].tobytes() == b["traj_0"][name][()].tobytes()
 
 
 def test_noise_is_on_the_arm_only(noisy, tmp_path):

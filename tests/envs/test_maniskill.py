@@ -89,7 +89,7 @@ def test_the_simulator_starts_from_the_seeds_of_the_map(env):
 def test_the_last_grasp_is_not_in_the_first_observation():
     from mani_skill.examples.motionplanning.panda.solutions import solvePickCube
 
-    from dsrl_torchrl.envs.demonstrations import PLANNER_CONTROL_MODE
+    from dsrl_torchrl.envs.planned_episode import PLANNER_CONTROL_MODE
 
     env = ManiSkillEnv("PickCube-v1", PLANNER_CONTROL_MODE, max_episode_steps=100)
     solvePickCube(env._env, seed=0)
