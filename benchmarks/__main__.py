@@ -1,8 +1,9 @@
 """``python -m benchmarks <name>``: what things cost, as ratios from one run.
 
     python -m benchmarks update            # one benchmark
-    python -m benchmarks all               # every one but cold_start, which trains for hours
+    python -m benchmarks all               # every one but cold_start, which trains for hours, and gpu
     python -m benchmarks all --smoke       # with tiny sizes: that they run, not what they measure
+    python -m benchmarks gpu               # where there is a graphics card
 
 Results go to ``benchmarks/results/<name>.json`` and ``.png`` (``--out`` for another folder).
 """
@@ -10,6 +11,7 @@ Results go to ``benchmarks/results/<name>.json`` and ``.png`` (``--out`` for ano
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ from types import ModuleType
 import torch
 from torchrl import logger
 
-from benchmarks import cold_start, end_to_end, latent_env, na_cost, scaling, update
+from benchmarks import cold_start, end_to_end, gpu, latent_env, na_cost, scaling, update
 
 HERE = Path(__file__).parent
 SUITE: dict[str, ModuleType] = {
@@ -34,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = _parser(smoke="--smoke" in argv).parse_args(argv)
     logger.setLevel("WARNING")
+    logging.getLogger("tensordict").setLevel("WARNING")  # it tells of every CUDA graph
     torch.set_num_threads(arguments.threads)
     if arguments.benchmark != "all":
         arguments.main(arguments)
@@ -55,7 +58,7 @@ def _parser(smoke: bool) -> argparse.ArgumentParser:
     )
     common.add_argument("--smoke", action="store_true", help="tiny sizes, into benchmarks/out")
     names = parser.add_subparsers(dest="benchmark", required=True, metavar="name")
-    for name, module in SUITE.items():
+    for name, module in {**SUITE, "gpu": gpu}.items():
         benchmark = _add(names, name, module, [common])
         if smoke:
             benchmark.set_defaults(**module.SMOKE)

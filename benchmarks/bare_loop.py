@@ -53,7 +53,7 @@ class BareNA(DSRLNA):
 
     def run(self, updates: int) -> None:
         for _ in range(updates):
-            index = torch.randint(len(self.data["s"]), (self.args.batch_size,))
+            index = torch.randint(len(self.data["s"]), (self.args.batch_size,), device=self.data["s"].device)
             self.update({name: value[index] for name, value in self.data.items()})
 
 

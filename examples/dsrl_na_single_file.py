@@ -203,7 +203,7 @@ class DSRLNA:
     def distillation_loss(self, x: Tensor, s: Tensor) -> Tensor:
         """Noise aliasing: ``Σ_i mean (Q^W_i(s, w) - Q^A_i(s, decode(s, w)))²``, ``w ~ N(0, I)``, member by member."""
         with torch.no_grad():
-            w = torch.randn(len(s), self.latent_dim)
+            w = torch.randn(len(s), self.latent_dim, device=s.device)
             y = self.q_action(x, self.decode(s, w))  # (N, B)
         return (self.q_noise(x, w) - y).square().sum(0).mean()
 

@@ -20,6 +20,8 @@ from dsrl_torchrl.options import Options, option
 
 ALPHA_PARAMETERISATIONS = ("log", "softplus")
 
+_sac_alpha = SACLoss._alpha.fget  # by super(), torch.compile finds the property itself and breaks its graph
+
 
 class SACOptions(Options):
     """Hyper-parameters of SAC's losses."""
@@ -68,7 +70,7 @@ class LatentSACLoss(MacroDiscountLoss, SACLoss):
     def _alpha(self) -> Tensor:
         if self.alpha_parameterisation == "softplus":
             return F.softplus(self.log_alpha).detach()
-        return super()._alpha
+        return _sac_alpha(self)
 
     def _alpha_loss(self, log_prob: Tensor) -> Tensor:
         if self.alpha_parameterisation == "softplus":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -13,6 +14,9 @@ from dsrl_torchrl.agents.agent import Agent
 
 #: Calls before a capture: compilation and the optimisers' state have to be done by then.
 WARM_UP = 5
+#: Versions of the same lines that are compiled: every agent of this process has its own, one for each optimiser. With
+#: torch's default, 8, the third DSRL-NA of a process would run eagerly, without a word.
+COMPILED_VERSIONS = 64
 
 
 class AcceleratedUpdate:
@@ -41,7 +45,10 @@ class AcceleratedUpdate:
     def _make_step(self, parts: frozenset[str]) -> Callable[[TensorDictBase], TensorDictBase]:
         step: Callable[[TensorDictBase], TensorDictBase] = partial(self.agent.update, parts=parts)
         if self.compile:
-            step = torch.compile(step)
+            step = torch.compile(step, recompile_limit=COMPILED_VERSIONS)  # type: ignore[call-overload]
         if self.cuda_graphs:
-            step = CudaGraphModule(step, in_keys=[], out_keys=[], warmup=WARM_UP, device=self.agent.device)
+            with warnings.catch_warnings():
+                # It takes TensorDicts out of torch's PyTree, which nothing here needs.
+                warnings.filterwarnings("ignore", "Tensordict is registered in PyTree")
+                step = CudaGraphModule(step, in_keys=[], out_keys=[], warmup=WARM_UP, device=self.agent.device)
         return step

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch import _dynamo as dynamo
 from torch._inductor import config as inductor
 
 from dsrl_torchrl.data.macro_transitions import to_macro_transitions
@@ -24,7 +25,14 @@ def trained(kind, compile, updates=3, **options):
     data = agent.store(data, online=True)
     torch.manual_seed(1)
     update = AcceleratedUpdate(agent)
-    metrics = make_updates(update, lambda n: data.expand(n, len(data)).clone(), first=0, count=updates)
+
+    def sample(n):
+        return data.expand(n, len(data)).clone()
+
+    metrics = make_updates(update, sample, first=0, count=updates - 1)
+    # By now all is compiled, long before a capture, which could not wait for a compiler.
+    with torch.compiler.set_stance("fail_on_recompile"):
+        metrics |= make_updates(update, sample, first=updates - 1, count=1)
     return metrics, torch.cat([p.detach().flatten() for p in agent.parameters()])
 
 
@@ -56,11 +64,30 @@ def test_the_captured_graph_is_the_eager_update(kind, monkeypatch):
 
 def test_every_combination_of_parts_is_compiled_once(monkeypatch):
     made = []
-    monkeypatch.setattr(torch, "compile", lambda step: made.append(step.keywords["parts"]) or step)
+    monkeypatch.setattr(torch, "compile", lambda step, **_: made.append(step.keywords["parts"]) or step)
     options = {"updates": 12, "critic_only_updates": 4, "actor_interval": 2, "distillation_interval": 2}
     compiled = trained(DSRLAWMLE, compile=True, **options)
     assert len(made) == len(set(made)) == 3
     assert_close(compiled, trained(DSRLAWMLE, compile=False, **options))
+
+
+class Scale(torch.nn.Module):
+    """What is asked of an agent, and compiled anew for each."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor, self.config, self.device = factor, DSRLSAC.Config(compile=True), torch.device("cpu")
+
+    def update(self, batch, parts):
+        return batch * self.factor
+
+
+def test_the_tenth_agent_of_a_process_is_compiled_too(monkeypatch):
+    """Torch's default gives up after eight versions, in silence."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    with dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for factor in range(10):
+            assert AcceleratedUpdate(Scale(factor))(torch.ones(2), frozenset()).tolist() == [factor, factor]
 
 
 def test_a_cpu_update_is_eager_unless_asked():
