@@ -26,12 +26,12 @@ class ManiSkillEnv(EpisodicEnv):
     (``num_envs`` in the hundreds) is the same code. On the CPU several envs share one run of ManiSkill's Python, which
     costs four times the physics if every env has its own (:func:`~dsrl_torchrl.envs.batched_maniskill.batched_class`).
 
-    How far a seed determines an episode: on the CPU, ``reset(seed=...)`` of all envs rebuilds the scenes (0.2 s), and
-    the same actions then give the same trajectory bit for bit, in any process and whatever ``num_envs``. An unseeded
-    reset (4 to 8 ms), or a seeded one of some envs alone, is exact in its start only: PhysX keeps contact caches, so
-    that later states differ slightly with what happened in earlier episodes. On the GPU, ManiSkill draws all starts of
-    a reset from the *first* seed of a list (a list names the batch of starts, not each start), and contact-derived
-    entries of a first observation may be those of the episode before.
+    How far a seed determines an episode: on the CPU, ``reset(seed=...)`` of all envs rebuilds the scenes (7 to 25 ms
+    an env), and the same actions then give the same trajectory bit for bit, in any process and whatever ``num_envs``.
+    An unseeded reset (4 to 8 ms), or a seeded one of some envs alone, is exact in its start only: PhysX keeps contact
+    caches, so that later states differ slightly with what happened in earlier episodes. On the GPU, ManiSkill draws all
+    starts of a reset from the *first* seed of a list (a list names the batch of starts, not each start), and
+    contact-derived entries of a first observation may be those of the episode before.
 
     Args:
         env_id: ManiSkill task, e.g. ``PickCube-v1``.

@@ -147,7 +147,7 @@ class CollectorOptions(Options):
     """Processes and threads."""
 
     num_workers: Annotated[Any, values.count(AUTO)] = option(
-        AUTO, "env processes; 1: in this one; auto: one per core, at most 8, or 1 for a batched env"
+        AUTO, "env processes; 1: in this one; auto: one per core, at most 8, or 1 for an env that is batched on the GPU"
     )
     threads: Annotated[Any, values.count(AUTO, None)] = option(
         AUTO, "of torch on the CPU; auto: the cores without a worker, 1 to 4; null: torch's own choice"

@@ -6,7 +6,7 @@ import contextlib
 import multiprocessing.connection
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,9 @@ class WorkerEnvs(ParallelEnv):
     closed already. Here the first failure closes everything and is a :class:`WorkerError` with its cause. Torch's
     number of threads stays as it is; ``ParallelEnv`` takes some for its workers and gives others back.
 
+    Attributes:
+        meanwhile: called between an action and its outcome, while the workers simulate; ``None`` just waits.
+
     Args:
         num_workers: number of processes.
         make_env: makes one worker's env; pickled.
@@ -46,6 +49,8 @@ class WorkerEnvs(ParallelEnv):
     def __init__(self, num_workers: int, make_env: Callable[[], EnvBase]) -> None:
         # Without buffers: with them ParallelEnv polls its workers in a busy loop, which takes the core that they need.
         super().__init__(num_workers, make_env, mp_start_method=WorkerContext.method, use_buffers=False)
+        self.meanwhile: Callable[[], None] | None = None
+        self._stepping = False
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Ends the processes, in whatever state they are. To close twice is no error: a failure closes, too."""
@@ -78,8 +83,18 @@ class WorkerEnvs(ParallelEnv):
             return super()._reset(tensordict, **kwargs)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        with self._failures_named():
-            return super()._step(tensordict)
+        self._stepping = True
+        try:
+            with self._failures_named():
+                return super()._step(tensordict)
+        finally:
+            self._stepping = False
+
+    def _wait_for_workers(self, workers_range: Sequence[int]) -> None:
+        if self._stepping and self.meanwhile is not None:
+            self._stepping = False
+            self.meanwhile()
+        super()._wait_for_workers(workers_range)
 
     @contextlib.contextmanager
     def _failures_named(self) -> Iterator[None]:

@@ -13,13 +13,14 @@ import torch
 from pydantic import model_validator
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor
 from torchrl.collectors import Collector
+from torchrl.envs import EnvBase, TransformedEnv
 from tqdm import tqdm
 
 from dsrl_torchrl import seeds
 from dsrl_torchrl.agents.agent import Agent
 from dsrl_torchrl.collect.episode_statistics import EpisodeTracker
+from dsrl_torchrl.collect.worker_processes import WorkerEnvs
 from dsrl_torchrl.data.macro_transitions import check_finite, to_macro_transitions
 from dsrl_torchrl.data.replay import Replay, transition_bytes
 from dsrl_torchrl.errors import UserError
@@ -31,7 +32,7 @@ from dsrl_torchrl.training.accelerated_update import AcceleratedUpdate
 from dsrl_torchrl.training.checkpoints import Checkpoints
 from dsrl_torchrl.training.metrics_log import MetricsLog
 from dsrl_torchrl.training.run_state import Counters, OptimiserState, RNGState
-from dsrl_torchrl.training.update_rounds import check_metrics, make_updates
+from dsrl_torchrl.training.update_rounds import OwedUpdates, check_metrics
 
 #: Episodes in the running success.
 SUCCESS_WINDOW = 50
@@ -42,7 +43,7 @@ class OnlineConfig(Options):
 
     total_env_steps: int = option(60_000, "primitive env steps, warm-up included", ge=1)
     warmup_env_steps: int = option(2_000, "collected before the first update", ge=0)
-    macro_steps_per_round: int = option(8, "collected, over all envs, between two rounds of updates", ge=1)
+    macro_steps_per_round: int = option(8, "collected between two rounds of updates; at least one of every env", ge=1)
     utd: float = option(1.0, "gradient updates per macro step; raise it where env steps are dear", gt=0)
     replay_size: int = option(200_000, "macro transitions", ge=1)
     replay_memmap: bool = option(False, "keep the replay on disk, e.g. for images")
@@ -90,6 +91,9 @@ def train_online(
     that depends on ``seed`` and the segment alone, so a killed run that resumes makes the same segments again, bit for
     bit where the simulator is deterministic.
 
+    The policy is one round old: all envs make a macro step, then the updates for the round before are made, then what
+    the envs gave is stored. Envs in worker processes simulate during these updates; it's the same run without them.
+
     Args:
         env: the latent env.
         agent: trained in place, on the env's device.
@@ -125,7 +129,7 @@ def train_online(
         config.replay_memmap,
     )
     prior = PriorNoise(agent.decoder.latent_dim, device=agent.device)
-    update = AcceleratedUpdate(agent)
+    updates = OwedUpdates(AcceleratedUpdate(agent), replay.sample, config.utd)
     episodes, counters = EpisodeTracker(SUCCESS_WINDOW), Counters()
     log = MetricsLog() if log is None else log
     loop = config.model_dump(
@@ -153,14 +157,15 @@ def train_online(
     with bar:
         while counters.env_steps < config.total_env_steps:
             started = time.monotonic()
-            metrics: dict[str, Tensor] = {}  # a resumed run has none from before
+            updates.metrics = {}  # a resumed run has none from before
             warming_up = counters.env_steps < config.warmup_env_steps
             end = config.warmup_env_steps if warming_up else counters.env_steps + config.checkpoint_env_steps
             policy = prior if warming_up and warm_up_by_prior else agent.policy
             env.set_seed(seeds.segment_stream(seed, counters.segments))
             episodes.restart()
-            with _collecting(env, policy, config.macro_steps_per_round) as batches:
+            with _collecting(env, policy, updates.make) as batches:
                 for batch in batches:
+                    updates.make()
                     transitions = to_macro_transitions(batch, agent.in_keys)
                     check_finite(transitions, counters.env_steps)
                     replay.extend(agent.store(transitions, online=True))
@@ -168,16 +173,19 @@ def train_online(
                     counters.env_steps += int(transitions["next", STEPS_KEY].sum())
                     counters.macro_steps += len(transitions)
                     episodes.update(batch)
+                    ended = counters.env_steps >= min(end, config.total_env_steps)
                     if not warming_up:
-                        owed = int(config.utd * counters.macro_steps) - counters.updates
-                        metrics |= make_updates(update, replay.sample, first=counters.updates, count=owed)
-                        counters.updates += owed
+                        round_ended = counters.macro_steps % config.macro_steps_per_round < len(transitions)
+                        if round_ended or ended:
+                            updates.owe(counters)
                         bar.set_postfix(updates=counters.updates, refresh=False)
+                    if ended:
+                        updates.make()
                     bar.update(counters.env_steps - before)
-                    values = check_metrics(metrics, counters.updates)
+                    values = check_metrics(updates.metrics, counters.updates)
                     if counters.env_steps // config.log_env_steps > before // config.log_env_steps:
                         log(counters.env_steps, values | _run_values(episodes, counters, replay, transitions))
-                    if counters.env_steps >= min(end, config.total_env_steps):
+                    if ended:
                         break
             counters.segments += 1
             counters.wall_seconds += time.monotonic() - started
@@ -187,20 +195,38 @@ def train_online(
 
 @contextmanager
 def _collecting(
-    env: LatentActionEnv, policy: TensorDictModuleBase, macro_steps: int
+    env: LatentActionEnv, policy: TensorDictModuleBase, meanwhile: Callable[[], None]
 ) -> Iterator[Iterator[TensorDictBase]]:
-    """Endless batches ``[*B, T]`` of ``macro_steps`` over all envs, each by the newest weights; starts with a reset."""
+    """Endless batches ``[*B, 1]``, one macro step of every env; starts with a reset.
+
+    Args:
+        env: the latent env.
+        policy: of the actions.
+        meanwhile: called while envs in worker processes simulate.
+    """
     collector = Collector(
         env,
         policy,
-        frames_per_batch=macro_steps,
+        frames_per_batch=env.batch_size.numel(),
         total_frames=-1,
         auto_register_policy_transforms=False,  # the policy is not recurrent
     )
+    workers = worker_envs(env)
     try:
+        if workers is not None:
+            workers.meanwhile = meanwhile
         yield iter(collector)
     finally:
+        if workers is not None:
+            workers.meanwhile = None
         collector.shutdown(close_env=False)
+
+
+def worker_envs(env: EnvBase) -> WorkerEnvs | None:
+    """The worker processes below the transforms, if there are any."""
+    while isinstance(env, TransformedEnv):
+        env = env.base_env
+    return env if isinstance(env, WorkerEnvs) else None
 
 
 def _run_values(

@@ -33,7 +33,7 @@ def test_maniskill_task_steps(name):
     task = load(name)
     env = make(task.env, seed=0)
     rollout = env.rollout(3)
-    assert rollout.shape == (1, 3) and rollout["next", "reward"].eq(-1).all()
+    assert rollout.shape == (8, 3) and rollout["next", "reward"].eq(-1).all()
     env.close()
 
 
