@@ -20,15 +20,17 @@ from types import ModuleType
 import torch
 from torchrl import logger
 
-from benchmarks import cold_start, end_to_end, gpu, latent_env, na_cost, scaling, update
+from benchmarks import cold_start, end_to_end, gpu, latent_env, limits, na_cost, scaling, simulator, update
 
 HERE = Path(__file__).parent
 SUITE: dict[str, ModuleType] = {
     "update": update,
     "na_cost": na_cost,
+    "simulator": simulator,
     "latent_env": latent_env,
     "end_to_end": end_to_end,
     "scaling": scaling,
+    "limits": limits,
 }
 
 

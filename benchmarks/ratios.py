@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 import statistics
@@ -24,7 +25,9 @@ Statistic = dict[str, float]
 
 
 def interleave(sides: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1) -> Times:
-    """Seconds of every side in every repeat.
+    """Seconds of every side in every repeat, by the clock (``name``) and of the CPU (``name, CPU``).
+
+    CPU seconds are those of this process and of its worker processes: what another load on the machine disturbs less.
 
     A repeat runs each side once; every second repeat runs them in reverse, so that a load that grows or fades does not
     favour the side that comes first.
@@ -37,13 +40,26 @@ def interleave(sides: Mapping[str, Callable[[], object]], repeats: int, warmup: 
     for _ in range(warmup):
         for side in sides.values():
             side()
-    times: Times = {name: [] for name in sides}
+    times: Times = {key: [] for name in sides for key in (name, f"{name}, CPU")}
     for repeat in range(repeats):
         for name in reversed(sides) if repeat % 2 else sides:
-            start = time.perf_counter()
+            cpu, start = cpu_seconds(), time.perf_counter()
             sides[name]()
             times[name].append(time.perf_counter() - start)
+            times[f"{name}, CPU"].append(cpu_seconds() - cpu)
     return times
+
+
+def cpu_seconds() -> float:
+    """CPU seconds of this process and of its living worker processes so far."""
+    seconds = time.process_time()
+    for worker in multiprocessing.active_children():
+        try:
+            fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:  # another system, or it has just ended
+            continue
+        seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime, stime
+    return seconds
 
 
 def ratio(times: Mapping[str, Sequence[float]], a: str, b: str) -> Statistic:

@@ -97,9 +97,12 @@ def batched_class(task: type) -> type:
                 if hasattr(controller, "kinematics"):
                     controller.kinematics.compute_ik = BatchedKinematics(controller)
 
-        def step_physics(self, envs: Sequence[int]) -> None:
-            """One step of the physics of some envs, and nothing else."""
-            self.scene.px.step(envs)
+        def forget_contacts(self, envs: Sequence[int], seed: int) -> None:
+            """Moves some envs to some start, and their physics one step on: what touched then no longer does."""
+            with torch.random.fork_rng(devices=[]), self.scene.only(envs):
+                torch.default_generator.manual_seed(seed)
+                super()._initialize_episode(torch.tensor(envs), {})
+                self.scene.px.step(envs)
 
         def reset(self, seed: Any = None, options: dict | None = None) -> Any:
             envs = (options or {}).get("env_idx")
@@ -110,8 +113,9 @@ def batched_class(task: type) -> type:
 
         def _initialize_episode(self, env_idx: Tensor, options: dict) -> None:
             for env in env_idx.tolist():
-                # What ManiSkill does for one env: its generators, then its task's.
-                torch.manual_seed(int(self._episode_seed[env]))
+                # What ManiSkill does for one env: its generators, then its task. (torch.manual_seed would seed a GPU
+                # too, and takes 5 ms where there is none.)
+                torch.default_generator.manual_seed(int(self._episode_seed[env]))
                 self._episode_rng = self._batched_episode_rng[env]
                 with self.scene.only(env):
                     super()._initialize_episode(torch.tensor([env]), options)

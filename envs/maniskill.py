@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from tensordict.utils import NestedKey
 from dsrl_torchrl.data.demonstration_transitions import step_penalty
 from dsrl_torchrl.envs.episodic import EpisodicEnv
 from dsrl_torchrl.envs.maniskill_task import make_gym_env
+from dsrl_torchrl.envs.serial_maniskill import SerialTasks
 from dsrl_torchrl.errors import UserError
 
 #: What each ``reward`` of ours asks of ManiSkill. A step penalty needs no reward of the task, so it is not computed.
@@ -102,9 +103,9 @@ class ManiSkillEnv(EpisodicEnv):
         self._env, self._sim = env, sim
         self.is_closed = False  # EnvBase starts closed
         self._sim_device = torch.device(sim.device)
-        self._step_physics: Callable[[Sequence[int]], Any] | None = getattr(sim, "step_physics", None)
-        if self._step_physics is None and not sim.gpu_sim_enabled:
-            self._step_physics = lambda envs: sim.scene.step()  # ManiSkill's own task, which is one env
+        self._forget_contacts: Callable[[list[int], int], None] | None = getattr(sim, "forget_contacts", None)
+        if self._forget_contacts is None and not sim.gpu_sim_enabled:
+            self._forget_contacts = SerialTasks([env]).forget_contacts  # ManiSkill's own task, which is one env
         self.env_id, self.control_mode, self.reward, self.success_bonus = env_id, control_mode, reward, success_bonus
 
     def __repr__(self) -> str:
@@ -114,14 +115,13 @@ class ManiSkillEnv(EpisodicEnv):
         # ManiSkill's own unseeded resets draw from torch's global generator; ours are always seeded. It wants the whole
         # batch's seeds in a partial reset too: shorter lists break its generators.
         options: dict[str, Any] = {} if env_idx is None else {"env_idx": env_idx.to(self._sim_device)}
-        if self._step_physics is not None:
+        if self._forget_contacts is not None:
             if asked and env_idx is None:
                 options["reconfigure"] = True
             else:
                 # PhysX reports the contacts of its last step: a cube that was held when the last episode ended would be
-                # `is_grasped` in the first observation of this one. One step from the new start forgets it.
-                self._env.reset(seed=seeds, options=options)
-                self._step_physics(range(len(seeds)) if env_idx is None else env_idx.tolist())
+                # `is_grasped` in the first observation of this one. One step from any start forgets it.
+                self._forget_contacts(list(range(len(seeds))) if env_idx is None else env_idx.tolist(), seeds[0])
         observation, info = self._env.reset(seed=seeds, options=options)
         return observation, self._success(info)
 

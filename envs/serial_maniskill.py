@@ -58,9 +58,10 @@ class SerialTasks:
             self._infos(),
         )
 
-    def step_physics(self, envs: Sequence[int]) -> None:
-        """One step of the physics of some envs, and nothing else."""
+    def forget_contacts(self, envs: Sequence[int], seed: int) -> None:
+        """Moves some envs to some start, and their physics one step on: what touched then no longer does."""
         for i in envs:
+            self.envs[i].reset(seed=seed)
             self.envs[i].unwrapped.scene.step()
 
     def render(self) -> Tensor:

@@ -27,11 +27,11 @@ def make():
 @pytest.mark.slow
 def test_workers_step_their_own_envs_and_reset_them():
     workers, alone = RawWorkers(make, 2), [make(), make()]
-    chunks = torch.randn(3, 2, HORIZON, 4)
+    chunks = torch.randn(3, 2, 1, HORIZON, 4)
     for chunk in chunks:  # the second ends the episodes
         workers.step(chunk)
-        for env, own in zip(alone, chunk.unsqueeze(1), strict=True):
+        for env, own in zip(alone, chunk, strict=True):
             env.step(own)
-        torch.testing.assert_close(workers.observation, torch.cat([env.observation for env in alone]))
-    torch.testing.assert_close(workers.observation, chunks[2].sum(1))
+        torch.testing.assert_close(workers.observation, torch.stack([env.observation for env in alone]))
+    torch.testing.assert_close(workers.observation, chunks[2].sum(2))
     workers.close()

@@ -38,9 +38,9 @@ def test_stage_2_on_a_batch_of_envs(tmp_path, kind):
         checkpoint_env_steps=8 * ENVS, log_env_steps=1, utd=1 / 64, replay_size=10_000,
     )  # fmt: skip
 
-    # A round is two macro steps of every env, of one or two env steps each.
-    assert result.macro_steps % (2 * ENVS) == 0
-    assert 12 * ENVS <= result.env_steps < 12 * ENVS + 4 * ENVS
+    # A batch is a macro step of every env, of one or two env steps each.
+    assert result.macro_steps % ENVS == 0
+    assert 12 * ENVS <= result.env_steps < 12 * ENVS + 2 * ENVS
     assert result.macro_steps < result.env_steps <= 2 * result.macro_steps
     assert result.updates == result.macro_steps // 64 > agent.config.critic_only_updates
     # Episodes end at different times: each reset is of those that ended, and every env has had one.
