@@ -50,8 +50,8 @@ class ActorAgent(Agent):
         if self.average is not None:
             # On the device: torch's AveragedModel asks the host for its count, which a CUDA graph cannot.
             weight = torch.where(self.averaged > 0, 1 - self.config.actor_average, 1.0)
-            for average, new in zip(self.average.parameters(), actor.parameters(), strict=True):
-                average.lerp_(new, weight)
+            averages, news = list(self.average.parameters()), list(actor.parameters())
+            torch._foreach_lerp_(averages, news, [weight] * len(news))
             self.averaged.fill_(1.0)
 
     def load(self, folder: str | os.PathLike[str], components: Sequence[str] = ("actor", "critics")) -> None:

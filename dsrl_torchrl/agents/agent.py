@@ -60,11 +60,13 @@ class Agent(nn.Module):
         kept_policy: what a run keeps and evaluates.
         in_keys: entries that rollouts and replay must keep.
         reads_noise: its TD reads the noise of the data: offline data without ``action`` is of no use.
+        acts_alone: the policy's weights are all its own: a copy of it acts elsewhere.
         panels, curve_checks: what figures show and what is checked of the curves.
     """
 
     Config: ClassVar[type[AgentConfig]] = AgentConfig
     reads_noise: ClassVar[bool] = False
+    acts_alone: ClassVar[bool] = True
     panels: ClassVar[Sequence[Panel]] = ()
     curve_checks: ClassVar[Sequence[CurveCheck]] = ()
 
@@ -107,8 +109,8 @@ class Agent(nn.Module):
         return transitions
 
     def prepare(self, batches: TensorDictBase) -> TensorDictBase:
-        """Does at once what ``[k, n]`` transitions of k coming updates can share."""
-        return batches
+        """Does at once what ``[k, n]`` transitions of k coming updates can share: features, unless they are trained."""
+        return batches if self.encoder.trainable else self.encode_next(self.encoder(batches))
 
     def parts(self, update: int) -> frozenset[str]:
         """What the ``update``-th update trains; :meth:`update` gets it, and is compiled once for each combination."""
@@ -133,12 +135,17 @@ class Agent(nn.Module):
     # What the algorithms share.
 
     def encode(self, batch: TensorDictBase) -> TensorDictBase:
-        """Adds the features of s, with gradient where the encoder is trained, and of s', without."""
-        batch = self.encoder(batch.copy())
-        following = batch.get("next")
-        if self.encoder.trainable or following.get(FEATURES_KEY, None) is None:
-            with torch.no_grad():
-                self.target_encoder(following)
+        """Adds the features of s, with gradient where the encoder is trained, and of s', unless :meth:`prepare` did."""
+        batch = batch.copy()
+        there = all(batch.get(key, None) is not None for key in (FEATURES_KEY, ("next", FEATURES_KEY)))
+        if self.encoder.trainable or not there:
+            self.encode_next(self.encoder(batch))
+        return batch
+
+    @torch.no_grad()
+    def encode_next(self, batch: TensorDictBase) -> TensorDictBase:
+        """Adds the features of s', in place, without gradient."""
+        self.target_encoder(batch.get("next"))
         return batch
 
     def detached(self, batch: TensorDictBase) -> TensorDictBase:
@@ -154,12 +161,15 @@ class Agent(nn.Module):
 
     def descend(self, name: str, loss: Tensor) -> Tensor:
         """One step of the optimiser ``name`` on ``loss``; returns the norm of its gradient."""
-        optimiser = self.optimisers[name]
-        optimiser.zero_grad(set_to_none=True)
+        self.step(name, loss)
+        return nn.utils.get_total_norm([p.grad for p in self._trained[name] if p.grad is not None])
+
+    def step(self, name: str, loss: Tensor) -> None:
+        """One step of the optimiser ``name`` on ``loss``."""
+        for parameter in self._trained[name]:  # the optimiser's zero_grad takes longer
+            parameter.grad = None
         loss.backward()
-        norm = nn.utils.get_total_norm([p.grad for p in self._trained[name] if p.grad is not None])
-        optimiser.step()
-        return norm
+        self.optimisers[name].step()
 
     def move_target_encoder(self) -> None:
         """Polyak averaging (Eq. 11)."""
@@ -234,4 +244,5 @@ def flat(params: TensorDictParams) -> dict[str, Tensor]:
 
 def scalars(group: str, **metrics: Tensor) -> dict[str, Tensor]:
     """Detached means by the names that a run logs, ``group/name``."""
-    return {f"{group}/{name}": value.detach().mean() for name, value in metrics.items()}
+    detached = {f"{group}/{name}": value.detach() for name, value in metrics.items()}
+    return {name: value.mean() if value.ndim else value for name, value in detached.items()}

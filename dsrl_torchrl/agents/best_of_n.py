@@ -9,12 +9,13 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
-from torchrl.objectives import SoftUpdate, ValueEstimators
+from torchrl.objectives import ValueEstimators
 
 from dsrl_torchrl.agents.agent import Agent, AgentConfig, flat, scalars
 from dsrl_torchrl.agents.curve_checks import grew
 from dsrl_torchrl.networks.config import make_critics
 from dsrl_torchrl.networks.critics import reduce_ensemble
+from dsrl_torchrl.objectives.polyak import PolyakUpdate
 from dsrl_torchrl.objectives.q_action import QActionLoss
 from dsrl_torchrl.options import option
 
@@ -32,6 +33,7 @@ class BestOfN(Agent):
         candidates: int = option(8, "prior noises that the acting policy chooses from, N", ge=1)
         target_candidates: int = option(4, "prior noises that the TD target chooses from", ge=1)
 
+    acts_alone: ClassVar = False  # by the critics
     panels: ClassVar = [
         ({"q_action/td_error": ""}, "TD error of $Q^A$"),
         ({"q_action/q_mean": ""}, "mean $Q^A$"),
@@ -52,7 +54,7 @@ class BestOfN(Agent):
             temperature=0.0,
             next_keys=self.in_keys,
         ).make_value_estimator(ValueEstimators.TD0, gamma=self.config.gamma)
-        self.target_updater = SoftUpdate(self.q_action_loss, tau=self.config.tau)
+        self.target_updater = PolyakUpdate(self.q_action_loss, tau=self.config.tau)
         learned = [*self.q_action_loss.q_action_params.values(True, True), *self.encoder.parameters()]
         self.optimise("q_action", learned, self.config.critic_lr)
         self.policy = self.kept_policy = BestOfNPolicy(self)
@@ -75,9 +77,8 @@ class BestOfN(Agent):
 
     def prepare(self, batches: TensorDictBase) -> TensorDictBase:
         """Decodes the TD targets' candidates of all ``[k, n]`` at once."""
-        with torch.no_grad():
-            self.target_encoder(batches.get("next"))
-        return self.q_action_loss.draw_next_chunks(batches)
+        batches = super().prepare(batches)
+        return self.q_action_loss.draw_next_chunks(self.encode_next(batches) if self.encoder.trainable else batches)
 
     def update(self, batch: TensorDictBase, parts: frozenset[str]) -> TensorDict:
         """``Q^A`` by TD."""

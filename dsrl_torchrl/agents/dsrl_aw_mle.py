@@ -84,10 +84,8 @@ class DSRLAWMLE(DSRLNA):
 
     def prepare(self, batches: TensorDictBase) -> TensorDictBase:
         """Picks a pair for every transition, and decodes the TD targets' chunks of all ``[k, n]`` at once."""
-        batches = pick_decoded_pair(batches)
-        with torch.no_grad():
-            self.target_encoder(batches.get("next"))
-        return self.q_action_loss.draw_next_chunks(batches)
+        batches = super().prepare(pick_decoded_pair(batches))
+        return self.q_action_loss.draw_next_chunks(self.encode_next(batches) if self.encoder.trainable else batches)
 
     def parts(self, update: int) -> frozenset[str]:
         due = update % self.config.distillation_interval == 0

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from torch import Tensor
-from torchrl.objectives import SoftUpdate, ValueEstimators
+from torchrl.objectives import ValueEstimators
 
 from dsrl_torchrl.agents.actor_agent import ACTOR, ActorAgent, ActorConfig
 from dsrl_torchrl.agents.agent import flat, scalars
@@ -16,6 +16,7 @@ from dsrl_torchrl.networks.config import make_actor, make_critics
 from dsrl_torchrl.networks.critics import Critic
 from dsrl_torchrl.networks.latent_actor import LatentActor, LatentPolicy
 from dsrl_torchrl.objectives.noise_aliasing import NoiseAliasingLoss
+from dsrl_torchrl.objectives.polyak import PolyakUpdate
 from dsrl_torchrl.objectives.q_action import QActionLoss
 from dsrl_torchrl.objectives.sac import LatentSACLoss, SACOptions, make_sac_loss
 from dsrl_torchrl.options import with_defaults
@@ -39,7 +40,7 @@ class SACActorAgent(ActorAgent):
         metrics = scalars("actor", loss=loss, grad_norm=norm, entropy=-out["log_prob"], q_mean=out["q"])
         if "alpha" in self.optimisers:
             loss_alpha = self.sac.alpha_loss(out["log_prob"]).mean()
-            self.descend("alpha", loss_alpha)
+            self.step("alpha", loss_alpha)
             metrics |= scalars("actor", alpha_loss=loss_alpha)
         self.move_average(self.actor)
         return metrics | scalars("actor", alpha=self.sac._alpha)
@@ -93,7 +94,7 @@ class DSRLNA(SACActorAgent):
             q_noise_params=q_noise_params,
             decode_keys=self.in_keys,
         )
-        self.target_updater = SoftUpdate(self.q_action_loss, tau=config.tau)
+        self.target_updater = PolyakUpdate(self.q_action_loss, tau=config.tau)
         learned = [*self.q_action_loss.q_action_params.values(True, True), *self.encoder.parameters()]
         self.optimise("q_action", learned, config.critic_lr)
         self.optimise("q_noise", self.aliasing_loss.q_noise_params.values(True, True), config.critic_lr)
@@ -129,11 +130,8 @@ class DSRLNA(SACActorAgent):
         return TensorDict(metrics)
 
     def draw_noise(self, observations: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """``w ~ π^W(· | s)`` and ``log π(w | s)`` of the very Gaussian value that was drawn.
-
-        Inverting the tanh of a saturated noise is not exact.
-        """
-        return self.actor.get_dist(observations).rsample_and_log_prob()
+        """``w ~ π^W(· | s)`` and ``log π(w | s)``."""
+        return self.actor.draw(observations)
 
     def temperature(self) -> Tensor | float:
         """α."""

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.objectives import SoftUpdate
 
 from dsrl_torchrl.agents.actor_agent import ACTOR, ActorConfig
 from dsrl_torchrl.agents.agent import flat, scalars
@@ -15,6 +14,7 @@ from dsrl_torchrl.agents.curve_checks import grew
 from dsrl_torchrl.agents.dsrl_na import DSRLNA, SACActorAgent
 from dsrl_torchrl.networks.config import make_actor, make_critics
 from dsrl_torchrl.networks.latent_actor import LatentPolicy
+from dsrl_torchrl.objectives.polyak import PolyakUpdate
 from dsrl_torchrl.objectives.sac import SACOptions, make_sac_loss
 from dsrl_torchrl.options import with_defaults
 
@@ -49,7 +49,7 @@ class DSRLSAC(SACActorAgent):
             gamma=self.config.gamma,
             num_critics=self.networks.num_critics,
         )
-        self.target_updater = SoftUpdate(self.sac, tau=self.config.tau)
+        self.target_updater = PolyakUpdate(self.sac, tau=self.config.tau)
         learned = [*self.sac.qvalue_network_params.values(True, True), *self.encoder.parameters()]
         self.optimise("q_noise", learned, self.config.critic_lr)
         self.optimise("actor", self.actor.parameters(), self.config.actor_lr)

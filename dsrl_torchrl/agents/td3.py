@@ -10,7 +10,7 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 from torchrl.modules import MLP, AdditiveGaussianModule
-from torchrl.objectives import SoftUpdate, TD3Loss
+from torchrl.objectives import TD3Loss
 
 from dsrl_torchrl.agents.actor_agent import ACTOR, ActorAgent, ActorConfig
 from dsrl_torchrl.agents.agent import flat, scalars
@@ -19,6 +19,7 @@ from dsrl_torchrl.networks.config import make_critics
 from dsrl_torchrl.networks.encoders import FEATURES_KEY
 from dsrl_torchrl.networks.latent_actor import LatentPolicy
 from dsrl_torchrl.objectives.macro_discount import use_macro_discount
+from dsrl_torchrl.objectives.polyak import PolyakUpdate
 from dsrl_torchrl.options import option, with_defaults
 
 
@@ -57,7 +58,7 @@ class TD3(ActorAgent):
             loss_function="l2",
         )
         use_macro_discount(self.loss, config.gamma)
-        self.target_updater = SoftUpdate(self.loss, tau=config.tau)
+        self.target_updater = PolyakUpdate(self.loss, tau=config.tau)
         learned = [*self.loss.qvalue_network_params.values(True, True), *self.encoder.parameters()]
         self.optimise("q_noise", learned, config.critic_lr)
         self.optimise("actor", self.actor.parameters(), config.actor_lr)

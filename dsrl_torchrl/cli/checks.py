@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 from dsrl_torchrl.cli.config import SHARED_WITH_ENV, LatentOptions, RunConfig
 from dsrl_torchrl.cli.steps.offline_data import check_demonstrated_reward
@@ -28,6 +29,7 @@ def check_together(config: RunConfig, find: Callable[[str], str]) -> None:
     _check_stage1(config, find)
     _check_updates(config)
     _check_batches(config)
+    _check_ray(config)
     _check_targets(config)
 
 
@@ -63,6 +65,18 @@ def _check_updates(config: RunConfig) -> None:
         raise UserError(
             f"stage2.total_env_steps={stage2.total_env_steps} with stage2.utd={stage2.utd} are at most {most:.0f} "
             f"updates, they must be above algorithm.critic_only_updates ({waits}), or the actor never learns"
+        )
+
+
+def _check_ray(config: RunConfig) -> None:
+    if config.collector.ray_workers is None:
+        return
+    if find_spec("ray") is None:
+        raise UserError("collector.ray_workers needs Ray: pip install 'dsrl-torchrl[ray]'")
+    if not config.agent.acts_alone:
+        raise UserError(
+            f"collector.ray_workers={config.collector.ray_workers}: {config.agent.__name__} acts by its critics, which "
+            "Ray workers would not get: collector=processes"
         )
 
 

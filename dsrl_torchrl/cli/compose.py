@@ -47,7 +47,7 @@ def compose(words: list[str]) -> RunConfig:
     except UserError:
         raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise UserError(_hydras(error)) from None
+        raise UserError(hydra_message(error)) from None
     assert isinstance(values, dict)
     return make_config({str(name): value for name, value in values.items()})
 
@@ -112,7 +112,7 @@ def _refuse_missing(values: Any, where: str = "") -> None:
         raise UserError(f"{where} needs a value: {where}=...")
 
 
-def _hydras(error: Exception) -> str:
+def hydra_message(error: Exception) -> str:
     """A message of Hydra's or OmegaConf's, without their marks, in a line that can be read."""
     option, message = getattr(error, "full_key", None), " ".join(str(error).split())
     for beginning in (" Config search path", " See https://", " full_key:"):

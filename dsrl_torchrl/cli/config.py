@@ -152,6 +152,10 @@ class CollectorOptions(Options):
     threads: Annotated[Any, values.count(AUTO, None)] = option(
         AUTO, "of torch on the CPU; auto: the cores without a worker, 1 to 4; null: torch's own choice"
     )
+    ray_workers: int | None = option(
+        None, "env workers of stage 2 on a Ray cluster, in place of its env processes here", ge=1, le=10_000
+    )
+    ray_address: str = option("local", "of that cluster: host:port, auto; local: Ray on this machine", min_length=1)
 
 
 class DiagnosisOptions(Options):
@@ -182,6 +186,7 @@ class RunConfig(Options):
     )
     resume: bool = option(False, "continue an interrupted stage from its last checkpoint")
     progress: bool = option(True, "show progress bars")
+    profile: bool = option(False, "print and draw where the seconds go, at the end; it changes no result")
     device: Annotated[str, AfterValidator(values.device)] = option(
         AUTO, "of learner and decoder, the simulator's apart: auto, cpu, cuda, cuda:<index>"
     )

@@ -187,6 +187,7 @@ def _keys(
     stage1.pop("algorithm")
     offline = steering | data | {"algorithm": dict(offline_algorithm), "stage1": stage1}
     online = steering | {"algorithm": values["algorithm"], "stage2": _effective(values["stage2"])} | workers
+    online["ray_workers"] = values["collector"]["ray_workers"]
     if config.stage2.from_stage1:
         online |= {"offline": {name: offline[name] for name in ("algorithm", "stage1")}} | data
     elif config.needs_offline_data:

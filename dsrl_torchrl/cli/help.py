@@ -34,6 +34,7 @@ An option is `name=value` in Hydra's syntax, e.g.
   dsrl base task.demonstrations.path=my.h5  # your own ManiSkill demonstrations
   dsrl run base_policy=checkpoint base_policy.load.folder=runs/demo/base   # the base policy of another run
   dsrl run base_policy=load base_policy.load._target_=my_pkg.load_mine     # your own base policy
+  dsrl run -m task=push_cube,pick_cube seed=0,1,2                          # every combination, a run each
 
 Results go to runs/<name>/. `dsrl <step> --help` lists every option with its value and meaning."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -90,11 +91,19 @@ def _main(arguments: list[str], interruption: Interruption) -> None:
         raise UserError(f"unknown step {shown(step)}; it is one of {', '.join(STEPS)}")
 
     from dsrl_torchrl.cli.compose import compose
+    from dsrl_torchrl.cli.sweep import FLAGS, Sweep, combinations
 
-    config = compose([word for word in words if word not in HELP])
+    options = [word for word in words if word not in (*HELP, *FLAGS)]
+    sweeps = any(word in FLAGS for word in words)
     if any(word in HELP for word in words):
-        print(step_usage(step, config))
+        print(step_usage(step, compose(combinations(options)[0] if sweeps else options)))
         return
+    if sweeps:
+        sweep = Sweep(step, options)
+        interruption.working = True
+        sweep.run()
+        return
+    config = compose(options)
     from torchrl import logger as torchrl_logger
 
     from dsrl_torchrl.cli.lock import locked
@@ -102,7 +111,8 @@ def _main(arguments: list[str], interruption: Interruption) -> None:
     from dsrl_torchrl.cli.run import Run
     from dsrl_torchrl.collect.spawned_process import silence_resource_tracker
 
-    torchrl_logger.setLevel("WARNING")  # its notes on buffers would cut through the progress bars
+    for logger in (torchrl_logger, logging.getLogger("tensordict")):
+        logger.setLevel("WARNING")  # their notes on buffers and captured graphs would cut through the progress bars
     interruption.working = True
     with machine_faults(config.folder):
         silence_resource_tracker()

@@ -14,7 +14,7 @@ from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.options import SHOWN, shown
 
 #: One decision each: a folder in ``conf/``.
-GROUPS = ("task", "base_policy", "algorithm", "networks", "logger", "experiment")
+GROUPS = ("task", "base_policy", "algorithm", "networks", "collector", "logger", "experiment")
 #: The name of an option: ``task.env.goal``.
 NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)*", re.ASCII)
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
 from typing import Any
+
+from typing_extensions import Self
 
 from dsrl_torchrl import seeds
 from dsrl_torchrl.agents.agent import Agent
@@ -21,8 +25,25 @@ class Run(Inputs):
     """Drives the steps of one run: demos, base, rollouts, stage 1, stage 2, evaluation, each if it is missing.
 
     The methods decide what is needed, and the functions in :mod:`dsrl_torchrl.cli.steps` do it. Use it as a context
-    manager: it closes the envs. Arguments and errors are those of :class:`~dsrl_torchrl.cli.inputs.Inputs`.
+    manager: it closes the envs, and profiles where ``profile=true`` asks for it. Arguments and errors are those of
+    :class:`~dsrl_torchrl.cli.inputs.Inputs`.
     """
+
+    def __enter__(self) -> Self:
+        self._profiling = ExitStack()
+        if self.config.profile:
+            from dsrl_torchrl.cli.profiling import profiled
+
+            self._profiling.enter_context(profiled(self.folder.path, self.config.title, self.say))
+        return super().__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            super().__exit__(kind, error, traceback)  # its workers' last seconds count, too
+        finally:
+            self._profiling.close()
 
     def run(self) -> None:
         """All steps."""
@@ -96,7 +117,13 @@ class Run(Inputs):
             agent, env, data, self.config, artifact.folder, metrics, key=artifact.key, say=self.say
         )
         artifact.finish(*files, **facts)
-        self.say(f"stage 2: {facts['env_steps']} env steps, {facts['updates']} updates, in {artifact.folder}")
+        env_steps, updates = (
+            f"{facts[name] / max(facts['wall_seconds'], 1e-9):.1f}" for name in ("env_steps", "updates")
+        )
+        self.say(
+            f"stage 2: {facts['env_steps']} env steps ({env_steps}/s), {facts['updates']} updates ({updates}/s), "
+            f"in {artifact.folder}"
+        )
 
     def evaluate(self) -> dict[str, Any]:
         """Every policy of the run on the same held-out resets; ``summary.json`` and the figures."""

@@ -12,8 +12,10 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from multiprocessing import resource_tracker
+from typing import ClassVar
 
 from dsrl_torchrl.errors import UserError
 
@@ -51,11 +53,16 @@ class WorkerProcess(multiprocessing.context.SpawnProcess):
     The kernel's word for parent is the thread that started it. So one that another thread than the main thread has
     started is not asked for: it outlives the thread, and after a ``kill -9`` of its parent notices at its next message
     that the pipe is closed. The same holds elsewhere than on Linux.
+
+    Attributes:
+        around: what processes that start from now on do their work in, each its own; pickled.
     """
+
+    around: ClassVar[Callable[[], AbstractContextManager[None]]] = contextlib.nullcontext
 
     def start(self) -> None:
         """Starts it, with stderr replaced from its first instruction on: imports may fail or be interrupted."""
-        self._parent = os.getpid()
+        self._parent, self._around = os.getpid(), WorkerProcess.around
         self._ends_with_parent = threading.current_thread() is threading.main_thread()
         read, write = os.pipe()
         try:
@@ -76,11 +83,12 @@ class WorkerProcess(multiprocessing.context.SpawnProcess):
         # Ctrl-C reaches every process of the terminal; the main process alone answers, and ends its workers.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if self._ends_with_parent:
-            _ask_to_end_with_parent()
+            ask_to_end_with_parent()
         if os.getppid() != self._parent:
             os._exit(1)  # it ended before this process had asked
         try:
-            super().run()
+            with self._around():
+                super().run()
         except Exception as error:
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             print(f"{kind}{' '.join(str(error).split())}", file=sys.stderr)
@@ -124,7 +132,7 @@ class WorkerContext(multiprocessing.context.SpawnContext):
 multiprocessing.context._concrete_contexts[WorkerContext.method] = WorkerContext()  # type: ignore[attr-defined]
 
 
-def _ask_to_end_with_parent() -> None:
+def ask_to_end_with_parent() -> None:
     """Asks the kernel to kill this process when the thread that started it ends."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:

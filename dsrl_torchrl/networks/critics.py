@@ -115,10 +115,8 @@ class MLPCritic(Critic):
     def ensemble(self, params: TensorDictBase, observations: TensorDictBase, action: Tensor) -> Tensor:
         stacked = params.get("module")
         features, x = observations.get(self.in_keys[0]), self._flat(stacked, action)
-        inputs = torch.cat([features, x], dim=-1)
-        values = _layers(
-            list(self.module.mlp.named_children()), stacked.get("mlp"), inputs.reshape(1, -1, inputs.shape[-1])
-        )
+        inputs = torch.cat([features, x], dim=-1).flatten(0, -2).expand(*params.batch_size, -1, -1)
+        values = _layers(list(self.module.mlp.named_children()), stacked.get("mlp"), inputs)
         return values.squeeze(-1).unflatten(1, x.shape[:-1])
 
     def candidates(self, params: TensorDictBase, observations: TensorDictBase, action: Tensor) -> Tensor:
@@ -171,11 +169,11 @@ def make_q_action(
 
 
 def _layers(layers: Sequence[tuple[str, nn.Module]], stacked: TensorDictBase, h: Tensor) -> Tensor:
-    """``[N or 1, rows, in]`` through the same layers of N members, whose parameters are ``stacked``."""
+    """``[N, rows, in]`` through the same layers of N members, whose parameters are ``stacked``."""
     for name, layer in layers:
         if isinstance(layer, nn.Linear):
             weight, bias = stacked.get((name, "weight")), stacked.get((name, "bias"))
-            h = torch.baddbmm(bias.unsqueeze(1), h.expand(len(weight), -1, -1), weight.transpose(1, 2))
+            h = torch.baddbmm(bias.unsqueeze(1), h, weight.transpose(1, 2))
         elif isinstance(layer, nn.LayerNorm):
             h = F.layer_norm(h, layer.normalized_shape, eps=layer.eps)
             h = torch.addcmul(stacked.get((name, "bias")).unsqueeze(1), h, stacked.get((name, "weight")).unsqueeze(1))

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import model_validator
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase
-from torchrl.collectors import Collector
-from torchrl.envs import EnvBase, TransformedEnv
 from tqdm import tqdm
 
 from dsrl_torchrl import seeds
 from dsrl_torchrl.agents.agent import Agent
 from dsrl_torchrl.collect.episode_statistics import EpisodeTracker
-from dsrl_torchrl.collect.worker_processes import WorkerEnvs
+from dsrl_torchrl.collect.macro_steps import macro_steps_of
 from dsrl_torchrl.data.macro_transitions import check_finite, to_macro_transitions
 from dsrl_torchrl.data.replay import Replay, transition_bytes
 from dsrl_torchrl.errors import UserError
@@ -33,6 +31,9 @@ from dsrl_torchrl.training.checkpoints import Checkpoints
 from dsrl_torchrl.training.metrics_log import MetricsLog
 from dsrl_torchrl.training.run_state import Counters, OptimiserState, RNGState
 from dsrl_torchrl.training.update_rounds import OwedUpdates, check_metrics
+
+if TYPE_CHECKING:
+    from dsrl_torchrl.collect.ray_workers import RayWorkers
 
 #: Episodes in the running success.
 SUCCESS_WINDOW = 50
@@ -84,6 +85,7 @@ def train_online(
     log: MetricsLog | None = None,
     progress: bool = True,
     say: Callable[[str], None] = warnings.warn,
+    workers: RayWorkers | None = None,
 ) -> OnlineResult:
     """Trains ``agent`` online.
 
@@ -109,6 +111,7 @@ def train_online(
         log: takes the metrics.
         progress: show a progress bar.
         say: prints one line to the user.
+        workers: collect, in place of ``env``.
 
     Raises:
         UserError: the env's discount is not the agent's.
@@ -128,7 +131,7 @@ def train_online(
         agent.device,
         config.replay_memmap,
     )
-    prior = PriorNoise(agent.decoder.latent_dim, device=agent.device)
+    prior = PriorNoise(agent.decoder.latent_dim, device=agent.device if workers is None else "cpu")
     updates = OwedUpdates(AcceleratedUpdate(agent), replay.sample, config.utd)
     episodes, counters = EpisodeTracker(SUCCESS_WINDOW), Counters()
     log = MetricsLog() if log is None else log
@@ -161,12 +164,13 @@ def train_online(
             warming_up = counters.env_steps < config.warmup_env_steps
             end = config.warmup_env_steps if warming_up else counters.env_steps + config.checkpoint_env_steps
             policy = prior if warming_up and warm_up_by_prior else agent.policy
-            env.set_seed(seeds.segment_stream(seed, counters.segments))
+            stream = seeds.segment_stream(seed, counters.segments)
             episodes.restart()
-            with _collecting(env, policy, updates.make) as batches:
+            collecting = partial(macro_steps_of, env) if workers is None else workers.collecting
+            with collecting(policy, stream, updates.make) as batches:
                 for batch in batches:
                     updates.make()
-                    transitions = to_macro_transitions(batch, agent.in_keys)
+                    transitions = to_macro_transitions(batch, agent.in_keys).to(agent.device)
                     check_finite(transitions, counters.env_steps)
                     replay.extend(agent.store(transitions, online=True))
                     before = counters.env_steps
@@ -191,42 +195,6 @@ def train_online(
             counters.wall_seconds += time.monotonic() - started
             checkpoints.save(counters.env_steps)
     return OnlineResult(counters.env_steps, counters.macro_steps, counters.updates, counters.wall_seconds)
-
-
-@contextmanager
-def _collecting(
-    env: LatentActionEnv, policy: TensorDictModuleBase, meanwhile: Callable[[], None]
-) -> Iterator[Iterator[TensorDictBase]]:
-    """Endless batches ``[*B, 1]``, one macro step of every env; starts with a reset.
-
-    Args:
-        env: the latent env.
-        policy: of the actions.
-        meanwhile: called while envs in worker processes simulate.
-    """
-    collector = Collector(
-        env,
-        policy,
-        frames_per_batch=env.batch_size.numel(),
-        total_frames=-1,
-        auto_register_policy_transforms=False,  # the policy is not recurrent
-    )
-    workers = worker_envs(env)
-    try:
-        if workers is not None:
-            workers.meanwhile = meanwhile
-        yield iter(collector)
-    finally:
-        if workers is not None:
-            workers.meanwhile = None
-        collector.shutdown(close_env=False)
-
-
-def worker_envs(env: EnvBase) -> WorkerEnvs | None:
-    """The worker processes below the transforms, if there are any."""
-    while isinstance(env, TransformedEnv):
-        env = env.base_env
-    return env if isinstance(env, WorkerEnvs) else None
 
 
 def _run_values(

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 
 from dsrl_torchrl import LatentActionEnv
+from dsrl_torchrl.collect import macro_steps
 from dsrl_torchrl.collect.worker_processes import WorkerEnvs
 from dsrl_torchrl.envs.toy import PointReachEnv
 from dsrl_torchrl.latent_env.macro_step import make_macro_env
@@ -47,7 +48,7 @@ def test_updates_while_the_workers_simulate_make_the_same_run(tmp_path, monkeypa
         result, rows = run(overlapped, tmp_path / "overlapped")
         assert made[True] > 2 * made[False]  # those that end a segment are not made meanwhile
         assert workers.meanwhile is None
-        monkeypatch.setattr(online, "worker_envs", lambda env: None)
+        monkeypatch.setattr(macro_steps, "worker_envs", lambda env: None)
         again, rows_in_turn = run(in_turn, tmp_path / "in_turn")
     finally:
         env.close()

@@ -72,7 +72,17 @@ def run_offline(agent, data, folder, *, resume=False, kill_at=None, seed=3, **op
 
 
 def run_online(
-    agent, folder, *, env=None, offline=None, warm_up_by_prior=True, resume=False, kill_at=None, seed=3, **options
+    agent,
+    folder,
+    *,
+    env=None,
+    offline=None,
+    warm_up_by_prior=True,
+    resume=False,
+    kill_at=None,
+    seed=3,
+    workers=None,
+    **options,
 ):
     """A short stage 2; its result and the rows that it logged."""
     small = {
@@ -96,6 +106,7 @@ def run_online(
         resume=resume,
         log=log,
         progress=False,
+        workers=workers,
     )
     return result, log.since_start
 

@@ -60,7 +60,8 @@ def train_stage1(
 
 def say_stage1(facts: dict[str, Any], folder: Path, say: Callable[[str], None]) -> None:
     """What stage 1 gained, in a few lines."""
-    say(f"stage 1: {facts['updates']} updates on {facts['transitions']} macro transitions, in {folder}")
+    rate = facts["updates"] / max(facts["wall_seconds"], 1e-9)
+    say(f"stage 1: {facts['updates']} updates ({rate:.1f}/s) on {facts['transitions']} macro transitions, in {folder}")
     gain, margin = facts["q_gain"], 1.96 * facts["q_gain_stderr"]
     say(
         f"check: E[Q(s, w)] {facts['q_prior']:.2f} for the prior, {facts['q_policy']:.2f} for the policy "

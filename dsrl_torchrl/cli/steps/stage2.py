@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from dsrl_torchrl.agents.agent import Agent
 from dsrl_torchrl.agents.curve_checks import curve_warnings
 from dsrl_torchrl.cli.config import RunConfig
 from dsrl_torchrl.cli.folder import metrics_log
+from dsrl_torchrl.cli.latent_env import make_latent_env
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.training.online import train_online
 
@@ -33,7 +37,7 @@ def train_stage2(
     Returns:
         What is to be recorded of it, and its files.
     """
-    with metrics_log(config, metrics, "env_steps", "stage2") as log:
+    with metrics_log(config, metrics, "env_steps", "stage2") as log, ray_workers(config, agent) as workers:
         result = train_online(
             env,
             agent,
@@ -48,8 +52,19 @@ def train_stage2(
             log=log,
             progress=config.progress,
             say=say,
+            workers=workers,
         )
     files = agent.save(folder)
     for warning in curve_warnings(log.rows, env.latent_dim, agent.curve_checks):
         say(f"warning: {warning}")
     return asdict(result), [*files, metrics]
+
+
+def ray_workers(config: RunConfig, agent: Agent) -> AbstractContextManager[Any]:
+    """The env workers on Ray that the configuration asks for; ``None`` where it asks for none."""
+    if config.collector.ray_workers is None:
+        return nullcontext()
+    from dsrl_torchrl.collect.ray_workers import RayWorkers
+
+    make_env = partial(make_latent_env, config, deepcopy(agent.decoder.base_policy).cpu(), workers=1)
+    return RayWorkers(make_env, config.collector.ray_workers, address=config.collector.ray_address)
