@@ -1,5 +1,9 @@
+import os
+import shutil
+
 import pytest
 import torch
+from filelock import FileLock
 
 # CI machines are shared: OpenMP threads that compete for cores make small networks ten times slower.
 torch.set_num_threads(1)
@@ -15,11 +19,18 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """A finished run of the whole pipeline, made once."""
+    """A finished run of the whole pipeline, made once for all processes that test; each has its own copy."""
     from dsrl_torchrl.cli.main import main
 
     from .cli.pipeline_run import TINY
 
+    everybodys = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        everybodys = everybodys.parent
+    made = everybodys / "finished"
+    with FileLock(f"{made}.lock"):
+        if not (made / "a" / "summary.json").exists():
+            shutil.rmtree(made, ignore_errors=True)
+            main(["run", *TINY, f"output={made}", "name=a"])
     folder = tmp_path_factory.mktemp("finished")
-    main(["run", *TINY, f"output={folder}", "name=a"])
-    return folder
+    return shutil.copytree(made, folder, dirs_exist_ok=True)

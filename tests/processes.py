@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import time
 from collections.abc import Callable, Iterable
 
 PATIENCE = 120.0
+#: Start method of worker processes that have their imports from a server, which makes them once; all else is as in
+#: ``spawn``.
+READY = "forkserver"
+multiprocessing.set_forkserver_preload(["torchrl.envs", "torchrl.collectors", "dsrl_torchrl", "dsrl_torchrl.envs.toy"])
 
 
-def children(pid: int) -> list[int]:
-    """The processes that ``pid`` has started and that are still there."""
-    listed = subprocess.run(["ps", "-ww", "-eo", "pid=,ppid=,stat="], capture_output=True, text=True, check=True).stdout
-    rows = (line.split() for line in listed.splitlines())
-    return [int(child) for child, parent, state in rows if int(parent) == pid and not state.startswith("Z")]
+def children(pid: int) -> dict[int, str]:
+    """The processes that ``pid`` has started and that are still there, with their command lines."""
+    columns = ["ps", "-ww", "-eo", "pid=,ppid=,stat=,args="]
+    listed = subprocess.run(columns, capture_output=True, text=True, check=True).stdout
+    rows = (line.split(None, 3) for line in listed.splitlines())
+    return {int(row[0]): row[-1] for row in rows if int(row[1]) == pid and not row[2].startswith("Z")}
 
 
 def command(pid: int) -> str:
@@ -24,7 +30,7 @@ def command(pid: int) -> str:
 
 def workers(pid: int) -> list[int]:
     """The env workers of a run."""
-    return [child for child in children(pid) if "--multiprocessing-fork" in command(child)]
+    return [child for child, command in children(pid).items() if "--multiprocessing-fork" in command]
 
 
 def wait_until(condition: Callable[[], object], while_running: subprocess.Popen | None = None) -> None:

@@ -15,6 +15,7 @@ from dsrl_torchrl.envs.toy import PointReachEnv, make_toy_demonstrations
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.prior_noise import PriorNoise
 from tests.envs.fake_maniskill import FakeManiSkill
+from tests.processes import READY
 from tests.training.toy import make_env
 
 KINDS = {
@@ -109,7 +110,7 @@ def test_a_batched_simulator_gets_a_seed_for_each_env(env_seeds):
 @pytest.mark.slow
 def test_worker_processes_start_as_serial_envs_do():
     starts = []
-    for env in (SerialEnv(2, PointReachEnv), ParallelEnv(2, PointReachEnv, mp_start_method="spawn")):
+    for env in (SerialEnv(2, PointReachEnv), ParallelEnv(2, PointReachEnv, mp_start_method=READY)):
         env.set_seed(seeds.segment_stream(12, 3))
         starts.append([env.reset()["observation"] for _ in range(3)])
         env.close()

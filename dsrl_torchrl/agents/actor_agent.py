@@ -41,17 +41,19 @@ class ActorAgent(Agent):
         Late in a run the critics' errors outweigh what is left to gain and the actor wanders; its average does not.
         """
         self.average = deepcopy(actor).requires_grad_(False) if self.config.actor_average else None
+        if self.average is not None:
+            self._averaging = list(self.average.parameters()), list(actor.parameters())
         self.register_buffer("averaged", torch.zeros((), device=self.device))  # 1 once there is one to go on with
         return actor if self.average is None else self.average
 
     @torch.no_grad()
-    def move_average(self, actor: nn.Module) -> None:
+    def move_average(self) -> None:
         """Called after every update of the actor; the first one starts the average."""
         if self.average is not None:
             # On the device: torch's AveragedModel asks the host for its count, which a CUDA graph cannot.
             weight = torch.where(self.averaged > 0, 1 - self.config.actor_average, 1.0)
-            averages, news = list(self.average.parameters()), list(actor.parameters())
-            torch._foreach_lerp_(averages, news, [weight] * len(news))
+            for average, new in zip(*self._averaging, strict=True):
+                average.lerp_(new, weight)
             self.averaged.fill_(1.0)
 
     def load(self, folder: str | os.PathLike[str], components: Sequence[str] = ("actor", "critics")) -> None:

@@ -115,6 +115,6 @@ class DSRLAWMLE(DSRLNA):
         out = self.actor_loss(batch)
         loss = out["loss_aw_mle"]
         norm = self.descend("actor", loss)
-        self.move_average(self.actor)
+        self.move_average()
         candidates, advantage = out["effective_candidates"], out["advantage"]
         return scalars("actor", loss=loss, grad_norm=norm, effective_candidates=candidates, advantage=advantage)

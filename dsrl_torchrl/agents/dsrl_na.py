@@ -42,7 +42,7 @@ class SACActorAgent(ActorAgent):
             loss_alpha = self.sac.alpha_loss(out["log_prob"]).mean()
             self.step("alpha", loss_alpha)
             metrics |= scalars("actor", alpha_loss=loss_alpha)
-        self.move_average(self.actor)
+        self.move_average()
         return metrics | scalars("actor", alpha=self.sac._alpha)
 
 

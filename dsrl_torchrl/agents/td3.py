@@ -96,7 +96,7 @@ class TD3(ActorAgent):
             loss, out = self.loss.actor_loss(self.detached(batch))
             q = out["state_action_value_actor"]
             metrics |= scalars("actor", loss=loss, grad_norm=self.descend("actor", loss), q_mean=q)
-            self.move_average(self.actor)
+            self.move_average()
         self.target_updater.step()
         self.move_target_encoder()
         return TensorDict(metrics)

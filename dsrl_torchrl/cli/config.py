@@ -150,7 +150,7 @@ class CollectorOptions(Options):
         AUTO, "env processes; 1: in this one; auto: one per core, at most 8, or 1 for an env that is batched on the GPU"
     )
     threads: Annotated[Any, values.count(AUTO, None)] = option(
-        AUTO, "of torch on the CPU; auto: the cores without a worker, 1 to 4; null: torch's own choice"
+        AUTO, "of torch on the CPU while envs simulate; auto: the cores without a worker, 1 to 4; null: torch's own"
     )
     ray_workers: int | None = option(
         None, "env workers of stage 2 on a Ray cluster, in place of its env processes here", ge=1, le=10_000

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing_extensions import Self
 
 from dsrl_torchrl import seeds
 from dsrl_torchrl.agents.agent import Agent
-from dsrl_torchrl.cli.auto import settle_machine
+from dsrl_torchrl.cli.auto import MAX_THREADS, settle_machine
 from dsrl_torchrl.cli.config import AUTO, RunConfig
 from dsrl_torchrl.cli.folder import CONFIG_FILE, RunFolder, check_logger, loaded_key, metrics_log
 from dsrl_torchrl.cli.latent_env import make_latent_env
@@ -82,6 +83,19 @@ class Inputs:
     ) -> None:
         self.close_env()
 
+    @contextmanager
+    def offline(self) -> Iterator[None]:
+        """Within it torch has the cores of the env workers, too, which wait; as many on every machine."""
+        threads = self.config.collector.threads
+        if threads is None:
+            yield
+            return
+        torch.set_num_threads(max(threads, min(self.config.collector.num_workers, MAX_THREADS)))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
     def demos(self) -> Path:
         """The h5 file of the demonstrations: recorded, or the user's."""
         task, artifact = self.config.task, self.folder.demos
@@ -114,7 +128,7 @@ class Inputs:
             episodes = self._episodes(self.demos())
             artifact.begin()
             metrics = artifact.folder / "metrics.csv"
-            with metrics_log(config, metrics, "updates", "base") as log:
+            with self.offline(), metrics_log(config, metrics, "updates", "base") as log:
                 policy, measured, chunks = base.clone_policy(
                     config.base_policy,
                     config.task,

@@ -89,9 +89,10 @@ class Run(Inputs):
         artifact.begin()
         self.folder.save_config(self.config)
         agent = self.agent(env, self.config.offline_algorithm, data)
-        facts, files = stage1.train_stage1(
-            agent, env, data, self.config, artifact.folder, key=artifact.key, say=self.say
-        )
+        with self.offline():
+            facts, files = stage1.train_stage1(
+                agent, env, data, self.config, artifact.folder, key=artifact.key, say=self.say
+            )
         artifact.finish(*files, **facts)
         self.folder.connect()
         stage1.say_stage1(facts, artifact.folder, self.say)

@@ -79,8 +79,8 @@ class LatentActor(ProbabilisticActor):
         entropies of 1e5 and, through them, diverging critics.
         """
         loc, scale = self.module[0].module(tensordict.get(FEATURES_KEY))
-        # As get_dist's, in half of its time: bounds other than ±1 cost as much again, in tanh_loc, too; the safe tanh is
-        # for the inverse, which nothing needs here.
+        # As get_dist's, in half of its time: bounds other than ±1 cost as much again, in tanh_loc, too; and the safe
+        # tanh is for the inverse, which nothing needs here.
         loc, high = 5 * torch.tanh(loc / 5), loc.new_ones(())
         unit, log_prob = TanhNormal(loc, scale, low=-high, high=high, safe_tanh=False).rsample_and_log_prob()
         return self.action_magnitude * unit, log_prob - unit.shape[-1] * math.log(self.action_magnitude)

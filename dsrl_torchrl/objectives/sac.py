@@ -93,14 +93,12 @@ class LatentSACLoss(MacroDiscountLoss, SACLoss):
     @torch.no_grad()
     def _compute_target_v2(self, tensordict: TensorDictBase) -> Tensor:
         """``y = R + γ^k (1 - terminated) (min_i Q_i^targ(s', w') - α log π(w' | s'))``, ``[*B]``."""
-        tensordict = tensordict.copy()
         following = tensordict.get("next")
         action, log_prob = self.draw_noise(following)
         q = self.qvalue_network.ensemble(self.target_qvalue_network_params, following, action)
         q = reduce_ensemble(q, self.backup)  # (*B,)
         value = (q - self._alpha * log_prob).unsqueeze(-1)
-        tensordict.set(("next", self.value_estimator.tensor_keys.value), value)
-        return self.value_estimator.value_estimate(tensordict).squeeze(-1)
+        return self.value_estimator.value_estimate(tensordict, next_value=value).squeeze(-1)
 
     def qvalue_v2_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """``Σ_i mean (Q_i(s, w) - y)²``; the metadata carries the values that a run must log."""

@@ -1,4 +1,4 @@
-"""The smallest run of the whole pipeline, and how tests start, kill and misuse it."""
+"""The smallest run of the whole pipeline, and how tests wait for it and misuse it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from dsrl_torchrl.cli.main import main
 
-from ..processes import PATIENCE, wait_until
+from ..processes import wait_until
 
 SMOKE = ["task=toy", "experiment=smoke", "collector.num_workers=1", "progress=false"]
 #: The same, and the actors are trained from early on.
@@ -36,7 +36,7 @@ def fails(capsys, *arguments):
 
 
 def start(*arguments, **options):
-    """The command in a process of its own."""
+    """The command in a process that imports all of it; the fixture ``start`` has forked ones."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "dsrl_torchrl", *arguments]
     return subprocess.Popen(
@@ -44,9 +44,10 @@ def start(*arguments, **options):
     )
 
 
-def wait_for(path, process):
+def wait_for(path, command):
     """Until a file of that pattern is there."""
-    wait_until(lambda: list(path.parent.glob(path.name)), process)
+    wait_until(lambda: list(path.parent.glob(path.name)) or not command.running)
+    assert list(path.parent.glob(path.name)), command.wait()
 
 
 def one_line(error):
@@ -57,8 +58,8 @@ def one_line(error):
     return lines[0]
 
 
-def ends(process, code):
-    """Waits for a command that ends with ``code``; returns the one line that it printed on stderr."""
-    _, error = process.communicate(timeout=PATIENCE)
-    assert process.returncode == code, error
-    return one_line(error)
+def ends(command, code):
+    """Waits for a command that ends with ``code`` and leaves nobody; returns the one line that it printed on stderr."""
+    end = command.wait()
+    assert end.code == code, end.stderr
+    return one_line(end.stderr)

@@ -85,7 +85,11 @@ def test_threads_are_those_of_the_configuration(tmp_path, threads):
     """Env workers leave them alone: see tests of `WorkerEnvs`."""
     before = torch.get_num_threads()
     try:
-        Run(compose([*TINY, f"output={tmp_path}", f"collector.threads={threads}"]), say=lambda line: None)
+        words = [*TINY, f"output={tmp_path}", f"collector.threads={threads}", "collector.num_workers=3"]
+        run = Run(compose(words), say=lambda line: None)
+        assert torch.get_num_threads() == threads
+        with run.offline():  # while the workers wait
+            assert torch.get_num_threads() == 3
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)

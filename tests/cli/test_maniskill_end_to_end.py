@@ -1,54 +1,44 @@
-"""The real thing with tiny numbers: ManiSkill demonstrations to the table, through the command, in worker processes."""
+"""The real thing with tiny numbers: ManiSkill demonstrations to the table, and what worker processes add."""
 
 from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
+import signal
 import time
+from pathlib import Path
 
 import pytest
 
+from dsrl_torchrl.cli.main import main
 from dsrl_torchrl.policies import FlowPolicy, save_policy
 from dsrl_torchrl.training.metrics_log import read_metrics
 
-from ..processes import wait_until, wait_until_empty
-from .pipeline_run import loaded, start
+from ..faults.commands import Process
+from ..processes import wait_until
+from .pipeline_run import fails, loaded
 
-pytestmark = pytest.mark.simulator
-
-
-def run(*arguments, cwd):
-    command = [sys.executable, "-m", "dsrl_torchrl", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280)
+pytestmark = [pytest.mark.simulator, pytest.mark.usefixtures("in_an_empty_folder")]
 
 
-def test_demos_to_table(tmp_path):
-    done = run("run", "task=push_cube", "experiment=smoke", "task.demonstrations.count=2", "name=a", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads((tmp_path / "runs/a/summary.json").read_text())
+@pytest.mark.slow
+def test_demos_to_table(capsys):
+    small = ["task.demonstrations.count=2", "collector.num_workers=1", "collector.threads=1", "progress=false"]
+    main(["run", "task=push_cube", "experiment=smoke", *small, "name=a"])
+    summary = json.loads(Path("runs/a/summary.json").read_text())
     assert summary["evaluations"]["stage2_stochastic"]["success_once"]["n"] == 4
-    assert "base_prior" in done.stdout
-    assert "no videos" in done.stdout or list((tmp_path / "runs/a/videos").glob("*.mp4"))
+    out = capsys.readouterr().out
+    assert "base_prior" in out
+    assert "no videos" in out or list(Path("runs/a/videos").glob("*.mp4"))
 
 
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ("task.env.env_id=PickCub-v1", "unknown ManiSkill task 'PickCub-v1'"),
-        ("task.env.control_mode=pd_ee", "unknown control_mode for PickCube-v1: pd_ee"),
-    ],
-)
-def test_mistakes_inside_workers_are_one_line(tmp_path, option, message):
-    save_policy(FlowPolicy(42, 4, 8).freeze(), tmp_path / "base")
-    arguments = ["stage2", "task=pick_cube", "experiment=smoke", *loaded("base"), option]
-    done = run(*arguments, cwd=tmp_path)
-    assert done.returncode == 1
-    errors = [line for line in done.stderr.splitlines() if line.startswith("dsrl: error: ")]
-    assert len(errors) == 1 and message in errors[0]
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "runs").exists()
+@pytest.mark.slow
+def test_a_mistake_that_only_the_simulator_knows_is_one_line(capsys):
+    save_policy(FlowPolicy(42, 4, 8).freeze(), "base")
+    wrong = "task.env.env_id=PickCub-v1"
+    words = ["task=pick_cube", "experiment=smoke", "collector.num_workers=2", "progress=false", *loaded("base"), wrong]
+    assert "unknown ManiSkill task 'PickCub-v1'" in fails(capsys, "stage2", *words)
+    assert not Path("runs").exists()
 
 
 GRASPER = """
@@ -70,35 +60,32 @@ class Grasper(BasePolicy):
 STEERING = [
     "stage2", "task=pick_cube", "experiment=smoke", "base_policy=load", "base_policy.load._target_=grasper.Grasper",
     "progress=false", "collector.threads=1", "algorithm.critic_only_updates=5", "stage2.from_stage1=[]",
-    "stage2.offline_fraction=0", "stage2.total_env_steps=1000",
-    "stage2.checkpoint_env_steps=90",  # 12 chunks: the cube is held from the ninth or so to the end of an episode
+    "stage2.offline_fraction=0", "collector.num_workers=2", "task.env.num_envs=2", "stage2.total_env_steps=1600",
+    "stage2.checkpoint_env_steps=360",  # 12 chunks of each env: the cube is held from the ninth or so to the end
 ]  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # three processes that import the simulator, and so do their workers
-@pytest.mark.parametrize("workers", [1, 2])
-def test_killed_at_a_random_moment_and_resumed_equals_the_uninterrupted_run(tmp_path, workers):
+@pytest.mark.timeout(900)  # processes that import the simulator
+def test_killed_at_a_random_moment_and_resumed_equals_the_uninterrupted_run(tmp_path, monkeypatch):
     """A cube that is held when a segment ends is a contact that the simulator would keep for the next one."""
     (tmp_path / "grasper.py").write_text(GRASPER)
-    arguments = [*STEERING, f"collector.num_workers={workers}"]
+    monkeypatch.syspath_prepend(tmp_path)
     whole, killed = (tmp_path / "runs" / name for name in ("whole", "killed"))
-    done = run(*arguments, "name=whole", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    main([*STEERING, "name=whole"])
 
     seed = time.time_ns()
     draw = random.Random(seed)
-    process = start(*arguments, "name=killed", cwd=tmp_path, start_new_session=True)
-    count = draw.randint(200, 600)
-    wait_until(lambda: any(step >= count for step in checkpoint_steps(killed)), process)
+    process = Process([*STEERING, "name=killed"], tmp_path / "streams")
+    count = draw.randint(300, 1100)
+    wait_until(lambda: any(step >= count for step in checkpoint_steps(killed)) or not process.running)
     time.sleep(draw.uniform(0.0, 0.5))
-    process.kill()
-    process.communicate()
-    wait_until_empty(process.pid)
+    process.signal(signal.SIGKILL, group=False)
+    end = process.wait()  # the workers, too
+    assert end.code == -signal.SIGKILL, end.stderr
     assert not (killed / "stage2" / "actor.safetensors").exists()
 
-    done = run(*arguments, "name=killed", "resume=true", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    main([*STEERING, "name=killed", "resume=true"])
     rows = read_metrics(whole / "metrics.csv")
     assert len(rows) >= 10 and read_metrics(killed / "metrics.csv") == rows, f"seed {seed}"
     for path in whole.glob("stage2/*.safetensors"):

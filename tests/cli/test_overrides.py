@@ -71,10 +71,10 @@ def test_a_wrong_override_of_each_kind_is_one_line_before_any_work(wrong, no_wor
 
 
 @pytest.mark.slow
-def test_250_random_wrong_overrides_are_250_lines(wrong, no_work, capsys):
+def test_100_random_wrong_overrides_are_100_lines(wrong, no_work, capsys):
     random_ = random.Random(1)
-    drawn = dict.fromkeys(random_.choice(wrong[random_.choice(KINDS)]) for _ in range(1_000))
-    for words in list(drawn)[:250]:
+    drawn = dict.fromkeys(random_.choice(wrong[random_.choice(KINDS)]) for _ in range(400))
+    for words in list(drawn)[:100]:
         check_refused(capsys, random_.choice(list(STEPS)), "task=toy", f"output={no_work}", *words)
 
 
@@ -92,6 +92,8 @@ def test_every_right_value_of_every_option_is_accepted():
         known = compose(["task=toy", *words]).to_dict()
         for setting in settings(*words):
             right = [value for _, value in VALUES if fits(setting, value)] + inclusive_bounds(setting)
+            if setting.name == "collector.ray_workers" and "algorithm=best_of_n" in words:
+                right = [None]  # whose policy can't act there
             for value in ALONE.get(setting.name, right):
                 if (setting.name, repr(value)) in tried:
                     continue

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 
 import pytest
 
-from ..processes import wait_until, wait_until_empty, workers
-from .pipeline_run import ENDLESS, ends, loaded, start, wait_for
+from ..processes import wait_until, workers
+from .pipeline_run import ENDLESS, ends, fails, loaded, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_an_empty_folder")]
 
@@ -23,39 +22,33 @@ BUSY = {
 
 
 @pytest.fixture
-def busy(finished):
-    """A function that starts a run with two workers, in a process group of its own."""
-    started = []
+def busy(finished, start):
+    """A function that starts a run with two workers, which have just been started."""
 
     def start_run(doing):
         step, options = BUSY[doing]
-        arguments = [step, *TWO_WORKERS, *options, *loaded(finished / "a" / "base")]
-        started.append(start(*arguments, start_new_session=True))
-        wait_until(lambda: len(workers(started[-1].pid)) == 2, started[-1])
-        return started[-1]
+        command = start(step, *TWO_WORKERS, *options, *loaded(finished / "a" / "base"))
+        wait_until(lambda: len(workers(command.pid)) == 2 or not command.running)
+        assert command.running, command.wait()
+        return command
 
-    yield start_run
-    for process in started:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    return start_run
 
 
 @pytest.fixture
 def steering(tmp_path, busy):
     """A run in the middle of stage 2."""
-    process = busy("stage 2")
-    wait_for(tmp_path / "runs" / "a" / "stage2" / "checkpoints" / "checkpoint*", process)
-    return process
+    command = busy("stage 2")
+    wait_for(tmp_path / "runs" / "a" / "stage2" / "checkpoints" / "checkpoint*", command)
+    return command
 
 
-def kill_a_worker(process):
-    victim = workers(process.pid)[0]
+def kill_a_worker(command):
+    victim = workers(command.pid)[0]
     os.kill(victim, signal.SIGKILL)
-    line = ends(process, 1)
+    line = ends(command, 1)
     assert f"(pid {victim}) was killed by SIGKILL" in line
     assert "resume=true" in line
-    wait_until_empty(process.pid)
 
 
 @pytest.mark.parametrize("doing", BUSY)
@@ -67,47 +60,40 @@ def test_a_worker_that_is_killed_in_the_middle_ends_the_run_in_one_line(steering
     kill_a_worker(steering)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_to_the_whole_group(steering, number, code):
-    """A terminal's Ctrl-C, or a scheduler's SIGTERM, reaches all processes."""
-    os.killpg(steering.pid, number)
-    assert "resume=true" in ends(steering, code)
-    wait_until_empty(steering.pid)
-
-
-def test_sigterm_to_the_main_process(steering):
-    steering.terminate()
-    assert "SIGTERM" in ends(steering, 143)
-    wait_until_empty(steering.pid)
+def test_sigterm_to_the_whole_group(steering):
+    """As a scheduler sends it to all processes."""
+    steering.signal(signal.SIGTERM)
+    assert "resume=true" in ends(steering, 143)
 
 
 def test_ctrl_c_again_and_again(steering):
-    while steering.poll() is None:
-        os.killpg(steering.pid, signal.SIGINT)
-    assert "interrupted" in ends(steering, 130)
-    wait_until_empty(steering.pid)
+    """A terminal's Ctrl-C reaches all processes; the first one decides, the others do no harm."""
+    while steering.running:
+        steering.signal(signal.SIGINT)
+    line = ends(steering, 130)
+    assert "interrupted" in line and "resume=true" in line
 
 
 def test_kill_nine_leaves_nobody_and_no_word(steering):
-    steering.kill()
-    _, error = steering.communicate()
-    assert error == ""
-    wait_until_empty(steering.pid)
+    steering.signal(signal.SIGKILL, group=False)
+    end = steering.wait()
+    assert (end.code, end.stderr) == (-signal.SIGKILL, "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill -9"])
 def test_while_the_workers_still_import(busy, number):
-    process = busy("stage 2")  # they have just been started
-    os.killpg(process.pid, number) if number == signal.SIGINT else process.kill()
-    _, error = process.communicate()
-    assert process.returncode == (130 if number == signal.SIGINT else -number), error
-    assert "Traceback" not in error
-    wait_until_empty(process.pid)
+    command = busy("stage 2")
+    command.signal(number, group=number == signal.SIGINT)
+    end = command.wait()
+    assert end.code == (130 if number == signal.SIGINT else -number), end.stderr
+    assert "Traceback" not in end.stderr
 
 
-def test_a_second_run_in_the_same_folder(tmp_path, finished, steering):
-    """The first one goes on."""
-    arguments = ["stage2", *TWO_WORKERS, *loaded(finished / "a" / "base"), "resume=true"]
-    assert f"in use by process {steering.pid}" in ends(start(*arguments), 1)
-    steering.send_signal(signal.SIGINT)
-    ends(steering, 130)
+def test_a_second_run_in_the_same_folder_is_refused_and_sigterm_to_the_main_process_alone_ends_all(
+    finished, steering, capsys
+):
+    again = ["stage2", *TWO_WORKERS, *loaded(finished / "a" / "base"), "resume=true"]
+    assert f"in use by process {steering.pid}" in fails(capsys, *again)
+    assert steering.running
+    steering.signal(signal.SIGTERM, group=False)
+    assert "SIGTERM" in ends(steering, 143)

@@ -13,6 +13,12 @@ from dsrl_torchrl.envs.toy import PointReachEnv
 
 from .pipeline_run import SMOKE
 
+#: Resets are the point, not what is learned between them.
+FEW = [
+    *SMOKE, "base_policy.training.steps=5", "stage1.updates=2",
+    "stage2.utd=0.1", "diagnosis.resets=3",
+    "diagnosis.repeats=2",
+]  # fmt: skip
 ASKED = {"demos": None, "stage1": seeds.CHECKS, "stage2": None, "eval": seeds.HELD_OUT, "diagnose": seeds.DIAGNOSIS}
 #: Where every step that takes a base policy asks it for chunks; none is executed.
 PROBES = seeds.first(seeds.DIAGNOSIS, PROBE_NOISES)
@@ -31,7 +37,7 @@ def test_no_step_resets_to_what_belongs_to_another(tmp_path, monkeypatch, run_se
 
     monkeypatch.setattr(PointReachEnv, "_episode_seeds", spy)
     for step, asked in ASKED.items():
-        main([step, *SMOKE, f"output={tmp_path}", f"seed={run_seed}"])
+        main([step, *FEW, f"output={tmp_path}", f"seed={run_seed}"])
         if step == "demos":
             asked = seeds.demonstration_seeds(run_seed)
         made = resets.pop(True, [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing.util
 import os
+import sys
 import threading
 import time
 
@@ -31,10 +32,18 @@ def test_nothing_is_left_of_a_closed_process():
 
     silence_resource_tracker()
     before = holdings()
-    for _ in range(5):
+    for _ in range(3):
         start_and_close(os.getpid)
         start_and_close(time.sleep, 60, kill=True)
     assert holdings() == before
+
+
+def test_who_exits_without_a_word_failed():
+    process = WorkerProcess(target=sys.exit, args=(3,))
+    process.start()
+    process.join()
+    assert process.end() == "failed: it said nothing (its traceback: collector.num_workers=1)"
+    process.close()
 
 
 def test_nothing_is_left_of_a_process_that_could_not_start():

@@ -14,6 +14,7 @@ from dsrl_torchrl import seeds
 from dsrl_torchrl.envs.headless import rendering_available
 from dsrl_torchrl.envs.maniskill import ManiSkillEnv
 from dsrl_torchrl.errors import UserError
+from tests.processes import READY
 
 pytestmark = pytest.mark.simulator
 
@@ -116,7 +117,7 @@ def test_several_in_one_process():
 
 
 def test_parallel_processes():
-    env = ParallelEnv(2, partial(ManiSkillEnv, max_episode_steps=5), mp_start_method="spawn")
+    env = ParallelEnv(2, partial(ManiSkillEnv, max_episode_steps=5), mp_start_method=READY)
     try:
         check_env_specs(env)
         starts = env.reset(list_of_kwargs=[{"seed": [3]}, {"seed": [4]}])["observation"]

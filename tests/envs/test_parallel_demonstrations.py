@@ -56,7 +56,7 @@ def record(monkeypatch, tmp_path):
     return record
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("processes", [1, 3])
 def test_the_first_that_succeed_are_kept_in_the_order_of_their_seeds(processes, record):
     path = record(formula, processes)
     kept = [1, 2, 4, 7, 8, 11]  # of 0 to 11, of which 0, 5 and 10 are not planned

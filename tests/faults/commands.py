@@ -57,6 +57,7 @@ class Command:
 
     def __init__(self, pid: int, streams: Path) -> None:
         self.pid, self._streams = pid, streams
+        self._end: End | None = None
         self._killer = threading.Timer(PATIENCE, self.signal, [signal.SIGKILL])
         self._killer.daemon = True
         self._killer.start()
@@ -70,6 +71,11 @@ class Command:
     def running(self) -> bool:
         """Whether the main process is there and no zombie."""
         return _fields(self.pid)[:1] not in ([], ["Z"])
+
+    @property
+    def ended(self) -> bool:
+        """Whether somebody has waited for it."""
+        return self._end is not None
 
     def wait_for(self, path: Path) -> None:
         """Until the file is there, or the command has ended."""
@@ -86,11 +92,13 @@ class Command:
 
     def wait(self) -> End:
         """How it ended; the whole group must be gone, too."""
-        code = self._code()
-        self._killer.cancel()
-        wait_until(lambda: not _group(self.pid))
-        stdout, stderr = (Path(f"{self._streams}.{name}").read_text() for name in ("stdout", "stderr"))
-        return End(code, stdout, stderr)
+        if self._end is None:
+            code = self._code()
+            self._killer.cancel()
+            wait_until(lambda: not _group(self.pid))
+            stdout, stderr = (Path(f"{self._streams}.{name}").read_text() for name in ("stdout", "stderr"))
+            self._end = End(code, stdout, stderr)
+        return self._end
 
     def _code(self) -> int:
         raise NotImplementedError
@@ -115,20 +123,27 @@ class Process(Command):
 class Fork(Command):
     """The same by way of :mod:`tests.faults.forks`."""
 
-    def __init__(self, server: subprocess.Popen[str], pid: int, streams: Path) -> None:
-        self._server = server
+    def __init__(self, forks: Forks, server: subprocess.Popen[str], pid: int, streams: Path) -> None:
+        self._forks, self._server = forks, server
         super().__init__(pid, streams)
 
     def _code(self) -> int:
         assert self._server.stdout is not None
-        return int(self._server.stdout.readline())
+        code = int(self._server.stdout.readline())
+        self._forks.idle.append(self._server)
+        return code
 
 
 class Forks:
-    """One server for each thread that asks."""
+    """Servers, as many as commands ran at once.
+
+    Attributes:
+        idle: those whose last command has been waited for.
+    """
 
     def __init__(self) -> None:
-        self._servers: dict[int, subprocess.Popen[str]] = {}
+        self.idle: list[subprocess.Popen[str]] = []
+        self._servers: list[subprocess.Popen[str]] = []
 
     def start(
         self,
@@ -139,7 +154,7 @@ class Forks:
         fault: tuple[int | str, int] | None = None,
         file_size: int | None = None,
     ) -> Fork:
-        """Starts a command; one at a time for each thread.
+        """Starts a command in the working directory of the caller.
 
         Args:
             arguments: of ``dsrl``.
@@ -149,10 +164,14 @@ class Forks:
                 which signal.
             file_size: limit of the size of the files that it may write, in bytes.
         """
-        server = self._server()
+        try:
+            server = self.idle.pop()
+        except IndexError:
+            server = self._new_server()
         assert server.stdin is not None and server.stdout is not None
         command = {
             "arguments": list(arguments),
+            "working_directory": os.getcwd(),
             "stdout": f"{streams}.stdout",
             "stderr": f"{streams}.stderr",
             "folder": None if folder is None else str(folder),
@@ -161,7 +180,7 @@ class Forks:
         }
         server.stdin.write(json.dumps(command) + "\n")
         server.stdin.flush()
-        return Fork(server, int(server.stdout.readline()), streams)
+        return Fork(self, server, int(server.stdout.readline()), streams)
 
     def run(self, arguments: Sequence[str], streams: Path, **options) -> End:
         """Starts a command and waits for its end."""
@@ -169,19 +188,18 @@ class Forks:
 
     def close(self) -> None:
         """Ends the servers."""
-        for server in self._servers.values():
+        for server in self._servers:
             server.communicate()
 
-    def _server(self) -> subprocess.Popen[str]:
-        me = threading.get_ident()
-        if me not in self._servers:
-            self._servers[me] = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.forks"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT,
-                cwd=Path(__file__).parents[2],
-            )  # fmt: skip
-            assert self._servers[me].stdout.readline() == "ready\n"
-        return self._servers[me]
+    def _new_server(self) -> subprocess.Popen[str]:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.forks"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=Path(__file__).parents[2],
+        )  # fmt: skip
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+        self._servers.append(server)
+        return server
 
 
 def _read(path: str) -> str:

@@ -40,6 +40,7 @@ def serve() -> None:
 def _become(command: dict[str, Any]) -> None:
     """The command's arguments, streams and fault."""
     os.setsid()
+    os.chdir(command["working_directory"])
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     for descriptor, name in ((1, "stdout"), (2, "stderr")):

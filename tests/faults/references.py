@@ -15,9 +15,9 @@ from .results import results
 
 #: Every step of the pipeline, with several checkpoints in both stages, and little work in each.
 RUN = [
-    "run", *TINY, "collector.threads=1", "base_policy.training.steps=50", "stage1.updates=60",
-    "stage1.checkpoint_updates=20", "stage1.check_episodes=2", "stage2.total_env_steps=600", "stage2.utd=0.5",
-    "evaluation.episodes=2", "name=a",
+    "run", *TINY, "collector.threads=1", "base_policy.training.steps=20", "stage1.rollout_env_steps=150",
+    "stage1.updates=30", "stage1.checkpoint_updates=10", "stage1.check_episodes=2", "stage2.total_env_steps=450",
+    "stage2.utd=0.5", "evaluation.episodes=2", "name=a",
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Which tries are made, two at a time, each drawn from a seed and its number alone."""
+"""Which tries are made, some at a time, each drawn from a seed and its number alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -25,8 +25,6 @@ from .two_runs import second_run
 #: One step's folder, or the whole run's.
 READ_ONLY = ("", "demos", "base", "stage1", "stage2")
 NO_FOLDER = ("/dev/null", "file", "file/below")
-#: Victims side by side.
-AT_ONCE = 2
 #: Gets ``scratch`` and ``draw``.
 Try = Callable[..., None]
 
@@ -37,13 +35,14 @@ class Suite:
     Args:
         scratch: an empty folder.
         seed: of what is drawn.
+        at_once: victims side by side.
     """
 
-    def __init__(self, scratch: Path, seed: int) -> None:
-        self.scratch, self.seed = scratch, seed
+    def __init__(self, scratch: Path, seed: int, at_once: int = 2) -> None:
+        self.scratch, self.seed, self.at_once = scratch, seed, at_once
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background; victims inherit it
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        self.tally, self.forks, self._pool = Tally(), Forks(), ThreadPoolExecutor(AT_ONCE)
+        self.tally, self.forks, self._pool = Tally(), Forks(), ThreadPoolExecutor(at_once)
         self.reference = Reference(scratch / "reference", self.forks)
 
     def kills(self, count: int, *, with_workers: bool = True) -> None:
@@ -68,15 +67,15 @@ class Suite:
             damages = random.Random(self.seed).sample(damages, sample)
         self._make("damage", (self._bound(damage_and_resume, damage) for damage in damages))
 
-    def disks(self, count: int, read_only: Sequence[str] = READ_ONLY) -> None:
-        """Fills disks and limits files, each ``count`` times; makes folders read-only."""
+    def disks(self, count: int, sample: int | None = None) -> None:
+        """Fills disks and limits files, each ``count`` times; makes folders read-only; or a sample of these."""
         tries = [self._bound(disks.file_size)] * count + [self._bound(disks.no_folder, o) for o in NO_FOLDER]
         if disks.may_mount(self.scratch):
             tries += [self._bound(disks.full_disk), self._bound(disks.full_disk_in_between)] * count
-            tries += [self._bound(disks.read_only_step, step) for step in read_only]
+            tries += [self._bound(disks.read_only_step, step) for step in READ_ONLY]
         else:
             print("full disks and read-only folders are left out: this user may not mount a tmpfs")
-        self._make("disk", tries)
+        self._make("disk", tries if sample is None else random.Random(self.seed).sample(tries, sample))
 
     def two_runs(self, count: int) -> None:
         """Starts a second command in a run's folder ``count`` times."""
@@ -108,5 +107,5 @@ class Suite:
                 if not any(str(folder) in failure for failure in self.tally.failures):
                     shutil.rmtree(folder)
 
-        for future in [self._pool.submit(work) for _ in range(AT_ONCE)]:
+        for future in [self._pool.submit(work) for _ in range(self.at_once)]:
             future.result()

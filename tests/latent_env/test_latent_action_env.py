@@ -13,6 +13,7 @@ from torchrl.envs.utils import check_env_specs
 from dsrl_torchrl import LatentActionEnv, make_macro_env
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.policies import BasePolicy, FlowPolicy
+from tests.processes import READY
 from tests.scripted_env import ScriptedEnv
 
 
@@ -94,7 +95,11 @@ def test_random_actions_are_clamped_prior_noise():
 
 def test_workers_with_macro_steps_need_only_the_decoder():
     make = partial(make_macro_env, act_horizon=3, gamma=0.9)
-    workers = ParallelEnv(2, [lambda: make(ScriptedEnv([5], [True])), lambda: make(ScriptedEnv([9], [False]))])
+    workers = ParallelEnv(
+        2,
+        [lambda: make(ScriptedEnv([5], [True])), lambda: make(ScriptedEnv([9], [False]))],
+        mp_start_method=READY,
+    )
     env = LatentActionEnv(workers, TanhPolicy(), act_horizon=3)
     assert workers.is_closed  # nothing has been asked of them yet
     assert env.gamma is None  # they know it

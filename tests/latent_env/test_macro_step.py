@@ -12,6 +12,7 @@ from torchrl.objectives.value import TD0Estimator
 
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.macro_step import STEPS_KEY, make_macro_env
+from tests.processes import READY
 from tests.scripted_env import ScriptedEnv
 
 GAMMA = 0.9
@@ -92,7 +93,7 @@ def test_history_is_made_of_primitive_steps():
     assert td["next", "observation"].tolist() == [[2.0, 2.0, 3.0, 3.0]]
 
 
-@pytest.mark.parametrize("batched", [SerialEnv, ParallelEnv])
+@pytest.mark.parametrize("batched", [SerialEnv, partial(ParallelEnv, mp_start_method=READY)], ids=["serial", "workers"])
 def test_workers_match_one_batched_env(batched):
     """Macro steps inside workers equal macro steps around one batch, ends included."""
     lengths, terminates = [1, 5, 9], [True, False, True]

@@ -17,6 +17,7 @@ from torchrl.envs.utils import check_env_specs
 from dsrl_torchrl import LatentActionEnv, make_macro_env
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.policies import BasePolicy
+from tests.processes import READY
 from tests.scripted_env import ScriptedEnv
 
 STATE = ("agent", "state")
@@ -162,7 +163,7 @@ def test_the_history_of_each_entry_is_of_primitive_steps():
     assert seen(out) == ([frames(0, 0), frames(2, 3), frames(2, 3)], [[0, 0], [2, 3], [2, 3]])
 
 
-@pytest.mark.parametrize("batched", [SerialEnv, ParallelEnv])
+@pytest.mark.parametrize("batched", [SerialEnv, partial(ParallelEnv, mp_start_method=READY)], ids=["serial", "workers"])
 def test_workers_give_the_same_entries(batched):
     make = partial(
         make_macro_env, act_horizon=3, gamma=0.99, obs_horizon=2, history_keys=["pixels", STATE]
@@ -227,7 +228,9 @@ def test_chunks_without_gradient_step_the_env():
 
 
 def test_workers_of_a_policy_that_cannot_be_pickled():
-    workers = ParallelEnv(2, lambda: make_macro_env(CameraEnv([5], [True]), act_horizon=2, gamma=0.99))
+    workers = ParallelEnv(
+        2, lambda: make_macro_env(CameraEnv([5], [True]), act_horizon=2, gamma=0.99), mp_start_method=READY
+    )
     env = LatentActionEnv(workers, RemotePolicy(), act_horizon=2)
     try:
         assert env.rollout(2)["next", "steps_to_next_obs"].flatten().tolist() == [2, 2, 2, 2]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -38,6 +40,7 @@ from dsrl_torchrl import LatentActionEnv, make_macro_env
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.policies import BasePolicy
 from tests.latent_env.test_named_entries import STATE, CameraEnv, CameraPolicy
+from tests.processes import READY
 from tests.scripted_env import ScriptedEnv
 
 OUTCOME = ("steps_to_next_obs", "done", "terminated")
@@ -140,7 +143,7 @@ def test_so_do_policies_of_pictures_and_nested_states(name, put):
     same_episodes(put(make_camera_env(), CAMERA_ABOVE[name]()), make_camera_env())
 
 
-@pytest.mark.parametrize("batched", [SerialEnv, ParallelEnv])
+@pytest.mark.parametrize("batched", [SerialEnv, partial(ParallelEnv, mp_start_method=READY)], ids=["serial", "workers"])
 def test_latent_envs_in_workers_with_a_normaliser_above(batched):
     workers = batched(2, [lambda: make_env((5,)), lambda: make_env((9,))])
     env = TransformedEnv(workers, ObservationNorm(loc=3.0, scale=2.0, in_keys=["observation"]))
@@ -159,7 +162,7 @@ def test_latent_envs_in_workers_with_a_normaliser_above(batched):
         env.close()
 
 
-@pytest.mark.parametrize("batched", [SerialEnv, ParallelEnv])
+@pytest.mark.parametrize("batched", [SerialEnv, partial(ParallelEnv, mp_start_method=READY)], ids=["serial", "workers"])
 def test_random_actions_of_a_batch_of_latent_envs_are_the_prior(batched):
     torch.manual_seed(0)
     env = batched(2, lambda: make_env((9,) * 2000))

@@ -71,6 +71,23 @@ def test_a_draw_and_its_density_belong_together():
     torch.testing.assert_close(log_prob, dist.log_prob(w.detach()), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("scale", [0.3, 30.0], ids=["usual", "saturated"])
+def test_draw_is_the_distributions_own(scale):
+    """Values and gradients; for a saturated noise, too, which the distribution keeps a millionth inside the bound."""
+    torch.manual_seed(0)
+    actor, td = make_actor(), features(50)
+    for p in actor.parameters():
+        p.data.add_(scale * torch.randn_like(p))
+    results = []
+    for draw in (lambda: actor.get_dist(td).rsample_and_log_prob(), lambda: actor.draw(td)):
+        torch.manual_seed(1)
+        w, log_prob = draw()
+        results.append((w, log_prob, *torch.autograd.grad(w.sum() + log_prob.sum(), list(actor.parameters()))))
+    assert (results[0][0].abs() > (1 - 2e-6) * MAGNITUDE).any() == (scale > 1)
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_a_latent_policy_reads_entries_and_writes_the_action_alone():
     torch.manual_seed(0)
     encoders = {
