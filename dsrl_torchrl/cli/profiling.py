@@ -70,7 +70,7 @@ CATEGORIES: tuple[tuple[str | None, str, tuple[str, ...]], ...] = (
     (OPTIMISER, "torch.autograd", ("backward", "grad", "_engine_run_backward")),
     (OPTIMISER, "torchrl.objectives.utils", ("step", "_step")),
     (OPTIMISER, "dsrl_torchrl.objectives.polyak", ()),
-    (OPTIMISER, "dsrl_torchrl.agents", ("descend", "move_targets", "move_target_encoder", "move_average")),
+    (OPTIMISER, "dsrl_torchrl.agents", ("descend", "step", "move_targets", "move_target_encoder", "move_average")),
     *((None, f"torchrl.objectives.{name}", ()) for name in ("common", "utils", "value")),
     *((None, f"dsrl_torchrl.objectives.{name}", ()) for name in ("macro_discount", "latent_loss")),
     (LOSS, "dsrl_torchrl.objectives", ()),

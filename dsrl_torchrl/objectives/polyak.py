@@ -8,10 +8,7 @@ from torchrl.objectives import SoftUpdate
 
 
 class PolyakUpdate(SoftUpdate):
-    """TorchRL's :class:`~torchrl.objectives.SoftUpdate`, without the time it takes.
-
-    Its own step makes two TensorDicts of ``.data`` tensors first: twelve times the averaging of two small critics.
-    """
+    """TorchRL's :class:`~torchrl.objectives.SoftUpdate`, whose own step makes two TensorDicts of ``.data`` first."""
 
     @torch.no_grad()
     def _step(self, p_source: TensorDictParams, p_target: TensorDictParams) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
+
 import pytest
 import torch
 
 from benchmarks.latent_env import HORIZON, RawEnv, RawWorkers
+from tests.processes import READY
 
 
 class Counting:
@@ -25,7 +28,9 @@ def make():
 
 
 @pytest.mark.slow
-def test_workers_step_their_own_envs_and_reset_them():
+def test_workers_step_their_own_envs_and_reset_them(monkeypatch):
+    ready = multiprocessing.get_context(READY)  # not `spawn`, whose processes import everything anew
+    monkeypatch.setattr("benchmarks.latent_env.multiprocessing.get_context", lambda method: ready)
     workers, alone = RawWorkers(make, 2), [make(), make()]
     chunks = torch.randn(3, 2, 1, HORIZON, 4)
     for chunk in chunks:  # the second ends the episodes

@@ -124,25 +124,32 @@ def limit_that_stops(run, pattern):
     return (before + size) // 2
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "pattern",
-    [
-        "demos/*.h5",
-        "stage1/rollouts.safetensors",
-        "stage1/checkpoints/*/agent.*",
-        "stage1/checkpoints/*/optimisers.*",
-        "*.png",
-    ],
+def same_as(finished, output):
+    """Whether a run came to the results of the uninterrupted one."""
+    resumed, whole = (folder / "a" / "stage2" / "actor.safetensors" for folder in (output, finished))
+    return resumed.read_bytes() == whole.read_bytes()
+
+
+#: In the order in which a run writes them, each the largest so far.
+FILES = (
+    "demos/*.h5",
+    "stage1/rollouts.safetensors",
+    "stage1/checkpoints/*/agent.*",
+    "stage1/checkpoints/*/optimisers.*",
+    "*.png",
 )
-def test_a_limit_of_the_file_size_stops_each_step_in_one_line(tmp_path, finished, capsys, pattern):
-    with limit(resource.RLIMIT_FSIZE, limit_that_stops(finished / "a", pattern)):
-        error = fails(capsys, "run", *TINY, "name=a")
-    assert not [path for path in (tmp_path / "runs" / "a").rglob("*") if path.match(pattern)]
-    assert "file too large" in error and "ulimit -f" in error
+
+
+@pytest.mark.slow
+def test_limits_of_the_file_size_stop_each_step_in_one_line(tmp_path, finished, capsys):
+    """One after the other in the same run folder, which ends as if there had been none."""
+    for pattern in FILES:
+        with limit(resource.RLIMIT_FSIZE, limit_that_stops(finished / "a", pattern)):
+            error = fails(capsys, "run", *TINY, "name=a", "resume=true")
+        assert not [path for path in (tmp_path / "runs" / "a").rglob("*") if path.match(pattern)], pattern
+        assert "file too large" in error and "ulimit -f" in error
     main(["run", *TINY, "name=a", "resume=true"])
-    resumed, whole = (folder / "a" / "stage2" / "actor.safetensors" for folder in (tmp_path / "runs", finished))
-    assert resumed.read_bytes() == whole.read_bytes()
+    assert same_as(finished, tmp_path / "runs")
     assert not list((tmp_path / "runs").rglob(".*"))
 
 
@@ -162,14 +169,14 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kib", [20, 100, 300, 500])
-def test_a_full_disk_stops_a_run_in_one_line_and_loses_nothing(tmp_path, finished, capsys, small_disk, kib):
-    small_disk(f"size={kib}k")
-    assert "no space left" in fails(capsys, "run", *TINY, "output=disk", "name=a")
+def test_a_full_disk_stops_a_run_in_one_line_and_loses_nothing(tmp_path, finished, capsys, small_disk):
+    """Again and again, on a disk that grows too little each time."""
+    for kib in (20, 100, 300, 500):
+        small_disk(f"size={kib}k")
+        assert "no space left" in fails(capsys, "run", *TINY, "output=disk", "name=a", "resume=true"), kib
     small_disk("size=20m")
     main(["run", *TINY, "output=disk", "name=a", "resume=true"])
-    resumed, whole = (folder / "a" / "stage2" / "actor.safetensors" for folder in (tmp_path / "disk", finished))
-    assert resumed.read_bytes() == whole.read_bytes()
+    assert same_as(finished, tmp_path / "disk")
     small_disk("ro")
     assert "read-only" in fails(capsys, "eval", *TINY, "output=disk", "name=a")
 
@@ -177,5 +184,6 @@ def test_a_full_disk_stops_a_run_in_one_line_and_loses_nothing(tmp_path, finishe
 @pytest.mark.slow
 def test_diagnosis_on_a_full_disk(tmp_path, finished, capsys, small_disk):
     small_disk("size=40k")
-    arguments = [*TINY, *loaded(finished / "a" / "base"), "output=disk"]
+    few = ["diagnosis.resets=3", "diagnosis.repeats=2"]
+    arguments = [*TINY, *loaded(finished / "a" / "base"), *few, "output=disk"]
     assert "no space left" in fails(capsys, "diagnose", *arguments)

@@ -81,8 +81,8 @@ def test_killed_at_a_random_moment_and_resumed_equals_the_uninterrupted_run(tmp_
     wait_until(lambda: any(step >= count for step in checkpoint_steps(killed)) or not process.running)
     time.sleep(draw.uniform(0.0, 0.5))
     process.signal(signal.SIGKILL, group=False)
-    end = process.wait()  # the workers, too
-    assert end.code == -signal.SIGKILL, end.stderr
+    end = process.wait()  # until its workers are gone, too
+    assert (end.code, end.stderr) == (-signal.SIGKILL, "")
     assert not (killed / "stage2" / "actor.safetensors").exists()
 
     main([*STEERING, "name=killed", "resume=true"])

@@ -13,12 +13,15 @@ import torch
 
 from dsrl_torchrl.cli.main import main
 
+from .pipeline_run import SMOKE
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def options(folder, device, total):
-    small = ["task=toy", "experiment=smoke", "collector.num_workers=1", "collector.threads=1", "progress=false"]
-    return [*small, f"device={device}", f"output={folder}", "name=run", f"stage2.total_env_steps={total}"]
+    few = ["base_policy.training.steps=5", "stage1.rollout_env_steps=150", "stage1.updates=4", "stage2.utd=0.2"]
+    few += ["stage1.check_episodes=1", "collector.threads=1"]
+    return [*SMOKE, *few, f"device={device}", f"output={folder}", "name=run", f"stage2.total_env_steps={total}"]
 
 
 def check_a_run_on(device, run, folder):

@@ -74,19 +74,13 @@ def test_ctrl_c_again_and_again(steering):
     assert "interrupted" in line and "resume=true" in line
 
 
-def test_kill_nine_leaves_nobody_and_no_word(steering):
-    steering.signal(signal.SIGKILL, group=False)
-    end = steering.wait()
-    assert (end.code, end.stderr) == (-signal.SIGKILL, "")
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill -9"])
 def test_while_the_workers_still_import(busy, number):
     command = busy("stage 2")
     command.signal(number, group=number == signal.SIGINT)
     end = command.wait()
     assert end.code == (130 if number == signal.SIGINT else -number), end.stderr
-    assert "Traceback" not in end.stderr
+    assert "Traceback" not in end.stderr and (number == signal.SIGINT or end.stderr == "")
 
 
 def test_a_second_run_in_the_same_folder_is_refused_and_sigterm_to_the_main_process_alone_ends_all(

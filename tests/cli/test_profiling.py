@@ -81,7 +81,7 @@ def test_a_stack_has_a_category(stack, category):
     assert attribute(stack) == category
 
 
-@pytest.mark.parametrize(("module", "functions"), {(module, functions) for _, module, functions in CATEGORIES})
+@pytest.mark.parametrize(("module", "functions"), sorted({(module, functions) for _, module, functions in CATEGORIES}))
 def test_what_the_table_names_exists(module, functions):
     """What is renamed would silently count elsewhere."""
     top, *below = module.replace(f"{OURS}.envs", "envs").split(".")
