@@ -142,7 +142,7 @@ def measure(report: Report, arguments: argparse.Namespace) -> Costs:
         for envs, env_steps in steps.items():
             sides[f"step {envs}"] = Steps(arguments.env_id, "pd_ee_delta_pos", envs, env_steps)
     times = interleave(sides, arguments.repeats)
-    seconds = {name: statistic(times[f"{name}, CPU"])["median"] for name in sides}
+    seconds = {name: statistic(times.cpu[name])["median"] for name in sides}
     seconds["update"] /= 8
     one, eight = (seconds.get(f"step {envs}", 0.0) / (env_steps / envs) for envs, env_steps in steps.items())
     each, act_each = (eight - one) / 7, (seconds["act 64"] - seconds["act 1"]) / 63

@@ -8,7 +8,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,14 +20,23 @@ from dsrl_torchrl.files import write_json
 #: Of a statistic. No range: a turn from which another process stole the core says nothing about the code.
 SPREAD = "low and high are the quartiles over the repeats"
 
-Times = dict[str, list[float]]
+
+class Times(dict[str, list[float]]):
+    """Seconds of every side in every repeat, by the clock; ``cpu`` has those of the CPU.
+
+    CPU seconds are those of this process and of its worker processes: what other load on the machine disturbs less.
+    """
+
+    def __init__(self, sides: Iterable[str]) -> None:
+        super().__init__({name: [] for name in sides})
+        self.cpu: dict[str, list[float]] = {name: [] for name in self}
+
+
 Statistic = dict[str, float]
 
 
 def interleave(sides: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1) -> Times:
-    """Seconds of every side in every repeat, by the clock (``name``) and of the CPU (``name, CPU``).
-
-    CPU seconds are those of this process and of its worker processes: what another load on the machine disturbs less.
+    """Times every side in every repeat.
 
     A repeat runs each side once; every second repeat runs them in reverse, so that a load that grows or fades does not
     favour the side that comes first.
@@ -40,13 +49,13 @@ def interleave(sides: Mapping[str, Callable[[], object]], repeats: int, warmup: 
     for _ in range(warmup):
         for side in sides.values():
             side()
-    times: Times = {key: [] for name in sides for key in (name, f"{name}, CPU")}
+    times = Times(sides)
     for repeat in range(repeats):
         for name in reversed(sides) if repeat % 2 else sides:
             cpu, start = cpu_seconds(), time.perf_counter()
             sides[name]()
             times[name].append(time.perf_counter() - start)
-            times[f"{name}, CPU"].append(cpu_seconds() - cpu)
+            times.cpu[name].append(cpu_seconds() - cpu)
     return times
 
 

@@ -37,12 +37,12 @@ def main(arguments: argparse.Namespace) -> None:
             times = interleave(sides, arguments.repeats)
             case = f"{task}, {control_mode}"
             for name in sides:
-                cpu = [1e3 * s / arguments.env_steps for s in times[f"{name}, CPU"]]
+                cpu = [1e3 * s / arguments.env_steps for s in times.cpu[name]]
                 report.value(f"{case}: {name}", statistic(cpu), "CPU ms an env step")
             for envs in arguments.envs:
                 name = f"batch of {envs}"
                 report.ratio(f"{case}: plain / {name}", ratio(times, "plain", name), GOAL)
-                report.ratio(f"{case}: plain / {name}, CPU", ratio(times, "plain, CPU", f"{name}, CPU"), GOAL)
+                report.ratio(f"{case}: plain / {name}, CPU", ratio(times.cpu, "plain", name), GOAL)
             for side in sides.values():
                 side.close()
     report.write()
