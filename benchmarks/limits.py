@@ -16,15 +16,16 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.chart import draw
 from benchmarks.latent_update import make_loop
 from benchmarks.ratios import Report, interleave, statistic
 from benchmarks.setting import Setting
 from benchmarks.simulator import Steps
-from dsrl_torchrl.files import write_json
 
 SMOKE = {"env_id": None, "rounds": 20, "repeats": 1, "width": 8}
 
@@ -89,23 +90,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     report = Report("limits", arguments.out)
     costs = measure(report, arguments)
-    rows = []
     for learner in arguments.learners:
         for utd in arguments.utds:
+            kind = f"UTD {utd:g}, update x {learner:g}"
+            speeds = {}
             for system in SYSTEMS:
                 found = simulate(costs, system, utd, learner, arguments.spread, arguments.rounds)
-                case = f"{system.name}, UTD {utd:g}, update x {learner:g}"
-                report.value(case, statistic([found["env_steps_per_second"]]), "env steps/s")
+                speeds[system.name] = found["env_steps_per_second"]
+                report.value(f"{system.name}: {kind}", statistic([speeds[system.name]]), "env steps/s")
                 shares = f"workers busy {found['workers_busy']:.0%}, learner {found['learner_busy']:.0%}"
                 print(f"  {found['limit']} limits; {shares}")
-                rows.append({"system": asdict(system), "utd": utd, "update_factor": learner, **found})
+            for name, speed in speeds.items():
+                report.ratio(f"{name}: against 1 env, {kind}", statistic([speed / speeds["1 env"]]))
     report.write()
-    write_json(arguments.out / "limits_rows.json", {"costs": asdict(costs), "spread": arguments.spread, "rows": rows})
+    draw(report, "Env steps per second against one env's, by the model of rounds")
 
 
 def simulate(
     costs: Costs, system: Machines, utd: float, learner: float = 1.0, spread: float = 0.0, rounds: int = 1
-) -> dict[str, float | str]:
+) -> dict[str, Any]:
     """Throughput and shares of time of the average round."""
     envs, noise = system.all_envs, np.random.default_rng(0)
     sigma = np.sqrt(np.log1p(spread**2))

@@ -9,7 +9,12 @@ import pytest
 from benchmarks.__main__ import SUITE, main
 from benchmarks.sb3 import AVAILABLE
 
-MARKS = {"latent_env": pytest.mark.simulator, "end_to_end": pytest.mark.slow, "scaling": pytest.mark.slow}
+MARKS = {
+    "simulator": pytest.mark.simulator,
+    "latent_env": pytest.mark.simulator,
+    "end_to_end": pytest.mark.slow,
+    "scaling": pytest.mark.slow,
+}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in SUITE])
@@ -37,7 +42,7 @@ def test_all_names_every_benchmark_but_the_long_one(monkeypatch):
     for name, module in SUITE.items():
         monkeypatch.setattr(module, "main", lambda arguments, name=name: ran.append(name))
     main(["all", "--smoke"])
-    assert ran == ["update", "na_cost", "latent_env", "end_to_end", "scaling"]
+    assert ran == ["update", "na_cost", "simulator", "latent_env", "end_to_end", "scaling", "limits"]
 
 
 def test_an_unknown_name_is_refused(capsys):
