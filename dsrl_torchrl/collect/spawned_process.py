@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from multiprocessing import resource_tracker
+from types import TracebackType
 from typing import ClassVar
 
 from dsrl_torchrl.errors import UserError
@@ -37,6 +38,24 @@ def silence_resource_tracker() -> None:
     """
     with _stderr_into(os.open(os.devnull, os.O_WRONLY)):
         resource_tracker.ensure_running()
+
+
+def silence_resource_sharer() -> None:
+    """Python's thread that lends out tensors' memory prints a traceback if a worker dies as it asks for some.
+
+    That the worker has ended is told anyway.
+    """
+    told = sys.excepthook
+    if getattr(told, "of_threads_that_lend", False):
+        return
+
+    def tell(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        main = threading.current_thread() is threading.main_thread()
+        if main or not issubclass(kind, (EOFError, ConnectionError)):
+            told(kind, error, traceback)
+
+    tell.of_threads_that_lend = True  # type: ignore[attr-defined]
+    sys.excepthook = tell
 
 
 class WorkerError(UserError):

@@ -19,6 +19,7 @@ from dsrl_torchrl.collect.spawned_process import (
     WorkerError,
     WorkerKilledError,
     WorkerProcess,
+    silence_resource_sharer,
     silence_resource_tracker,
 )
 
@@ -70,6 +71,7 @@ class WorkerEnvs(ParallelEnv):
 
     def _start_workers(self) -> None:
         silence_resource_tracker()
+        silence_resource_sharer()
         with _unchanged_threads():
             try:
                 with self._failures_named():

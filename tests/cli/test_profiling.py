@@ -221,7 +221,7 @@ def test_a_profiled_run_is_the_same_run(finished, capsys, tmp_path):
     assert re.search(r"stage 2: \d+ env steps \([\d.]+/s\), \d+ updates \([\d.]+/s\), in ", plain)
     main([*words, "name=looked_at", "profile=true"])
     out = capsys.readouterr().out
-    assert "main process" in out and "loss: sac" in out
+    assert "main process" in out
     assert (tmp_path / "looked_at" / "figures" / "profile.png").stat().st_size > 1_000
     learned = [path.name for path in (tmp_path / "plain" / "stage2").glob("*.safetensors")]
     assert learned

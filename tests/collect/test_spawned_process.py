@@ -5,11 +5,18 @@ from __future__ import annotations
 import gc
 import multiprocessing.util
 import os
+import socket
 import sys
 import threading
 import time
+from multiprocessing import resource_sharer
 
-from dsrl_torchrl.collect.spawned_process import WorkerProcess, _stderr_into, silence_resource_tracker
+from dsrl_torchrl.collect.spawned_process import (
+    WorkerProcess,
+    _stderr_into,
+    silence_resource_sharer,
+    silence_resource_tracker,
+)
 
 
 def holdings():
@@ -73,3 +80,17 @@ def test_two_threads_that_start_processes_leave_stderr_where_it_is():
     left.set()
     thread.join()
     assert os.path.samestat(before, os.fstat(2))
+
+
+def test_who_dies_while_it_asks_for_a_tensor_is_no_traceback(monkeypatch, capfd):
+    said = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, traceback: said.append(kind))
+    silence_resource_sharer()
+    silence_resource_sharer()  # once is enough
+    address, _ = resource_sharer.DupFd(0)._id
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(address)
+    resource_sharer.stop()  # after what it was asked
+    assert said == [] and capfd.readouterr().err == ""
+    sys.excepthook(ValueError, ValueError("what is wrong elsewhere"), None)
+    assert said == [ValueError]
