@@ -103,7 +103,8 @@ class AdvantageWeightedMLELoss(LatentLoss):
         with torch.no_grad():
             q = reduce_ensemble(self.noise_values(tensordict, noise), self.backup)  # (M, *B)
             omega = self.weights(q)
-        loss = -(omega * self.actor.get_dist(tensordict).log_prob(noise)).sum(0)  # the actor holds ``actor_params``
+        with self.actor_params.to_module(self.actor):
+            loss = -(omega * self.actor.get_dist(tensordict).log_prob(noise)).sum(0)
         return TensorDict(
             {
                 "loss_aw_mle": self._reduce_loss(loss, tensordict),

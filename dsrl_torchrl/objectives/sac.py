@@ -113,8 +113,8 @@ class LatentSACLoss(MacroDiscountLoss, SACLoss):
 
     def draw_noise(self, observations: TensorDictBase) -> tuple[Tensor, Tensor]:
         """``w ~ π(· | s)`` ``[*B, latent_dim]``, reparameterised, and ``log π(w | s)`` ``[*B]``."""
-        # The network holds ``actor_network_params`` already: ``to_module`` would put them where they are.
-        return self.actor_network.draw(observations)
+        with self.actor_network_params.to_module(self.actor_network):
+            return self.actor_network.draw(observations)
 
     def values(self, observations: TensorDictBase, noise: Tensor) -> Tensor:
         """``Q^W_i(s, w)``: ``[*B]``, ``[*B, latent_dim]`` -> ``[N, *B]``, with gradients."""
