@@ -25,8 +25,9 @@ def find_device(name: str) -> torch.device:
             f"no device {name} here (torch {torch.__version__} sees {found} CUDA devices): run it where there is one, "
             "with a CUDA build of torch, or try it out by --device cpu or --smoke"
         )
-    torch.cuda.set_device(device)
-    return torch.device("cuda", device.index or 0)
+    device = torch.device("cuda", device.index or 0)
+    torch.cuda.set_device(device)  # takes no device without an index
+    return device
 
 
 def describe(device: torch.device) -> dict[str, str | float | None]:

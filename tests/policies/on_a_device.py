@@ -17,6 +17,8 @@ from dsrl_torchrl.policies import DiffusionPolicy, FlowPolicy, ShortcutPolicy
 NETWORKS = [{"kind": "mlp", "width": 8, "depth": 1}, {"kind": "unet", "channels": [8, 16]}]
 
 
+# Torch lets convolutions round their inputs to TF32 on a card: chunks of a U-Net then differ by some 1e-3.
+@torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 def check_decode(device, traffic=None):
     """Every policy of ours, with every network and layout; ``traffic`` has what went between host and device."""
     traffic = [] if traffic is None else traffic
