@@ -181,11 +181,6 @@ class MacroDiscountLoss(LossModule if TYPE_CHECKING else object):  # type: ignor
             self.value_estimator.set_keys(steps_to_next_obs=kwargs.pop("steps_to_next_obs"))  # type: ignore[attr-defined]
         super().set_keys(**kwargs)  # type: ignore[misc]
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # Pickle finds the loss's own class under the name of this one.
-        _, _, *state = super().__reduce_ex__(protocol)
-        return _new_macro_loss, (type(self).__bases__[1],), *state
-
     @property
     def in_keys(self) -> list[NestedKey]:  # type: ignore[override]
         """The loss's own, and k."""
@@ -200,7 +195,15 @@ class MacroDiscountLoss(LossModule if TYPE_CHECKING else object):  # type: ignor
 @cache
 def _macro_loss(cls: type[LossModule]) -> type[LossModule]:
     """A subclass under the same name, as :mod:`torch.nn.utils.parametrize` makes them."""
-    return type(cls.__name__, (MacroDiscountLoss, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+    as_it_was = {"__module__": cls.__module__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (MacroDiscountLoss, cls), as_it_was | {"__reduce_ex__": _reduce_macro_loss})
+
+
+def _reduce_macro_loss(self: LossModule, protocol: Any) -> tuple[Any, ...]:
+    """Pickle would find the loss's own class under the name of this one."""
+    own = type(self).__bases__[1]
+    _, _, *state = own.__reduce_ex__(self, protocol)
+    return _new_macro_loss, (own,), *state
 
 
 def _new_macro_loss(cls: type[LossModule]) -> LossModule:

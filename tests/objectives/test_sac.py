@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 
 import pytest
 import torch
@@ -54,6 +55,18 @@ def make_all(**kwargs):
 def make_batch():
     batch = macro_batch.make_batch()
     return batch.set("action", torch.randn(B, DIM, dtype=torch.float64))
+
+
+def test_a_copy_is_of_the_same_class():
+    loss = make_loss(backup="mean")
+    twin = deepcopy(loss)
+    assert type(twin) is LatentSACLoss
+    batch = make_batch()
+    for each in (loss, twin):
+        torch.manual_seed(1)
+        each.found = each(batch.clone())
+    for key, value in loss.found.items():
+        assert torch.equal(twin.found[key], value), key
 
 
 @pytest.mark.parametrize("backup", ["min", "mean"])
