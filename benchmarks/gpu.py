@@ -13,9 +13,9 @@ one they would measure the host. The bare loop (``benchmarks/bare_loop.py``) is 
 compiled and captured before anything is timed; a turn ends when the card has finished. Products are in float32, not
 TF32, unless torch was told otherwise.
 
-Run on an H200 (``benchmarks/results/gpu.json``, docs/performance.md). The largest case, N = 10 at width 2048, needs 12 GB
-for networks and optimisers on four sides and 5 GB for the floor. That an update can be captured at all is tested without
-a card (``tests/training/test_captured_update.py``).
+Run on an H200 (``benchmarks/results/gpu.json``, docs/performance.md). The largest case, N = 10 at width 2048, takes
+12 GB for networks and optimisers on four sides and 5 GB for the floor. That an update can be captured at all is tested
+without a card (``tests/training/test_captured_update.py``).
 """
 
 from __future__ import annotations

@@ -201,7 +201,7 @@ def _macro_loss(cls: type[LossModule]) -> type[LossModule]:
 
 def _reduce_macro_loss(self: LossModule, protocol: Any) -> tuple[Any, ...]:
     """Pickle would find the loss's own class under the name of this one."""
-    own = type(self).__bases__[1]
+    own: Any = type(self).__bases__[1]
     _, _, *state = own.__reduce_ex__(self, protocol)
     return _new_macro_loss, (own,), *state
 

@@ -48,6 +48,7 @@ def make_loss(actor=None, num_critics=N, **kwargs):
 
 
 def make_all(**kwargs):
+    torch.manual_seed(0)
     actor = make_actor()
     return actor, make_loss(actor, **kwargs), make_batch()
 
