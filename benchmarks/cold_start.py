@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     words = ["task=pick_cube", "base_policy=checkpoint", "collector.num_workers=1", *arguments.overrides]
-    config, _ = settle_machine(compose(words), Path())
+    config, _ = settle_machine(compose(words), None)
     env = make_latent_env(config, load_policy(config.base_policy.load["folder"]))
     prior, keys = PriorNoise(env.latent_dim), env.decoder.observation_keys
     rollouts, successes = collect_rollouts(env, prior, ROLLOUT_ENV_STEPS, seed=777, observation_keys=keys)

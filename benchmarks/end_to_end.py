@@ -74,7 +74,7 @@ def _measure(report: Report, algorithm: str, arguments: argparse.Namespace) -> N
         f"stage2.warmup_env_steps={WARMUP_ENV_STEPS}",
         f"collector.threads={arguments.threads}",
     ]
-    config, _ = settle_machine(compose([*options, *arguments.overrides]), Path())
+    config, _ = settle_machine(compose([*options, *arguments.overrides]), None)
     env = make_latent_env(config, _base_policy(config))
     parts = Parts(config, env, arguments.rollout_env_steps)
     try:

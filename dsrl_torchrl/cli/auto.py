@@ -18,7 +18,7 @@ MAX_WORKERS = 8
 MAX_THREADS = 4
 
 
-def settle_machine(config: RunConfig, stored: Path) -> tuple[RunConfig, str | None]:
+def settle_machine(config: RunConfig, stored: Path | None) -> tuple[RunConfig, str | None]:
     """Replaces ``auto`` in ``device``, ``collector.num_workers`` and ``collector.threads``.
 
     A run keeps the counts that it began with, on another machine too: its rollouts depend on the number of envs.
@@ -28,7 +28,7 @@ def settle_machine(config: RunConfig, stored: Path) -> tuple[RunConfig, str | No
 
     Args:
         config: the checked configuration.
-        stored: the run's ``config.yaml``, if it was begun.
+        stored: the run's ``config.yaml``, there if it was begun; ``None`` outside of a run folder.
 
     Returns:
         The settled configuration, and the choice of counts in a line, ``None`` where neither was ``auto``.
@@ -64,8 +64,8 @@ def _device(wanted: str) -> str:
     return wanted
 
 
-def _begun(stored: Path) -> dict[str, Any]:
-    if not stored.exists():
+def _begun(stored: Path | None) -> dict[str, Any]:
+    if stored is None or not stored.exists():
         return {}
     try:
         return dict(yaml.safe_load(stored.read_text())["collector"])

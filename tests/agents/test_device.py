@@ -37,9 +37,8 @@ def test_an_update_asks_the_host_for_nothing():
 
 
 @pytest.mark.slow
-@EVERY_AGENT
-def test_both_stages_on_another_device(kind):
-    on_a_simulated_device("training", kind.__name__)
+def test_both_stages_of_every_agent_on_another_device():
+    on_a_simulated_device("training")
 
 
 @ENVS

@@ -29,6 +29,12 @@ def test_auto_comes_from_the_cores_of_this_process(tmp_path, monkeypatch, cores,
     assert f"num_workers={workers}, threads={threads}" in said
 
 
+def test_outside_of_a_run_folder_nothing_was_begun(monkeypatch):
+    """As in the benchmarks."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
+    assert settle_machine(compose(["task=toy"]), None)[0].collector.num_workers == 2
+
+
 def test_where_affinity_is_unknown_all_cores_count(tmp_path, monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # macOS, Windows
     monkeypatch.setattr(os, "cpu_count", lambda: 6)

@@ -16,7 +16,7 @@ TWO_WORKERS = [*ENDLESS, "collector.num_workers=2", "name=a"]
 #: By what a run is doing: the step, and what makes that last.
 BUSY = {
     "rollouts": ("stage1", ["stage1.rollout_env_steps=1000000"]),
-    "stage 2": ("stage2", []),
+    "stage 2": ("stage2", ["stage2.from_stage1=[]", "stage2.offline_fraction=0"]),
     "evaluation": ("eval", ["evaluation.episodes=100000"]),
 }
 
@@ -86,7 +86,8 @@ def test_while_the_workers_still_import(busy, number):
 def test_a_second_run_in_the_same_folder_is_refused_and_sigterm_to_the_main_process_alone_ends_all(
     finished, steering, capsys
 ):
-    again = ["stage2", *TWO_WORKERS, *loaded(finished / "a" / "base"), "resume=true"]
+    step, options = BUSY["stage 2"]
+    again = [step, *TWO_WORKERS, *options, *loaded(finished / "a" / "base"), "resume=true"]
     assert f"in use by process {steering.pid}" in fails(capsys, *again)
     assert steering.running
     steering.signal(signal.SIGTERM, group=False)
