@@ -40,7 +40,11 @@ LAUNCHERS = {
 def launcher(request):
     if request.param != "basic":
         pytest.importorskip(f"hydra_plugins.hydra_{request.param}_launcher")
-    return LAUNCHERS[request.param]
+    yield LAUNCHERS[request.param]
+    if request.param == "joblib":
+        # Its processes wait for more work as long as this one lives; other tests look whether there are any.
+        loky = pytest.importorskip("joblib.externals.loky")
+        loky.get_reusable_executor(max_workers=2).shutdown(wait=True, kill_workers=True)
 
 
 @pytest.fixture
