@@ -21,6 +21,7 @@ import torch
 from torchrl import logger
 
 from benchmarks import cold_start, end_to_end, gpu, latent_env, limits, na_cost, scaling, simulator, update
+from dsrl_torchrl.errors import UserError
 
 HERE = Path(__file__).parent
 SUITE: dict[str, ModuleType] = {
@@ -41,7 +42,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.getLogger("tensordict").setLevel("WARNING")  # it tells of every CUDA graph
     torch.set_num_threads(arguments.threads)
     if arguments.benchmark != "all":
-        arguments.main(arguments)
+        try:
+            arguments.main(arguments)
+        except UserError as error:  # of a word that is meant for the library
+            raise SystemExit(f"benchmarks: error: {error}") from None
         return
     for name in SUITE:
         print(f"\n== {name} ==", flush=True)

@@ -37,7 +37,7 @@ from benchmarks.chart import draw
 from benchmarks.floor import Floor, Product, forward, na_products, sac_products
 from benchmarks.latent_update import LatentUpdateLoop
 from benchmarks.ratios import Report, Times, interleave, ratio, statistic
-from benchmarks.setting import GAMMA, MAGNITUDE, RandomWalkEnv, Setting, random_transitions
+from benchmarks.setting import GAMMA, MAGNITUDE, RandomWalkEnv, Setting, random_transitions, two_sizes
 from dsrl_torchrl import LatentActionEnv
 from dsrl_torchrl.data.replay import Replay
 from dsrl_torchrl.files import write_json
@@ -74,7 +74,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cuda", help="cuda, cuda:<index>, or cpu to try it out")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="graphs: on a card alone")
     cells = [f"{n}x{width}" for width in (256, 512, 1024, 2048) for n in (2, 10)]
-    parser.add_argument("--cells", nargs="+", metavar="NxWIDTH", default=cells, help="ensemble size x width")
+    parser.add_argument(
+        "--cells", nargs="+", type=two_sizes, metavar="NxWIDTH", default=cells, help="ensemble size x width"
+    )
     parser.add_argument("--batches", nargs="+", type=int, default=[256, 2048], help="of a decode")
     parser.add_argument("--base-width", type=int, default=256, help="of the base policy")
     parser.add_argument("--seconds", type=float, default=0.5, help="length of an eager turn")

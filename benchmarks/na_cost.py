@@ -14,7 +14,7 @@ from benchmarks.chart import draw
 from benchmarks.floor import Product, na_products, sac_products
 from benchmarks.latent_update import LatentUpdateLoop, make_loop
 from benchmarks.ratios import Report, interleave, ratio, statistic
-from benchmarks.setting import Setting, random_transitions
+from benchmarks.setting import Setting, random_transitions, two_sizes
 
 SMOKE = {"cells": ["2x8"], "bases": ["8x2"], "rounds": 1, "transitions": 300, "repeats": 2}
 
@@ -24,11 +24,17 @@ MACRO_STEPS = 8  # in a round
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--cells", nargs="+", metavar="NxWIDTH", default=["5x128", "2x256"], help="ensemble size x width"
+        "--cells",
+        nargs="+",
+        type=two_sizes,
+        metavar="NxWIDTH",
+        default=["5x128", "2x256"],
+        help="ensemble size x width",
     )
     parser.add_argument(
         "--bases",
         nargs="+",
+        type=two_sizes,
         metavar="WIDTHxSTEPS",
         default=["256x3", "512x8"],
         help="flow policies: width of its three hidden layers x sampler steps",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from functools import partial
 
@@ -108,6 +109,14 @@ class RandomWalkEnv(EpisodicEnv):
         self._position = self._position + 0.1 * action @ self._drift
         self._elapsed = self._elapsed + 1
         return self._position, self._never, action.sum(-1), self._never, self._elapsed >= 100
+
+
+def two_sizes(text: str) -> str:
+    """An argument of the command line such as ``2x128``, as it is."""
+    first, by, second = text.partition("x")
+    if not (by and first.isdecimal() and second.isdecimal() and int(first) and int(second)):
+        raise argparse.ArgumentTypeError(f"should be two whole numbers, such as 2x128, got {text!r}")
+    return text
 
 
 def random_transitions(setting: Setting, n: int, pairs: int = 0) -> TensorDict:

@@ -22,7 +22,7 @@ from benchmarks.floor import Floor, na_products, sac_products
 from benchmarks.latent_update import make_loop
 from benchmarks.ratios import Report, Times, interleave, ratio, statistic
 from benchmarks.sb3 import AVAILABLE, HOW_TO_INSTALL, SB3SAC
-from benchmarks.setting import Setting, random_transitions
+from benchmarks.setting import Setting, random_transitions, two_sizes
 
 SMOKE = {"cells": ["2x8"], "seconds": 0.01, "transitions": 300, "repeats": 2}
 
@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cells",
         nargs="+",
+        type=two_sizes,
         metavar="NxWIDTH",
         # Ten critics of 2048 take seconds per update on a CPU core, and 5 GB for the three sides that learn.
         default=[f"{n}x{width}" for width in (128, 256, 512) for n in (2, 10)] + ["2x2048"],

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.__main__ import SUITE, main
 from benchmarks.sb3 import AVAILABLE
+from dsrl_torchrl.errors import UserError
 
 MARKS = {
     "simulator": pytest.mark.simulator,
@@ -49,3 +50,30 @@ def test_an_unknown_name_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["updates"])
     assert "update" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cell", ["2xx", "2", "x128", "0x128", "2x1.5"])
+def test_wrong_sizes_are_refused(capsys, cell):
+    with pytest.raises(SystemExit):
+        main(["update", "--cells", cell])
+    assert f"should be two whole numbers, such as 2x128, got '{cell}'" in capsys.readouterr().err
+
+
+def test_a_mistake_is_one_line(tmp_path):
+    with pytest.raises(SystemExit, match="benchmarks: error: algorithm needs a choice") as refused:
+        main(["end_to_end", "--smoke", "--algorithms", "nope", "--out", str(tmp_path)])
+    assert "\n" not in str(refused.value)
+
+
+def test_a_run_of_end_to_end_settles_its_workers(monkeypatch, tmp_path):
+    """The tiny run names their number."""
+    settled = []
+
+    def note(config, policy):
+        settled.append(config.collector.num_workers)
+        raise UserError("seen")
+
+    monkeypatch.setattr("benchmarks.end_to_end.make_latent_env", note)
+    with pytest.raises(SystemExit, match="seen"):
+        main(["end_to_end", "--smoke", "--overrides", "task=toy", "--out", str(tmp_path)])
+    assert isinstance(settled[0], int)
