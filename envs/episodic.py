@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,10 +19,15 @@ from dsrl_torchrl.seeds import TRAINING
 
 
 class EpisodicEnv(EnvBase):
-    """A batch ``[N]`` of goal-reaching episodes with flat observations; it never resets itself.
+    """A batch ``[N]`` of goal-reaching episodes with flat observations and images; it never resets itself.
 
-    Entries: ``observation_key`` ``[N, obs_dim]`` float32, ``success`` ``[N, 1]`` bool (is the task solved *now*),
-    ``action`` ``[N, action_dim]``, ``reward`` ``[N, 1]``, ``terminated``, ``truncated`` and ``done`` ``[N, 1]``.
+    Entries: ``observation_key`` ``[N, obs_dim]`` float32, those of ``images`` ``[N, C, H, W]`` uint8, ``success``
+    ``[N, 1]`` bool (is the task solved *now*), ``action`` ``[N, action_dim]``, ``reward`` ``[N, 1]``, ``terminated``,
+    ``truncated`` and ``done`` ``[N, 1]``.
+
+    Rendering costs several times the physics, and a latent policy looks at the world once in a macro step: while
+    :attr:`skip_images` is set, as :class:`~dsrl_torchrl.latent_env.macro_step.MacroStep` does inside of its chunk, the
+    images of envs that go on stay those of before.
 
     The two ends are kept apart: ``terminated`` is the task's (success, failure), ``truncated`` the time limit's, and an
     episode solved on its last step has both. So a time limit bootstraps and a success does not.
@@ -33,7 +38,7 @@ class EpisodicEnv(EnvBase):
     always the same, whatever else samples in the process. The first one starts afresh: from there the same actions give
     the same episodes, whatever happened before ``set_seed``.
 
-    Subclasses write :meth:`_start` and :meth:`_advance`.
+    Subclasses write :meth:`_start` and :meth:`_advance`, and :meth:`_images` if they have any.
 
     Args:
         num_envs: ``N``.
@@ -46,7 +51,10 @@ class EpisodicEnv(EnvBase):
         seed: seeds the stream of starts; ``None`` takes fresh entropy.
         device: where the tensors live.
         observation_key: name of the observation's entry.
+        images: entry -> ``[C, H, W]``.
     """
+
+    skip_images = False
 
     def __init__(
         self,
@@ -59,6 +67,7 @@ class EpisodicEnv(EnvBase):
         seed: int | None = None,
         device: torch.device | str = "cpu",
         observation_key: NestedKey = "observation",
+        images: Mapping[NestedKey, Sequence[int]] | None = None,
     ) -> None:
         super().__init__(device=torch.device(device), batch_size=[num_envs])
         self.terminate_on_success, self.observation_key = terminate_on_success, observation_key
@@ -66,6 +75,9 @@ class EpisodicEnv(EnvBase):
         flag = Categorical(2, shape=(num_envs, 1), dtype=torch.bool, device=self.device)
         spec = Composite(success=flag, shape=(num_envs,), device=self.device)
         spec[observation_key] = Unbounded((num_envs, obs_dim), device=self.device)
+        for key, shape in (images or {}).items():
+            spec[key] = Bounded(0, 255, (num_envs, *shape), dtype=torch.uint8, device=self.device)
+        self._pictures = {key: spec[key].zero() for key in images or {}}  # as of when they were last looked at
         self.observation_spec = spec
         bounds = [bound.to(device=self.device, dtype=torch.float32).expand(num_envs, -1) for bound in (low, high)]
         self.action_spec = Bounded(*bounds, shape=bounds[0].shape, dtype=torch.float32, device=self.device)
@@ -78,6 +90,11 @@ class EpisodicEnv(EnvBase):
             device=self.device,
         )
         self._set_seed(seed)
+
+    @property
+    def image_keys(self) -> list[NestedKey]:
+        """The entries that are images."""
+        return list(self._pictures)
 
     @abstractmethod
     def _start(self, seeds: list[int], env_idx: torch.Tensor | None, asked: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,6 +117,10 @@ class EpisodicEnv(EnvBase):
             ``observation [N, obs_dim]``, ``success``, ``reward``, ``terminated``, ``truncated``, each ``[N]``.
         """
 
+    def _images(self, env_idx: torch.Tensor) -> Mapping[NestedKey, torch.Tensor]:
+        """What the cameras of the envs ``env_idx`` ``[n]`` see now: entry -> uint8 ``[n, C, H, W]``."""
+        raise NotImplementedError(f"{type(self).__name__} has images and no _images()")
+
     def _set_seed(self, seed: int | None) -> None:
         self._seed_stream = np.random.default_rng(seed)
         self._anew = True
@@ -109,8 +130,10 @@ class EpisodicEnv(EnvBase):
     ) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)  # (N, 1)
         env_idx = None if mask is None or mask.all() else mask.reshape(-1).nonzero().squeeze(-1)  # (n,)
-        reset = self._entries(*self._start(self._episode_seeds(seed, env_idx), env_idx, seed is not None or self._anew))
+        started = self._start(self._episode_seeds(seed, env_idx), env_idx, seed is not None or self._anew)
         self._anew = False
+        self._look(torch.arange(self.batch_size.numel()) if env_idx is None else env_idx)
+        reset = self._entries(*started)
         for key in self.done_keys:
             flag = torch.zeros_like(reset["success"])
             if tensordict is not None and mask is not None and key in tensordict:
@@ -140,14 +163,25 @@ class EpisodicEnv(EnvBase):
         terminated, truncated = self._column(terminated), self._column(truncated)
         if not self.terminate_on_success:
             terminated = torch.zeros_like(terminated)
+        done = terminated | truncated
+        if self._pictures:
+            # An episode ends once: what its end looks like is bootstrapped from where a time limit ended it.
+            wanted = done.flatten() if self.skip_images else torch.ones_like(done.flatten())
+            self._look(wanted.nonzero().squeeze(-1))
         return self._entries(
             observation,
             success,
             reward=self._column(reward, torch.float32),
             terminated=terminated,
             truncated=truncated,
-            done=terminated | truncated,
+            done=done,
         )
+
+    def _look(self, env_idx: torch.Tensor) -> None:
+        if self._pictures and len(env_idx):
+            for key, seen in self._images(env_idx).items():
+                # What was returned before stays as it is.
+                self._pictures[key] = self._pictures[key].index_copy(0, env_idx.to(self.device), seen.to(self.device))
 
     def _entries(self, observation: torch.Tensor, success: torch.Tensor, **more: torch.Tensor) -> TensorDict:
         observation = observation.to(device=self.device, dtype=torch.float32, copy=True)  # (N, obs_dim)
@@ -157,7 +191,10 @@ class EpisodicEnv(EnvBase):
             hint = f"the simulation of {self} diverged"
             raise NonFiniteError(entry_name(self.observation_key), self._steps, hint=hint)
         entries = TensorDict({"success": self._column(success), **more}, self.batch_size, self.device)
-        return entries.set(self.observation_key, observation)
+        entries.set(self.observation_key, observation)
+        for key, picture in self._pictures.items():
+            entries.set(key, picture)
+        return entries
 
     def _column(self, value: torch.Tensor, dtype: torch.dtype = torch.bool) -> torch.Tensor:
         """``[N]`` to TorchRL's ``[N, 1]``, as a copy: simulators write into the tensors they returned."""

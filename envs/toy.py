@@ -43,6 +43,8 @@ class PointReachEnv(EpisodicEnv):
         seed: seeds the stream of starts.
         device: where the tensors live.
         observation_key: name of the observation's entry.
+        image_size: ``S`` adds the entry ``pixels`` ``[3, S, S]``: the world from above, the goal region in green and
+            the point in red; ``None`` for state alone.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class PointReachEnv(EpisodicEnv):
         seed: int | None = None,
         device: torch.device | str = "cpu",
         observation_key: NestedKey = "observation",
+        image_size: Annotated[int, Field(ge=8, le=1024)] | None = None,
     ) -> None:
         super().__init__(
             num_envs=num_envs,
@@ -65,7 +68,9 @@ class PointReachEnv(EpisodicEnv):
             seed=seed,
             device=device,
             observation_key=observation_key,
+            images=None if image_size is None else {"pixels": (3, image_size, image_size)},
         )
+        self.image_size = image_size
         self.fixed_goal = None if goal is None else np.asarray(goal, dtype=np.float64)
         self.max_episode_steps, self.success_bonus = max_episode_steps, success_bonus
         self.position = torch.zeros(num_envs, 2, device=self.device)
@@ -96,6 +101,22 @@ class PointReachEnv(EpisodicEnv):
         success = self._success()
         reward = step_penalty(success, self.success_bonus)
         return self._observation(), success, reward, success, self.elapsed >= self.max_episode_steps
+
+    def _images(self, env_idx: torch.Tensor) -> dict[NestedKey, torch.Tensor]:
+        assert self.image_size is not None
+        centres = (torch.arange(self.image_size, device=self.device) + 0.5) / self.image_size * 2 - 1
+        pixel = 2 / self.image_size
+
+        def square(middle: torch.Tensor, half_side: float) -> torch.Tensor:  # (n, 2) -> (n, S, S), y upwards
+            # Shaded at its edges, so that a picture tells less than a pixel.
+            x, y = (
+                ((half_side - (centres - at.unsqueeze(-1)).abs()) / pixel + 0.5).clamp(0, 1) for at in middle.unbind(-1)
+            )
+            return y.flip(-1).unsqueeze(-1) * x.unsqueeze(-2)
+
+        goal = square(self.goal[env_idx], RADIUS)
+        picture = torch.stack([square(self.position[env_idx], 0.15), goal, torch.zeros_like(goal)], dim=1)
+        return {"pixels": (255 * picture).round().to(torch.uint8)}
 
     def _observation(self) -> torch.Tensor:
         return self.position if self.fixed_goal is not None else torch.cat([self.position, self.goal], -1)
@@ -128,9 +149,12 @@ def make_toy_demonstrations(
     speed: Annotated[float, Field(gt=0, le=1)] = 0.5,
     goal: tuple[float, float] | None = (0.0, 0.0),
     max_episode_steps: Annotated[int, Field(ge=1)] = 40,
+    image_size: Annotated[int, Field(ge=8, le=1024)] | None = None,
     progress: bool = True,
 ) -> Path:
     """Records ``count`` successful episodes of :class:`PointReachEnv` in ManiSkill's trajectory format (h5 + json).
+
+    Each episode has the data set ``obs``, or ``obs/state`` and ``obs/pixels`` where there are images.
 
     The expert walks straight to the goal at ``speed``, and its noise is executed and recorded. Slow and noisy on
     purpose: a policy cloned from it leaves room for steering, up to :func:`optimal_steps`.
@@ -143,6 +167,7 @@ def make_toy_demonstrations(
         speed: the expert's bound on each action component, in (0, 1].
         goal: as :class:`PointReachEnv`'s.
         max_episode_steps: longest episode kept.
+        image_size: as :class:`PointReachEnv`'s.
         progress: show a progress bar.
 
     Returns:
@@ -155,7 +180,7 @@ def make_toy_demonstrations(
 
     path = Path(path)
     provenance: dict[str, float] = {"seed": seed, "action_noise": action_noise, "speed": speed, "attempts": 0}
-    env = PointReachEnv(goal=goal, max_episode_steps=max_episode_steps)
+    env = PointReachEnv(goal=goal, max_episode_steps=max_episode_steps, image_size=image_size)
     noise = np.random.default_rng(seed)
     episodes: list[dict] = []
     bar = tqdm(total=count, desc="toy demonstrations", unit="ep", disable=not progress)
@@ -202,17 +227,20 @@ def _walk(
 ) -> dict[str, np.ndarray]:
     """One episode of the noisy expert, by the dataset names of a ManiSkill h5."""
     now = env.reset(seed=seed)
-    observations, steps = [now[env.observation_key][0]], []
+    keys = [env.observation_key, *env.image_keys]
+    observations, steps = [now.select(*keys)[0]], []
     while not now["done"].any():
         wanted = ((env.goal - env.position) / STEP_SIZE).clamp(-speed, speed)  # (1, 2)
         sample = torch.as_tensor(noise.standard_normal(2), dtype=torch.float32)
         now = env.step(now.set("action", (wanted + action_noise * sample).clamp(-1, 1)))
         steps.append(now.select("action", ("next", "success"), ("next", "terminated"), ("next", "truncated")))
         now = now["next"]
-        observations.append(now[env.observation_key][0])
-    episode = TensorDict.cat(steps)
+        observations.append(now.select(*keys)[0])
+    episode, seen = TensorDict.cat(steps), TensorDict.stack(observations)
+    state = seen[env.observation_key].numpy()
+    images = {f"obs/{key}": seen[key].permute(0, 2, 3, 1).numpy() for key in env.image_keys}
     return {
-        "obs": torch.stack(observations).numpy(),
+        **({"obs/state": state, **images} if images else {"obs": state}),
         "actions": episode["action"].numpy(),
         **{key: episode["next", key].squeeze(-1).numpy() for key in ("success", "terminated", "truncated")},
     }

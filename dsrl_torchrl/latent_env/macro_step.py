@@ -51,12 +51,14 @@ class MacroStep(Transform):
     Args:
         act_horizon: number of actions executed per macro step, ``H_a >= 1``.
         gamma: discount per primitive step, in (0, 1].
+        skip_images: tells an env that has an attribute ``skip_images`` (as ``EpisodicEnv`` does)
+            to render only where a macro step ends: at the last action and at the end of an episode.
 
     Raises:
         UserError: for an ``act_horizon`` or ``gamma`` out of range.
     """
 
-    def __init__(self, act_horizon: int, gamma: float) -> None:
+    def __init__(self, act_horizon: int, gamma: float, skip_images: bool = False) -> None:
         if act_horizon < 1:
             raise UserError(f"act_horizon must be at least 1, got {act_horizon}")
         if not 0.0 < gamma <= 1.0:
@@ -64,6 +66,7 @@ class MacroStep(Transform):
         super().__init__(in_keys_inv=["action"], out_keys_inv=["action"])
         self.act_horizon = act_horizon
         self.gamma = gamma
+        self.skip_images = skip_images
 
     def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
         chunk = tensordict.get("action")  # (*B, H_a, action_dim)
@@ -72,6 +75,7 @@ class MacroStep(Transform):
                 f"MacroStep expected a chunk [*{list(tensordict.batch_size)}, {self.act_horizon}, action_dim], "
                 f"got {list(chunk.shape)}"
             )
+        self._set_skipping(self.act_horizon > 1)
         # The base env takes action 0 now; _step finds the whole chunk again under this key.
         tensordict.set(CHUNK_KEY, chunk)
         return tensordict.set("action", chunk[..., 0, :])
@@ -89,6 +93,8 @@ class MacroStep(Transform):
         for j in range(1, self.act_horizon):
             if not (all_alive or alive.any()):
                 break
+            if j == self.act_horizon - 1:
+                self._set_skipping(False)
             # The env's own state entries ride along for envs that keep their state in the tensordict.
             step_input = current.exclude("reward", *done_keys).set("action", chunk[..., j, :])
             current = parent._step(step_input)
@@ -101,6 +107,7 @@ class MacroStep(Transform):
                 success_once = success_once | (_success(current) & alive)
             alive = alive & ~current.get("done")
             all_alive = all_alive and bool(alive.all())
+        self._set_skipping(False)
         if latched is not next_tensordict:
             latched = next_tensordict.copy().update(latched)
         latched.set("reward", reward)
@@ -110,6 +117,14 @@ class MacroStep(Transform):
             latched.set(SUCCESS_KEY, _success(latched))
             latched.set(SUCCESS_ONCE_KEY, success_once)
         return latched
+
+    def _set_skipping(self, skip: bool) -> None:
+        if self.skip_images:
+            env = self.parent.base_env
+            while isinstance(env, TransformedEnv):
+                env = env.base_env
+            if hasattr(env, "skip_images"):
+                env.skip_images = skip
 
     def _primitive_env(self) -> EnvBase:
         # An empty chain of transforms between env and macro step would cost a twentieth of a ManiSkill step.
@@ -198,13 +213,19 @@ def make_macro_env(
     """
     check_primitive_env(env)
     transforms: list[Transform] = list(below)
-    for key in history_keys if obs_horizon > 1 else ():
+    histories = history_keys if obs_horizon > 1 else ()
+    for key in histories:
         has = env.observation_spec.keys(True, True)
         if key not in has:
             raise UserError(f"no entry {key!r} in the env: it has {', '.join(map(str, has))}")
         transforms.append(_history(env, key, obs_horizon))
-    transforms.append(MacroStep(act_horizon, gamma))
+    # A history of images is one of primitive steps: each of them has to be looked at.
+    transforms.append(MacroStep(act_horizon, gamma, skip_images=not any(_is_image(env, key) for key in histories)))
     return TransformedEnv(env, Compose(*transforms), auto_unwrap=False)
+
+
+def _is_image(env: EnvBase, key: NestedKey) -> bool:
+    return env.observation_spec[key].dtype == torch.uint8
 
 
 def _history(env: EnvBase, key: NestedKey, obs_horizon: int) -> CatFrames:
