@@ -6,6 +6,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 from dsrl_torchrl.cli.config import SHARED_WITH_ENV, LatentOptions, RunConfig
+from dsrl_torchrl.cli.steps.base import policy_keys
 from dsrl_torchrl.cli.steps.offline_data import check_demonstrated_reward
 from dsrl_torchrl.cli.targets import check_target
 from dsrl_torchrl.data.macro_transitions import entry_name
@@ -103,6 +104,8 @@ def _check_targets(config: RunConfig) -> None:
         check_target(base.load, "base_policy.load")
     else:
         given = ["observation_dim", "action_dim", "pred_horizon", "obs_horizon", "control_mode"]
+        if base.policy is not None and base.policy.get("image_keys"):
+            given.append("image_shapes")
         check_target(base.policy, "base_policy.policy", given)
         _check_layout(config)
     _check_demonstrations(config)
@@ -136,12 +139,14 @@ def _check_demonstrations(config: RunConfig) -> None:
         return
     if options.path is None and options.generator is None:
         raise UserError("task.demonstrations.path is needed: this task has no generator of demonstrations")
-    entry = entry_name(base.policy.get("in_key", "observation"))
-    if entry not in options.entries:
-        raise UserError(
-            f"base_policy.policy.in_key={entry} is no entry of the demonstrations: say where it is, "
-            f"task.demonstrations.entries.{entry}=<h5 data set>"
-        )
+    for key in policy_keys(base.policy):
+        entry = entry_name(key)
+        if entry not in options.entries:
+            name = "image_keys" if key in policy_keys(base.policy)[1:] else "in_key"
+            raise UserError(
+                f"base_policy.policy.{name}={entry} is no entry of the demonstrations: say where it is, "
+                f"task.demonstrations.entries.{entry}=<h5 data set>"
+            )
 
 
 def _reads_demonstrations(config: RunConfig) -> bool:

@@ -290,7 +290,10 @@ class Inputs:
         """Makes a tiny policy of the same options: what is wrong with them shows before the demonstrations are made."""
         spec = self.config.base_policy.policy
         assert spec is not None
-        base.make_cloned(spec, self.config.task, self.config.task.obs_horizon, 1, self.config.seed)
+        history = self.config.task.obs_horizon
+        in_key, *image_keys = base.policy_keys(spec)
+        shapes = {in_key: (history,), **dict.fromkeys(image_keys, (3 * history, 16, 16))}
+        base.make_cloned(spec, self.config.task, shapes, 1, self.config.seed)
 
     def close_env(self) -> None:
         """Ends the training env and its worker processes; it is made anew where it is needed again."""

@@ -19,10 +19,10 @@ REDUCTIONS = ("none", "mean", "sum")
 class BehaviourCloningLoss(LossModule):
     """Mean over actions of the policy's :meth:`~dsrl_torchrl.policies.generative.GenerativePolicy.squared_error`.
 
-    Reads ``observation`` ``[*B, observation_dim]`` and ``action`` ``[*B, pred_horizon, action_dim]`` (the expert
-    chunk), both in env units, and, where the entry exists, ``valid`` (bool ``[*B, pred_horizon]``; False leaves the
-    padded actions at an episode's end out of the loss). Returns one entry, ``loss_key``: a scalar, or
-    ``[*B, pred_horizon]`` with ``reduction="none"``.
+    Reads ``observation`` ``[*B, observation_dim]``, the policy's images and ``action`` ``[*B, pred_horizon,
+    action_dim]`` (the expert chunk), all in env units, and, where the entry exists, ``valid`` (bool
+    ``[*B, pred_horizon]``; False leaves the padded actions at an episode's end out of the loss). Returns one entry,
+    ``loss_key``: a scalar, or ``[*B, pred_horizon]`` with ``reduction="none"``.
 
     Make the loss after moving the policy to its device: it shares the policy's parameters and buffers.
 
@@ -39,7 +39,7 @@ class BehaviourCloningLoss(LossModule):
         """Configurable tensordict keys.
 
         Attributes:
-            observation: the entry that the policy reads, its ``in_keys[0]``.
+            observation: the flat entry that the policy reads, its ``in_keys[0]``.
             action: the expert chunk, ``"action"`` by default.
             valid: mask of the chunk's real actions, ``"valid"`` by default; may be absent from the data.
         """
@@ -73,7 +73,7 @@ class BehaviourCloningLoss(LossModule):
     def set_keys(self, **kwargs: NestedKey) -> None:
         """Renames ``observation``, ``action`` or ``valid``."""
         super().set_keys(**kwargs)
-        self.in_keys = [self.tensor_keys.observation, self.tensor_keys.action]
+        self.in_keys = [self.tensor_keys.observation, *self.policy.in_keys[1:], self.tensor_keys.action]
         self.loss_mask_key = self.tensor_keys.valid
 
     def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
@@ -82,12 +82,11 @@ class BehaviourCloningLoss(LossModule):
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Draws noise and time for every element and returns ``{loss_key: loss}``."""
-        observation = tensordict.get(self.tensor_keys.observation)
-        action = tensordict.get(self.tensor_keys.action)
-        self.policy.check_shapes(observation, action, name="action")
+        observation, *images, action = (tensordict.get(key) for key in self.in_keys)
+        self.policy.check_shapes(observation, images, action, name="action")
         with self.policy_params.to_module(self.policy):
             error = self.policy.squared_error(
-                self.policy.observation_scale(observation).reshape(-1, observation.shape[-1]),
+                self.policy.observe(observation, *images),
                 self.policy.normalise_action(action).reshape(-1, *action.shape[-2:]),
             )
         error = error.mean(-1).reshape(action.shape[:-1])  # (*B, pred_horizon)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -61,9 +61,20 @@ class DiffusionPolicy(GenerativePolicy):
         control_mode: str = "",
         train_steps: int = 100,
         in_key: NestedKey = "observation",
+        image_keys: Sequence[NestedKey] = (),
+        image_shapes: Sequence[Sequence[int]] = (),
     ) -> None:
         super().__init__(
-            observation_dim, action_dim, pred_horizon, obs_horizon, sampler_steps, network, control_mode, in_key
+            observation_dim,
+            action_dim,
+            pred_horizon,
+            obs_horizon,
+            sampler_steps,
+            network,
+            control_mode,
+            in_key,
+            image_keys,
+            image_shapes,
         )
         self.train_steps = positive_int("train_steps", train_steps)
         if sampler_steps > train_steps:

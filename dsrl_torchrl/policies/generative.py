@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from tensordict.utils import NestedKey
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Self
 
 from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.networks.encoders import PixelEncoder
 from dsrl_torchrl.policies.arguments import positive_int
 from dsrl_torchrl.policies.base_policy import BasePolicy
 from dsrl_torchrl.policies.networks import make_network
@@ -18,10 +19,11 @@ from dsrl_torchrl.policies.normalisation import ObservationScale, action_range
 
 
 class GenerativePolicy(BasePolicy):
-    """A policy over one flat entry that turns noise into a chunk by calling one network ``sampler_steps`` times.
+    """A policy over one flat entry, and images, that turns noise into a chunk by one network's ``sampler_steps`` calls.
 
     Works in normalised space: the subclass's :meth:`sample` sees observations of unit variance and makes chunks in
-    [-1, 1], so a decoded action never leaves the range of the demonstrations.
+    [-1, 1], so a decoded action never leaves the range of the demonstrations. Each image is encoded once per chunk
+    (:class:`~dsrl_torchrl.networks.encoders.PixelEncoder`) and joins the flat entry.
 
     Args:
         observation_dim: size of the flat observation, ``obs_horizon`` times the size of one primitive step's.
@@ -29,7 +31,9 @@ class GenerativePolicy(BasePolicy):
         sampler_steps: number of network calls per chunk. Fewer are cheaper and narrow the spread over noise.
         network: ``{"kind": "mlp" | "unet", ...}`` and that network's options
             (:mod:`~dsrl_torchrl.policies.networks`); a 3x256 MLP by default.
-        in_key: the entry that it reads.
+        in_key: the flat entry that it reads.
+        image_keys: the images that it reads, after the flat entry.
+        image_shapes: ``[C, H, W]`` of each, the frames of ``obs_horizon`` in C.
     """
 
     policy_type: ClassVar[str]
@@ -45,8 +49,19 @@ class GenerativePolicy(BasePolicy):
         network: Mapping[str, Any] | None = None,
         control_mode: str = "",
         in_key: NestedKey = "observation",
+        image_keys: Sequence[NestedKey] = (),
+        image_shapes: Sequence[Sequence[int]] = (),
     ) -> None:
-        super().__init__(action_dim, pred_horizon, in_keys=[in_key], obs_horizon=obs_horizon, control_mode=control_mode)
+        super().__init__(
+            action_dim,
+            pred_horizon,
+            in_keys=[in_key, *image_keys],
+            obs_horizon=obs_horizon,
+            control_mode=control_mode,
+        )
+        if len(image_keys) != len(image_shapes):
+            raise UserError(f"{len(image_keys)} image_keys, but {len(image_shapes)} image_shapes")
+        self.image_shapes = [tuple(shape) for shape in image_shapes]
         self.observation_dim = positive_int("observation_dim", observation_dim)
         if observation_dim % obs_horizon:
             raise UserError(
@@ -55,9 +70,10 @@ class GenerativePolicy(BasePolicy):
             )
         self.observation_scale = ObservationScale(observation_dim)
         self.sampler_steps = positive_int("sampler_steps", sampler_steps)
-        self.network = make_network(
-            network or {"kind": "mlp"}, observation_dim + self.condition_dim, action_dim, pred_horizon
-        )
+        encoders = [PixelEncoder(shape) for shape in self.image_shapes]
+        self.image_encoders = nn.ModuleList(encoders)
+        condition_dim = observation_dim + sum(encoder.out_features for encoder in encoders) + self.condition_dim
+        self.network = make_network(network or {"kind": "mlp"}, condition_dim, action_dim, pred_horizon)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -70,7 +86,9 @@ class GenerativePolicy(BasePolicy):
             "sampler_steps": self.sampler_steps,
             "network": dict(self.network.options),
             "control_mode": self.control_mode,
-            "in_key": list(self.in_keys[0]) if isinstance(self.in_keys[0], tuple) else self.in_keys[0],
+            "in_key": _plain(self.in_keys[0]),
+            "image_keys": [_plain(key) for key in self.in_keys[1:]],
+            "image_shapes": [list(shape) for shape in self.image_shapes],
         }
 
     def fit_scales(self, observations: Tensor, actions: Tensor, valid: Tensor | None = None) -> Self:
@@ -97,25 +115,51 @@ class GenerativePolicy(BasePolicy):
         raise NotImplementedError
 
     def sample(self, observation: Tensor, noise: Tensor) -> Tensor:
-        """Normalised observation ``[B, obs]``, noise ``[B, H, A]`` -> normalised chunk ``[B, H, A]`` in [-1, 1]."""
+        """What :meth:`observe` gives ``[B, obs]``, noise ``[B, H, A]`` -> normalised chunk ``[B, H, A]`` in [-1, 1]."""
         raise NotImplementedError
 
-    def forward(self, observation: Tensor, noise: Tensor) -> Tensor:
-        """``[*B, observation_dim]``, ``[*B, pred_horizon, action_dim]`` -> ``[*B, pred_horizon, action_dim]``."""
-        self.check_shapes(observation, noise)
-        dtype = self.action_low.dtype  # simulators often hand out float64
+    def forward(self, observation: Tensor, *images_and_noise: Tensor) -> Tensor:
+        """Decodes.
+
+        Args:
+            observation: ``[*B, observation_dim]``.
+            images_and_noise: uint8 ``[*B, C, H, W]`` for each of ``image_keys``, then the noise
+                ``[*B, pred_horizon, action_dim]``.
+
+        Returns:
+            ``[*B, pred_horizon, action_dim]``.
+        """
+        *images, noise = images_and_noise
+        self.check_shapes(observation, images, noise)
         chunk = self.sample(
-            self.observation_scale(observation.to(dtype)).reshape(-1, self.observation_dim),
-            noise.to(dtype).reshape(-1, self.pred_horizon, self.action_dim),
+            self.observe(observation, *images),
+            noise.to(self.action_low.dtype).reshape(-1, self.pred_horizon, self.action_dim),
         )
         return self.denormalise_action(chunk).reshape(noise.shape)
 
-    def check_shapes(self, observation: Tensor, chunk: Tensor, name: str = "noise") -> None:
-        """Raises a :class:`UserError` that prints both shapes unless they fit the policy and each other.
+    def observe(self, observation: Tensor, *images: Tensor) -> Tensor:
+        """What the network reads: the flat entry in standard deviations and the images' features, ``[B, obs]``."""
+        dtype = self.action_low.dtype  # simulators often hand out float64
+        scaled = self.observation_scale(observation.to(dtype)).reshape(-1, self.observation_dim)
+        features = [
+            encoder(image.reshape(-1, *shape))
+            for encoder, image, shape in zip(self.image_encoders, images, self.image_shapes, strict=True)
+        ]
+        return torch.cat([scaled, *features], -1) if features else scaled
+
+    def check_shapes(self, observation: Tensor, images: Sequence[Tensor], chunk: Tensor, name: str = "noise") -> None:
+        """Raises a :class:`UserError` that prints the shapes unless they fit the policy and each other.
 
         ``chunk`` is noise or actions; ``name`` says which in the message.
         """
-        chunk_shape = (*observation.shape[:-1], self.pred_horizon, self.action_dim)
+        batch = observation.shape[:-1]
+        wanted = [(*batch, *shape) for shape in self.image_shapes]
+        if [tuple(image.shape) for image in images] != wanted:
+            raise UserError(
+                f"{type(self).__name__} expected images {[list(shape) for shape in wanted]} "
+                f"({', '.join(map(str, self.in_keys[1:])) or 'none'}), got {[list(image.shape) for image in images]}"
+            )
+        chunk_shape = (*batch, self.pred_horizon, self.action_dim)
         if observation.shape[-1:] != (self.observation_dim,) or chunk.shape != chunk_shape:
             raise UserError(
                 f"{type(self).__name__} expected {self.in_keys[0]} [*B, {self.observation_dim}] and {name} "
@@ -126,10 +170,14 @@ class GenerativePolicy(BasePolicy):
     def squared_error(self, observation: Tensor, chunk: Tensor) -> Tensor:
         """The training objective before its reduction, at a random time and noise for every element.
 
-        Normalised observation ``[B, obs]`` and expert chunk ``[B, H, A]`` -> ``[B, H, A]``. Draws from the global
-        generator: first the noise, then the time.
+        What :meth:`observe` gives ``[B, obs]`` and normalised expert chunk ``[B, H, A]`` -> ``[B, H, A]``. Draws from
+        the global generator: first the noise, then the time.
         """
         raise NotImplementedError
+
+
+def _plain(key: NestedKey) -> str | list[str]:
+    return list(key) if isinstance(key, tuple) else key
 
 
 def time_like(x: Tensor, value: float) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -55,6 +55,8 @@ class ShortcutPolicy(GenerativePolicy):
         control_mode: str = "",
         max_steps: int = 8,
         in_key: NestedKey = "observation",
+        image_keys: Sequence[NestedKey] = (),
+        image_shapes: Sequence[Sequence[int]] = (),
     ) -> None:
         if positive_int("max_steps", max_steps, at_least=2).bit_count() != 1:
             raise UserError(f"max_steps must be a power of two, got {max_steps}")
@@ -63,7 +65,16 @@ class ShortcutPolicy(GenerativePolicy):
                 f"sampler_steps must be 1, 2, 4 or 8 and at most max_steps ({max_steps}), got {sampler_steps}"
             )
         super().__init__(
-            observation_dim, action_dim, pred_horizon, obs_horizon, sampler_steps, network, control_mode, in_key
+            observation_dim,
+            action_dim,
+            pred_horizon,
+            obs_horizon,
+            sampler_steps,
+            network,
+            control_mode,
+            in_key,
+            image_keys,
+            image_shapes,
         )
         self.max_steps = max_steps
         self.step_embedding = TimeEmbedding()

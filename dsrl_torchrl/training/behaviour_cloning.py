@@ -45,9 +45,9 @@ def train_base_policy(
     Args:
         policy: trained in place.
         loss_module: made with this very policy.
-        dataset: ``[N]`` on the policy's device, with ``observation`` ``[N, observation_dim]``, ``action``
-            ``[N, pred_horizon, action_dim]`` and optionally ``valid`` ``[N, pred_horizon]``, or what the loss's
-            ``set_keys`` calls them.
+        dataset: ``[N]``, with ``observation`` ``[N, observation_dim]``, the policy's images ``[N, C, H, W]``,
+            ``action`` ``[N, pred_horizon, action_dim]`` and optionally ``valid`` ``[N, pred_horizon]``, or what the
+            loss's ``set_keys`` calls them. Batches are moved to the policy's device.
         steps: gradient steps.
         batch_size: samples per step, drawn with replacement.
         lr: peak learning rate.
@@ -74,7 +74,7 @@ def train_base_policy(
     if loss_module.policy is not policy:
         raise UserError("loss_module must be made with the policy that is trained: it holds another one")
     keys = loss_module.tensor_keys
-    dataset = dataset.select(keys.observation, keys.action, keys.valid, strict=False)
+    dataset = dataset.select(*loss_module.in_keys, keys.valid, strict=False)
     if not policy.observation_scale.fitted:
         if action_scaling == "quantile":
             clipped = clip_outliers(dataset.get(keys.action), dataset.get(keys.valid, None))
@@ -92,8 +92,8 @@ def train_base_policy(
         torch.manual_seed(seed)
         for step in tqdm(range(steps), desc="base policy", disable=not progress, mininterval=1.0):
             optimiser.param_groups[0]["lr"] = step_lr = lr * _schedule(step, steps)
-            batch = dataset[torch.randint(len(dataset), (batch_size,), device=device)]
-            loss = loss_module(batch).get(loss_module.loss_key)
+            batch = dataset[torch.randint(len(dataset), (batch_size,), device=dataset.device)]
+            loss = loss_module(batch.to(device)).get(loss_module.loss_key)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+from tensordict.utils import NestedKey
 
 from dsrl_torchrl.cli.config import BasePolicyOptions, LatentOptions, TaskOptions
 from dsrl_torchrl.cli.targets import Target, make
@@ -34,43 +36,54 @@ def clone_policy(
 
     ``log`` is :func:`~dsrl_torchrl.training.behaviour_cloning.train_base_policy`'s.
     """
-    data = cut_chunks(episodes, obs_horizon=task.obs_horizon, pred_horizon=task.pred_horizon).to(device)
+    data = cut_chunks(episodes, obs_horizon=task.obs_horizon, pred_horizon=task.pred_horizon)
     assert options.policy is not None
-    observation = data.get(_in_key(options.policy), None)
-    if observation is None:
-        raise UserError(
-            f"base_policy.policy reads {entry_name(_in_key(options.policy))}, the demonstrations have "
-            f"{', '.join(map(entry_name, episodes[0].observations.keys(True, True)))}: set task.demonstrations.entries"
-        )
-    policy = make_cloned(options.policy, task, observation.shape[-1], data["action"].shape[-1], seed)
+    shapes = {key: tuple(value.shape[1:]) for key, value in data.items(True, True)}
+    for key in policy_keys(options.policy):
+        if key not in shapes:
+            raise UserError(
+                f"base_policy.policy reads {entry_name(key)}, the demonstrations have "
+                f"{', '.join(map(entry_name, episodes[0].observations.keys(True, True)))}: "
+                "set task.demonstrations.entries"
+            )
+    policy = make_cloned(options.policy, task, shapes, data["action"].shape[-1], seed)
     policy = policy.to(device)
     loss = policy.cloning_loss()
     assert isinstance(loss, BehaviourCloningLoss)
     policy = train_base_policy(
         policy,
         loss,
-        data,
+        data if policy.image_shapes else data.to(device),  # images are moved batch by batch
         **dict(options.training),
         seed=seed,
         log=log,
         progress=progress,
     )
-    observations = data.select(*policy.in_keys)[:OBSERVATIONS]
+    observations = data.select(*policy.in_keys)[:OBSERVATIONS].to(device)
     probe(policy, observations)
     return policy, steerability(policy, observations), len(data)
 
 
-def make_cloned(spec: Target, task: TaskOptions, observation_dim: int, action_dim: int, seed: int) -> GenerativePolicy:
-    """The policy that is to be cloned, with random weights."""
+def make_cloned(
+    spec: Target, task: TaskOptions, shapes: Mapping[NestedKey, tuple[int, ...]], action_dim: int, seed: int
+) -> GenerativePolicy:
+    """The policy that is to be cloned, with random weights, for entries of these shapes, history included."""
+    in_key, *image_keys = policy_keys(spec)
+    for key, ndim, what in ((in_key, 1, "a vector"), *((key, 3, "an image [C, H, W]") for key in image_keys)):
+        if len(shapes[key]) != ndim:
+            name = "in_key" if ndim == 1 else "image_keys"
+            raise UserError(f"base_policy.policy.{name}: {entry_name(key)} should be {what}, it is {list(shapes[key])}")
+    sizes: dict[str, Any] = {"image_shapes": [shapes[key] for key in image_keys]} if image_keys else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         policy = make(
             spec,
-            observation_dim=observation_dim,
+            observation_dim=shapes[in_key][0],
             action_dim=action_dim,
             pred_horizon=task.pred_horizon,
             obs_horizon=task.obs_horizon,
             control_mode=task.control_mode,
+            **sizes,
         )
     if not isinstance(policy, GenerativePolicy):
         raise UserError(
@@ -128,6 +141,7 @@ def steerability_lines(measured: Steerability) -> list[str]:
     return lines
 
 
-def _in_key(spec: Target) -> str | tuple[str, ...]:
-    key = spec.get("in_key", "observation")
-    return key if isinstance(key, str) else tuple(key)
+def policy_keys(spec: Target) -> list[NestedKey]:
+    """The entries that the policy to be cloned reads: the flat one, then images."""
+    keys = [spec.get("in_key", "observation"), *(spec.get("image_keys") or ())]
+    return [key if isinstance(key, str) else tuple(key) for key in keys]
