@@ -11,6 +11,7 @@ from dsrl_torchrl.cli.steps.offline_data import check_demonstrated_reward
 from dsrl_torchrl.cli.targets import check_target
 from dsrl_torchrl.data.macro_transitions import entry_name
 from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.latent_env.base_features import BASE_FEATURES_KEY
 from dsrl_torchrl.latent_env.noise_layout import NoiseLayout
 
 #: A stage of so few updates is a try of the machinery: it teaches nobody, whatever its options.
@@ -130,7 +131,7 @@ def _check_demonstrations(config: RunConfig) -> None:
     if _reads_demonstrations(config):
         check_demonstrated_reward(task)
         for entry in map(entry_name, config.networks.in_keys or ()):
-            if entry not in options.entries:
+            if entry not in options.entries and not (entry == BASE_FEATURES_KEY and config.latent.base_features):
                 raise UserError(
                     f"networks.in_keys names {entry}, which is no entry of the demonstrations: say where it is, "
                     f"task.demonstrations.entries.{entry}=<h5 data set>, or set stage1.use_demonstrations=false"

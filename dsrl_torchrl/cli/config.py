@@ -117,6 +117,9 @@ class LatentOptions(Options):
     action_magnitude: Annotated[Any, PlainValidator(values.magnitude)] = option(
         1.5, "bound of the noise, in standard deviations of the prior; auto: measured on the base policy"
     )
+    base_features: bool = option(
+        False, "the base policy's encoder makes the entry base_features, which all else reads: cheap with images"
+    )
 
 
 class Stage1Options(OfflineConfig):

@@ -178,7 +178,7 @@ def _keys(
     base |= given if base_policy is None else {}
     stage1 = _effective(values["stage1"])
     workers = {"num_workers": values["collector"]["num_workers"]}
-    layout = {name: values["latent"][name] for name in ("noise_layout", "knots")}
+    layout = {name: values["latent"][name] for name in ("noise_layout", "knots", "base_features")}
     rollouts = base | layout | workers | {"gamma": values["algorithm"].get("gamma")}
     rollouts |= {"rollout_env_steps": stage1.pop("rollout_env_steps"), "in_keys": values["networks"].get("in_keys")}
     steering = base | {name: values[name] for name in ("latent", "networks")}

@@ -28,6 +28,7 @@ from dsrl_torchrl.data.demonstration_checks import demonstration_warnings
 from dsrl_torchrl.data.episode import Episode
 from dsrl_torchrl.data.macro_transitions import load_transitions, save_transitions
 from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.latent_env.base_features import BASE_FEATURES_KEY, add_base_features
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv, check_units
 from dsrl_torchrl.latent_env.macro_step import SUCCESS_KEY
 from dsrl_torchrl.networks.config import make_encoder, observation_keys
@@ -200,7 +201,7 @@ class Inputs:
         self.folder.save_config(config)  # the number of envs that they depend on, which a resumed run keeps
         rollouts, line = offline_data.base_rollouts(
             env,
-            observation_keys(self.base(), config.networks),
+            observation_keys(env.decoder.base_policy, config.networks),
             config.stage1.rollout_env_steps,
             seed=config.seed,
             progress=config.progress,
@@ -223,12 +224,12 @@ class Inputs:
                 "offline data: base rollouts alone; task.demonstrations.path adds the demonstrations of your policy"
             )
             return None
-        return offline_data.demonstrated_transitions(
-            task,
-            self._episodes(self.demos()),
-            observation_keys(self.base(), self.config.networks),
-            self.config.algorithm.gamma,
+        policy = self.base()
+        keys = [key for key in observation_keys(policy, self.config.networks) if key != BASE_FEATURES_KEY]
+        demonstrations = offline_data.demonstrated_transitions(
+            task, self._episodes(self.demos()), keys, self.config.algorithm.gamma
         )
+        return add_base_features(demonstrations, policy) if self.config.latent.base_features else demonstrations
 
     def _episodes(self, path: Path) -> list[Episode]:
         """The demonstrations, which fit the task's env; what a policy would learn from them silently is said once."""

@@ -13,6 +13,7 @@ from dsrl_torchrl.cli.config import AUTO, RunConfig
 from dsrl_torchrl.cli.targets import Target, make
 from dsrl_torchrl.collect.worker_processes import WorkerEnvs
 from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.latent_env.base_features import BASE_FEATURES_KEY
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.latent_env.macro_step import make_macro_env
 from dsrl_torchrl.networks.config import check_entries, observation_keys
@@ -46,7 +47,7 @@ def make_latent_env(
         act_horizon=task.act_horizon,
         gamma=config.algorithm.gamma if gamma is None else gamma,
         obs_horizon=policy.obs_horizon,
-        history_keys=observation_keys(policy, config.networks),
+        history_keys=[key for key in observation_keys(policy, config.networks) if key != BASE_FEATURES_KEY],
         below=below,
     )
     workers = config.collector.num_workers if workers is None else workers
@@ -58,6 +59,7 @@ def make_latent_env(
         noise_layout=latent.noise_layout,
         knots=latent.knots,
         action_magnitude=DEFAULT_MAGNITUDE if latent.action_magnitude == AUTO else latent.action_magnitude,
+        base_features=latent.base_features,
     )
     try:
         check_entries(latent_env, config.networks)

@@ -8,9 +8,10 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.data import TensorSpec
 from torchrl.envs import EnvBase, TransformedEnv
-from torchrl.envs.transforms import DeviceCastTransform, Transform
+from torchrl.envs.transforms import Compose, DeviceCastTransform, Transform
 
 from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.latent_env.base_features import BASE_FEATURES_KEY, BaseFeatures, FeaturePolicy
 from dsrl_torchrl.latent_env.checks import single_transforms, transforms_of
 from dsrl_torchrl.latent_env.macro_step import CHUNK_KEY, STEPS_KEY, MacroStep, make_macro_env
 from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
@@ -45,6 +46,9 @@ class LatentActionEnv(TransformedEnv):
         noise_layout: ``full``, ``act_horizon``, ``repeat`` or ``interpolated``.
         knots: steps whose noise is steered by ``interpolated``.
         action_magnitude: bound of the noise in standard deviations of the prior.
+        base_features: the base policy's own encoder makes the entry ``base_features`` of what it reads, once per macro
+            step, and decodes from that: latent policy and critics may read it in place of images
+            (:mod:`~dsrl_torchrl.latent_env.base_features`).
 
     The base policy's device is the latent env's: where the simulator is elsewhere, its entries are moved.
 
@@ -75,12 +79,14 @@ class LatentActionEnv(TransformedEnv):
         noise_layout: str = "full",
         knots: int = 2,
         action_magnitude: float = 1.5,
+        base_features: bool = False,
     ) -> None:
         if not base_policy.frozen:
             raise UserError("the base policy must be frozen: call its freeze() first")
         act_horizon = base_policy.pred_horizon - base_policy.first_action if act_horizon is None else act_horizon
+        features = [BaseFeatures(base_policy)] if base_features else []
         decoder = NoiseDecoder(
-            base_policy,
+            FeaturePolicy(base_policy) if base_features else base_policy,
             act_horizon=act_horizon,
             noise_layout=noise_layout,
             knots=knots,
@@ -95,14 +101,15 @@ class LatentActionEnv(TransformedEnv):
                 history_keys=base_policy.in_keys,
             )
         refuse_repeated_steps(transforms_above(env, MacroStep))
-        _check_fit(env, decoder)
+        _check_fit(env, decoder, base_policy)
         simulator = env.action_spec.device if env.device is None else env.device
         if simulator == decoder.device:
-            super().__init__(env, decoder)
+            super().__init__(env, Compose(*features, decoder) if features else decoder)
         else:
             super().__init__(env.to(simulator), DeviceCastTransform(decoder.device, orig_device=simulator))
             # Not in one Compose: the constructor moves the transforms that it gets to the simulator's device.
-            self.append_transform(decoder)
+            for transform in (*features, decoder):
+                self.append_transform(transform)
         # The decoder learns the env's dtypes from the specs.
         _ = self.input_spec, self.output_spec
 
@@ -144,9 +151,8 @@ class LatentActionEnv(TransformedEnv):
         return super().insert_transform(index, transform)
 
 
-def _check_fit(macro_env: EnvBase, decoder: NoiseDecoder) -> None:
+def _check_fit(macro_env: EnvBase, decoder: NoiseDecoder, policy: BasePolicy) -> None:
     """Decodes prior noise once at zero observations: whatever does not fit shows here, not in the first episode."""
-    policy = decoder.base_policy
     has = macro_env.observation_spec.keys(True, True)
     missing = [key for key in policy.in_keys if key not in has]
     if missing:
@@ -160,6 +166,8 @@ def _check_fit(macro_env: EnvBase, decoder: NoiseDecoder) -> None:
     noise = torch.randn(*macro_env.batch_size, decoder.latent_dim, generator=generator).to(decoder.device)
     try:
         with torch.no_grad():
+            if decoder.base_policy is not policy:
+                observations.set(BASE_FEATURES_KEY, policy.encode(observations))
             head = decoder.decode(observations, noise)
     except (UserError, RuntimeError) as error:  # a foreign network's: mat1 and mat2 shapes cannot be multiplied
         raise UserError(

@@ -54,7 +54,7 @@ class BasePolicy(nn.Module):
         UserError: a size that is not a positive integer, or a ``first_action`` outside of the chunk.
     """
 
-    differentiable: ClassVar[bool] = True
+    differentiable: bool = True
     picklable: ClassVar[bool] = True
     action_low: Tensor
     action_high: Tensor
@@ -100,6 +100,24 @@ class BasePolicy(nn.Module):
         """
         raise NotImplementedError
 
+    @property
+    def features_dim(self) -> int | None:
+        """Size of what :meth:`features` gives; ``None`` where the policy cannot be taken apart."""
+        return None
+
+    def features(self, *entries: Any) -> Tensor:
+        """What the policy makes of an observation before it sees any noise: the entries -> ``[*B, features_dim]``.
+
+        With :meth:`from_features` it is :meth:`forward` in two parts. A policy that has them lets the latent policy and
+        the critics read what its own encoder has made of images, once per macro step
+        (:mod:`dsrl_torchrl.latent_env.base_features`).
+        """
+        raise NotImplementedError
+
+    def from_features(self, features: Tensor, noise: Tensor) -> Tensor:
+        """``[*B, features_dim]``, ``[*B, noise_horizon, noise_dim]`` -> ``[*B, pred_horizon, action_dim]``."""
+        raise NotImplementedError
+
     def decode(self, observations: TensorDictBase, noise: Tensor) -> Tensor:
         """Calls the policy with its entries, in its own :attr:`dtype`.
 
@@ -112,10 +130,17 @@ class BasePolicy(nn.Module):
         Returns:
             ``[*B, pred_horizon, action_dim]`` in the noise's dtype.
         """
-        arguments = [*(observations.get(key) for key in self.in_keys), noise]
-        if (dtype := self.dtype) is not None:
-            arguments = [entry.to(dtype) if entry.is_floating_point() else entry for entry in arguments]
-        return self(*arguments).to(noise.dtype)
+        return self(*self._cast(*(observations.get(key) for key in self.in_keys), noise)).to(noise.dtype)
+
+    def encode(self, observations: TensorDictBase) -> Tensor:
+        """:meth:`features` of the entries of ``[*B]``, cast as in :meth:`decode`: ``[*B, features_dim]`` float32."""
+        return self.features(*self._cast(*(observations.get(key) for key in self.in_keys))).float()
+
+    def _cast(self, *entries: Tensor) -> list[Tensor]:
+        dtype = self.dtype
+        if dtype is None:
+            return list(entries)
+        return [entry.to(dtype) if entry.is_floating_point() else entry for entry in entries]
 
     def observation_statistics(self, key: NestedKey) -> tuple[Tensor, Tensor] | None:
         """Mean and standard deviation of a state entry, each of its shape, if the policy knows them.

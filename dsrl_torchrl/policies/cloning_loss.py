@@ -86,7 +86,7 @@ class BehaviourCloningLoss(LossModule):
         self.policy.check_shapes(observation, images, action, name="action")
         with self.policy_params.to_module(self.policy):
             error = self.policy.squared_error(
-                self.policy.observe(observation, *images),
+                self.policy.features(observation, *images).flatten(0, -2),
                 self.policy.normalise_action(action).reshape(-1, *action.shape[-2:]),
             )
         error = error.mean(-1).reshape(action.shape[:-1])  # (*B, pred_horizon)

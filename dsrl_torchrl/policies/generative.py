@@ -70,10 +70,10 @@ class GenerativePolicy(BasePolicy):
             )
         self.observation_scale = ObservationScale(observation_dim)
         self.sampler_steps = positive_int("sampler_steps", sampler_steps)
-        encoders = [PixelEncoder(shape) for shape in self.image_shapes]
-        self.image_encoders = nn.ModuleList(encoders)
-        condition_dim = observation_dim + sum(encoder.out_features for encoder in encoders) + self.condition_dim
-        self.network = make_network(network or {"kind": "mlp"}, condition_dim, action_dim, pred_horizon)
+        self.image_encoders = nn.ModuleList(PixelEncoder(shape) for shape in self.image_shapes)
+        self.network = make_network(
+            network or {"kind": "mlp"}, self.features_dim + self.condition_dim, action_dim, pred_horizon
+        )
 
     @property
     def config(self) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class GenerativePolicy(BasePolicy):
         raise NotImplementedError
 
     def sample(self, observation: Tensor, noise: Tensor) -> Tensor:
-        """What :meth:`observe` gives ``[B, obs]``, noise ``[B, H, A]`` -> normalised chunk ``[B, H, A]`` in [-1, 1]."""
+        """What :meth:`features` gives ``[B, F]``, noise ``[B, H, A]`` -> normalised chunk ``[B, H, A]`` in [-1, 1]."""
         raise NotImplementedError
 
     def forward(self, observation: Tensor, *images_and_noise: Tensor) -> Tensor:
@@ -131,21 +131,26 @@ class GenerativePolicy(BasePolicy):
         """
         *images, noise = images_and_noise
         self.check_shapes(observation, images, noise)
+        return self.from_features(self.features(observation, *images), noise)
+
+    @property
+    def features_dim(self) -> int:
+        """Size of what :meth:`features` gives."""
+        sizes: list[Any] = [encoder.out_features for encoder in self.image_encoders]
+        return self.observation_dim + sum(sizes)
+
+    def features(self, observation: Tensor, *images: Tensor) -> Tensor:
+        """What the network reads: the flat entry in standard deviations and the images' features, ``[*B, F]``."""
+        scaled = self.observation_scale(observation.to(self.action_low.dtype))  # simulators often hand out float64
+        return torch.cat([scaled, *(e(image) for e, image in zip(self.image_encoders, images, strict=True))], -1)
+
+    def from_features(self, features: Tensor, noise: Tensor) -> Tensor:
+        """``[*B, F]``, ``[*B, pred_horizon, action_dim]`` -> ``[*B, pred_horizon, action_dim]``."""
         chunk = self.sample(
-            self.observe(observation, *images),
+            features.reshape(-1, features.shape[-1]),
             noise.to(self.action_low.dtype).reshape(-1, self.pred_horizon, self.action_dim),
         )
         return self.denormalise_action(chunk).reshape(noise.shape)
-
-    def observe(self, observation: Tensor, *images: Tensor) -> Tensor:
-        """What the network reads: the flat entry in standard deviations and the images' features, ``[B, obs]``."""
-        dtype = self.action_low.dtype  # simulators often hand out float64
-        scaled = self.observation_scale(observation.to(dtype)).reshape(-1, self.observation_dim)
-        features = [
-            encoder(image.reshape(-1, *shape))
-            for encoder, image, shape in zip(self.image_encoders, images, self.image_shapes, strict=True)
-        ]
-        return torch.cat([scaled, *features], -1) if features else scaled
 
     def check_shapes(self, observation: Tensor, images: Sequence[Tensor], chunk: Tensor, name: str = "noise") -> None:
         """Raises a :class:`UserError` that prints the shapes unless they fit the policy and each other.
@@ -170,7 +175,7 @@ class GenerativePolicy(BasePolicy):
     def squared_error(self, observation: Tensor, chunk: Tensor) -> Tensor:
         """The training objective before its reduction, at a random time and noise for every element.
 
-        What :meth:`observe` gives ``[B, obs]`` and normalised expert chunk ``[B, H, A]`` -> ``[B, H, A]``. Draws from
+        What :meth:`features` gives ``[B, F]`` and normalised expert chunk ``[B, H, A]`` -> ``[B, H, A]``. Draws from
         the global generator: first the noise, then the time.
         """
         raise NotImplementedError
