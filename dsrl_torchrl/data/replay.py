@@ -8,10 +8,11 @@ noise dimensions, M = 16 decoded pairs)::
     noise and chunk   4 (latent_dim + act_horizon * action_dim)          256
     R, k, four flags, TorchRL's index                                     24
 
-and ``2 C H W`` for an image entry: 24,576 for 64 x 64 RGB. s' is kept beside s although it is the next transition's
-s: TorchRL's way of sharing it (``compact_obs`` and :class:`~torchrl.envs.transforms.NextStateReconstructor`) needs
-slices of trajectories and gives NaN under uniform sampling, and an episode's last s', which a truncation bootstraps
-from, is in no other transition.
+and ``C H W`` for an image entry, whose frames are kept once each (:mod:`~dsrl_torchrl.data.frame_pool`): 12,288 for
+64 x 64 RGB, whatever the length of its history. A state's s' is kept beside s although it is the next transition's s:
+TorchRL's way of sharing it (``compact_obs`` and :class:`~torchrl.envs.transforms.NextStateReconstructor`) needs slices
+of trajectories and gives NaN under uniform sampling, and an episode's last s', which a truncation bootstraps from, is
+in no other transition.
 
 States are stored where the learner is. Transitions with images are stored on the CPU, as uint8, and moved batch by
 batch; with ``memmap`` on disk. On the CPU a buffer's places cost memory when they are filled, not before: the operating
@@ -24,12 +25,12 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.data import LazyMemmapStorage, LazyTensorStorage, TensorDictReplayBuffer
 
+from dsrl_torchrl.data.frame_pool import FramePool, is_image
+
 
 def has_images(transitions: TensorDictBase) -> bool:
-    """Whether any entry is an image: uint8 with three axes behind the batch's."""
-    return any(
-        value.dtype == torch.uint8 and value.ndim >= transitions.ndim + 3 for value in transitions.values(True, True)
-    )
+    """Whether any entry is an image."""
+    return any(is_image(value, transitions.ndim) for value in transitions.values(True, True))
 
 
 def transition_bytes(transitions: TensorDictBase) -> int:
@@ -71,20 +72,31 @@ class Replay:
             share = min(share, batch_size - 1)
         self.online_share, self.offline_share = batch_size - share, share
         self.size, self.device, self.memmap = size, torch.device(device), memmap
+        self._pool = FramePool(size + (len(offline) if offline is not None and share else 0), memmap)
         self._online: TensorDictReplayBuffer | None = None
         self.offline: TensorDictReplayBuffer | None = None
         if offline is not None and share:
             self.offline = make_replay_buffer(len(offline), self._home(offline))
-            self.offline.extend(offline)
+            self.offline.extend(self._pool.take(offline))
 
     def extend(self, transitions: TensorDictBase) -> None:
         """Stores online transitions ``[n]``; the oldest make room."""
         if self._online is None:
             self._online = make_replay_buffer(self.size, self._home(transitions), memmap=self.memmap)
-        self._online.extend(transitions)
+        packed = self._pool.take(transitions[-self.size :])
+        if len(self) == self.size or len(self) + len(packed) > self.size:
+            places = (int(self._online.writer._cursor) + torch.arange(len(packed))) % self.size
+            self._pool.release(self._online.storage[places[places < len(self)]])
+        self._online.extend(packed)
 
     def __len__(self) -> int:
         return 0 if self._online is None else len(self._online)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the transitions that are kept, offline ones included."""
+        buffers = [buffer for buffer in (self._online, self.offline) if buffer is not None]
+        return self._pool.nbytes + sum(len(buffer) * transition_bytes(buffer[:1]) for buffer in buffers)
 
     def sample(self, batches: int) -> TensorDictBase:
         """``[batches, batch_size]`` on the learner's device: the entries that both kinds have."""
@@ -98,7 +110,8 @@ class Replay:
         return torch.cat([online.select(*offline.keys(True, True)), offline], dim=1)
 
     def _sample(self, buffer: TensorDictReplayBuffer, batches: int, share: int) -> TensorDictBase:
-        return buffer.sample(batches * share).unflatten(0, (batches, share)).to(self.device)
+        batch = self._pool.give(buffer.sample(batches * share))
+        return batch.unflatten(0, (batches, share)).to(self.device)
 
     def _home(self, transitions: TensorDictBase) -> torch.device:
         return torch.device("cpu") if has_images(transitions) else self.device
@@ -109,8 +122,9 @@ class Replay:
         TorchRL's own ``ReplayBuffer.dump`` writes the whole storage, empty places included, into every checkpoint.
         """
         if self._online is None:
-            return {"transitions": {}, "writer": {}}
-        return {"transitions": self._online[:].to_dict(), "writer": self._online.writer.state_dict()}
+            return {"transitions": {}, "writer": {}, "images": {}}
+        packed, images = self._pool.save(self._online[:])
+        return {"transitions": packed.to_dict(), "writer": self._online.writer.state_dict(), "images": images}
 
     def load_state_dict(self, state: dict) -> None:
         """Restores :meth:`state_dict`: every transition to the place it had, or, in a larger buffer, by age.
@@ -118,6 +132,8 @@ class Replay:
         Raises:
             ValueError: there are more transitions than the buffer has room for.
         """
+        if self._online is not None:
+            self._pool.release(self._online[:])
         self._online = None
         if not state["transitions"]:
             return
@@ -131,6 +147,6 @@ class Replay:
             stored = stored[torch.arange(len(stored)).roll(-cursor)]
             stored.set("index", index)
             writer["_cursor"] = len(stored)
-        self.extend(stored)
-        assert self._online is not None
+        self._online = make_replay_buffer(self.size, self._home(stored), memmap=self.memmap)
+        self._online.extend(self._pool.load(stored, state["images"]))
         self._online.writer.load_state_dict(writer)

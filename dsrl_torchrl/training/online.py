@@ -20,7 +20,7 @@ from dsrl_torchrl.agents.agent import Agent
 from dsrl_torchrl.collect.episode_statistics import EpisodeTracker
 from dsrl_torchrl.collect.macro_steps import macro_steps_of
 from dsrl_torchrl.data.macro_transitions import check_finite, to_macro_transitions
-from dsrl_torchrl.data.replay import Replay, transition_bytes
+from dsrl_torchrl.data.replay import Replay
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.latent_env.macro_step import STEPS_KEY
@@ -188,7 +188,7 @@ def train_online(
                     bar.update(counters.env_steps - before)
                     values = check_metrics(updates.metrics, counters.updates)
                     if counters.env_steps // config.log_env_steps > before // config.log_env_steps:
-                        log(counters.env_steps, values | _run_values(episodes, counters, replay, transitions))
+                        log(counters.env_steps, values | _run_values(episodes, counters, replay))
                     if ended:
                         break
             counters.segments += 1
@@ -197,14 +197,12 @@ def train_online(
     return OnlineResult(counters.env_steps, counters.macro_steps, counters.updates, counters.wall_seconds)
 
 
-def _run_values(
-    episodes: EpisodeTracker, counters: Counters, replay: Replay, transitions: TensorDictBase
-) -> dict[str, float]:
+def _run_values(episodes: EpisodeTracker, counters: Counters, replay: Replay) -> dict[str, float]:
     return {
         **episodes.metrics(),
         "train/updates": counters.updates,
         "train/utd": counters.updates / max(counters.macro_steps, 1),
         "replay_buffer/size": len(replay),
         "replay_buffer/utilization": len(replay) / replay.size,
-        "replay_buffer/megabytes": len(replay) * transition_bytes(transitions) / 2**20,
+        "replay_buffer/megabytes": replay.nbytes / 2**20,
     }

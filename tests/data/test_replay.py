@@ -114,7 +114,7 @@ def numbered(start, stop):
 
 
 def stored(replay):
-    return replay._online[:]
+    return replay._pool.give(replay._online[:])
 
 
 @pytest.mark.parametrize("collected", [0, 30, 100, 130], ids=["empty", "partly", "full", "wrapped"])

@@ -237,7 +237,7 @@ def test_nested_entries_and_images_are_learned_from_and_survive_a_kill(tmp_path,
     options = {"offline": data, "total_env_steps": 100, "warmup_env_steps": 30}
     result, rows = tiny(agent, tmp_path / "whole", env=env, **options)
     assert result.updates > 0
-    stored = replays[0]._online[:]
+    stored = replays[0]._pool.give(replays[0]._online[:])
     assert stored["pixels"].dtype == stored["next", "pixels"].dtype == torch.uint8
     assert stored["agent", "state"].shape == (result.macro_steps, 2)
     assert "observation" not in stored.keys()

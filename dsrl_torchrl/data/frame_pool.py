@@ -1,0 +1,178 @@
+"""Images of a replay buffer, every different frame once: transitions hold numbers of frames in their place.
+
+A transition's s' is the next one's s, and consecutive stacks of a history share all frames but one. Frames are known by
+their contents, so it does not matter in which order transitions come, or that an episode's last s' is nowhere else. A
+frame whose last transition is overwritten makes room.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import MemoryMappedTensor, TensorDictBase
+from tensordict.utils import NestedKey
+from torch import Tensor
+
+#: A history is taken apart into frames of so many channels, where its channels are a multiple of it.
+RGB = 3
+
+
+def is_image(value: Tensor, batch_dims: int) -> bool:
+    """Whether an entry of a batch is an image: uint8 with three axes behind the batch's."""
+    return value.dtype == torch.uint8 and value.ndim >= batch_dims + 3
+
+
+class FramePool:
+    """Takes the images out of transitions and puts them back.
+
+    Args:
+        transitions: for how many there is to be room; memory is taken when frames come, not before.
+        memmap: keep frames on disk.
+    """
+
+    def __init__(self, transitions: int, memmap: bool = False) -> None:
+        self._transitions, self._memmap = transitions, memmap
+        self._shelves: dict[tuple[int, ...], _Shelf] = {}  # by the shape of a frame
+        self._shapes: dict[NestedKey, tuple[int, ...]] = {}  # of the entries that are images, [C, H, W]
+
+    def take(self, transitions: TensorDictBase) -> TensorDictBase:
+        """``[n]`` with images ``[n, C, H, W]`` -> a copy with numbers ``[n, k]`` of their k frames."""
+        packed = transitions.copy()
+        for key, image in transitions.items(True, True):
+            if is_image(image, 1):
+                self._shapes[key] = tuple(image.shape[1:])
+                frames, shelf = self._frames(image), self._shelf(key)
+                numbers = shelf.put(frames.flatten(0, 1)).view(frames.shape[:2])
+                shelf.hold(numbers)
+                packed.set(key, numbers)
+        return packed
+
+    def give(self, batch: TensorDictBase) -> TensorDictBase:
+        """A copy of ``[*B]`` with the images in place of their numbers."""
+        batch = batch.copy()
+        for key in self._keys_in(batch):
+            numbers = batch.get(key)
+            images = self._shelf(key).frames[numbers.flatten().long()]
+            batch.set(key, images.view(*batch.shape, *self._shapes[key]))
+        return batch
+
+    def release(self, packed: TensorDictBase) -> None:
+        """Forgets transitions ``[n]`` that :meth:`take` gave; what only they showed makes room."""
+        for key in self._keys_in(packed):
+            self._shelf(key).release(packed.get(key))
+
+    def save(self, packed: TensorDictBase) -> tuple[TensorDictBase, dict[str, Any]]:
+        """A copy of ``packed`` ``[n]`` with other numbers, and the frames that they are of, as a dict of tensors."""
+        packed, keys = packed.copy(), self._keys_in(packed)
+        frames = {}
+        for shape, shelf in self._shelves.items():
+            of_shelf = [key for key in keys if self._shelf(key) is shelf]
+            if of_shelf:
+                shown = torch.cat([packed.get(key).flatten() for key in of_shelf])
+                kept, numbers = shown.unique(return_inverse=True)
+                frames["x".join(map(str, shape))] = shelf.frames[kept.long()]
+                for key, part in zip(
+                    of_shelf, numbers.split([packed.get(key).numel() for key in of_shelf]), strict=True
+                ):
+                    packed.set(key, part.view(packed.get(key).shape).int())
+        return packed, {"frames": frames, "shapes": {_name(key): torch.tensor(self._shapes[key]) for key in keys}}
+
+    def load(self, packed: TensorDictBase, saved: dict[str, Any]) -> TensorDictBase:
+        """Keeps the frames of :meth:`save`; ``packed`` ``[n]`` by the numbers that they have now."""
+        packed = packed.copy()
+        keys = {_name(key): key for key in packed.keys(True, True)}
+        self._shapes |= {keys[name]: tuple(shape.tolist()) for name, shape in saved["shapes"].items()}
+        for name in saved["shapes"]:
+            shelf = self._shelf(keys[name])
+            numbers = shelf.put(saved["frames"]["x".join(map(str, shelf.shape))])
+            packed.set(keys[name], numbers[packed.get(keys[name]).long()])
+            shelf.hold(packed.get(keys[name]))
+        return packed
+
+    @property
+    def nbytes(self) -> int:
+        """Of the frames that are kept."""
+        return sum(shelf.kept * shelf.frames[0].numel() for shelf in self._shelves.values())
+
+    def _frames(self, image: Tensor) -> Tensor:
+        channels = image.shape[1]
+        return image.unflatten(1, (-1, RGB) if channels % RGB == 0 else (1, channels))  # (n, k, c, H, W)
+
+    def _keys_in(self, batch: TensorDictBase) -> list[NestedKey]:
+        return [key for key in self._shapes if batch.get(key, None) is not None]
+
+    def _shelf(self, key: NestedKey) -> _Shelf:
+        channels, *size = self._shapes[key]
+        shape = (RGB if channels % RGB == 0 else channels, *size)
+        if shape not in self._shelves:
+            # At worst every transition brings its own s and s', each a stack of k frames, in every entry of this shape;
+            # untouched places cost nothing.
+            entries = 2 * len(self._shapes)
+            self._shelves[shape] = _Shelf(shape, entries * (channels // shape[0]) * self._transitions, self._memmap)
+        return self._shelves[shape]
+
+
+def _name(key: NestedKey) -> str:
+    return json.dumps([key] if isinstance(key, str) else list(key))
+
+
+class _Shelf:
+    """Frames of one shape ``[c, H, W]``, by number."""
+
+    def __init__(self, shape: tuple[int, ...], places: int, memmap: bool) -> None:
+        self.shape, self._memmap = shape, memmap
+        self.frames = self._places(places)
+        self._numbers: dict[bytes, int] = {}
+        self._contents: list[bytes] = []  # of each number that was ever given
+        self._holders = np.zeros(places, dtype=np.int64)
+        self._free: list[int] = []
+
+    @property
+    def kept(self) -> int:
+        return len(self._numbers)
+
+    def _places(self, count: int) -> Tensor:
+        shape = (count, *self.shape)
+        if self._memmap:
+            return MemoryMappedTensor.empty(shape, dtype=torch.uint8)
+        return torch.empty(shape, dtype=torch.uint8)
+
+    def put(self, frames: Tensor) -> Tensor:
+        """``[n, c, H, W]`` -> numbers ``[n]`` int32; new frames are kept."""
+        numbers = []
+        for frame in frames.cpu().contiguous():
+            content = hashlib.blake2b(memoryview(frame.numpy()), digest_size=16).digest()
+            number = self._numbers.get(content)
+            if number is None:
+                number = self._new(content)
+                self.frames[number] = frame
+            numbers.append(number)
+        return torch.tensor(numbers, dtype=torch.int32)
+
+    def _new(self, content: bytes) -> int:
+        if self._free:
+            number = self._free.pop()
+            self._contents[number] = content
+        else:
+            number = len(self._contents)
+            self._contents.append(content)
+            if number == len(self.frames):  # entries of this shape that were not known when it was made
+                larger = self._places(2 * number)
+                larger[:number] = self.frames
+                self.frames, self._holders = larger, np.concatenate([self._holders, np.zeros_like(self._holders)])
+        self._numbers[content] = number
+        return number
+
+    def hold(self, numbers: Tensor) -> None:
+        np.add.at(self._holders, numbers.flatten().numpy(), 1)
+
+    def release(self, numbers: Tensor) -> None:
+        flat = numbers.flatten().numpy()
+        np.add.at(self._holders, flat, -1)
+        for number in np.unique(flat[self._holders[flat] == 0]).tolist():
+            del self._numbers[self._contents[number]]
+            self._free.append(number)

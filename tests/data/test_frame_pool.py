@@ -1,0 +1,87 @@
+"""Images of a replay buffer, every different frame once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from dsrl_torchrl.data.frame_pool import FramePool
+from dsrl_torchrl.data.replay import Replay
+
+SIZE = 3 * 8 * 8
+
+
+def frames(*values: int) -> torch.Tensor:
+    """``[n, 3, 8, 8]`` of one shade each."""
+    return torch.tensor(values, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
+
+
+def walk(first: int, last: int) -> TensorDict:
+    """An episode whose step t shows the shade t, with a history of two frames."""
+    now, after = torch.arange(first, last), torch.arange(first + 1, last + 1)
+
+    def stack(t):
+        return torch.cat([frames(*(t - 1).clamp(min=first).tolist()), frames(*t.tolist())], 1)
+
+    return TensorDict({"pixels": stack(now), "next": {"pixels": stack(after), "t": after}}, [len(now)])
+
+
+@pytest.mark.parametrize("memmap", [False, True])
+def test_what_is_taken_comes_back(memmap):
+    torch.manual_seed(0)
+    pool = FramePool(40, memmap)
+    shapes = {"front": (9, 6, 5), "wrist": (4, 7, 3)}  # three frames of three channels, and one of four
+    data = TensorDict({key: torch.randint(256, (40, *shape), dtype=torch.uint8) for key, shape in shapes.items()}, [40])
+    data["next"] = TensorDict({key: data[key].flip(0) for key in shapes} | {"reward": torch.randn(40, 1)}, [40])
+    packed = pool.take(data)
+    assert {key: tuple(packed[key].shape) for key in shapes} == {"front": (40, 3), "wrist": (40, 1)}
+    assert (pool.give(packed) == data).all()
+    index = torch.randint(40, (4, 5))
+    assert (pool.give(packed[index]) == data[index]).all()
+
+
+def test_a_frame_is_kept_once_and_as_long_as_it_is_shown():
+    pool = FramePool(20)
+    first, second = pool.take(walk(0, 10)), pool.take(walk(100, 105))
+    assert pool.nbytes == (11 + 6) * SIZE  # shades 0 to 10 and 100 to 105
+    pool.release(first[:4])  # still shown: 3 in the histories of what follows
+    assert pool.nbytes == (8 + 6) * SIZE
+    assert (pool.give(first[4:])["pixels"] == walk(0, 10)[4:]["pixels"]).all()
+    pool.release(first[4:])
+    assert pool.nbytes == 6 * SIZE
+    again = pool.take(walk(50, 60))  # in the places that are free
+    assert (pool.give(again) == walk(50, 60)).all() and (pool.give(second) == walk(100, 105)).all()
+
+
+def test_a_buffer_that_is_full_keeps_the_frames_of_what_it_holds():
+    replay = Replay(16, 4)
+    for first in range(0, 60, 6):
+        replay.extend(walk(first, first + 6))
+        newest = replay._online[:]
+        shown = replay._pool.give(newest)
+        assert (shown["next", "pixels"][:, 3, 0, 0] == shown["next", "t"]).all()
+    assert sorted(shown["next", "t"].tolist()) == list(range(45, 61))
+    different = {int(shade) for part in (shown, shown["next"]) for shade in part["pixels"][:, ::3, 0, 0].flatten()}
+    assert replay._pool.nbytes == len(different) * SIZE
+    batch = replay.sample(2)
+    assert batch["pixels"].shape == (2, 4, 6, 8, 8) and batch["pixels"].dtype == torch.uint8
+
+
+def test_offline_and_online_frames_share_the_pool_but_not_the_checkpoint():
+    replay = Replay(16, 4, walk(0, 10), 0.5)
+    replay.extend(walk(5, 12))
+    assert replay._pool.nbytes == 13 * SIZE
+    saved = replay.state_dict()
+    assert {shape: len(kept) for shape, kept in saved["images"]["frames"].items()} == {"3x8x8": 8}
+    again = Replay(16, 4, walk(0, 10), 0.5)
+    again.load_state_dict(saved)
+    again.load_state_dict(saved)  # in place of what it had
+    assert again._pool.nbytes == 13 * SIZE
+    torch.manual_seed(0)
+    expected = replay.sample(3)
+    torch.manual_seed(0)
+    assert (again.sample(3) == expected).all()
+    for value in range(100, 130):
+        again.extend(walk(value, value + 1))
+    assert (again._pool.give(again.offline[:]).exclude("index") == walk(0, 10)).all()
