@@ -19,7 +19,7 @@ from dsrl_torchrl.agents.agent import Agent
 from dsrl_torchrl.cli.auto import MAX_THREADS, settle_machine
 from dsrl_torchrl.cli.config import AUTO, RunConfig
 from dsrl_torchrl.cli.folder import CONFIG_FILE, RunFolder, check_logger, loaded_key, metrics_log
-from dsrl_torchrl.cli.latent_env import make_latent_env
+from dsrl_torchrl.cli.latent_env import image_memory_line, make_latent_env
 from dsrl_torchrl.cli.steps import base, demos, offline_data
 from dsrl_torchrl.cli.steps.action_magnitude import measure_magnitude
 from dsrl_torchrl.cli.steps.demos import TaskInterface
@@ -157,6 +157,9 @@ class Inputs:
             self._env = make_latent_env(self.config, policy)
             self.probe_in(self._env)
             make_encoder(self._env, self.config.networks)  # whatever does not fit it shows before the rollouts
+            images = image_memory_line(self._env, self.config)
+            if images is not None:
+                self.say(images)
         return self._env
 
     def offline_data(self) -> TensorDictBase:

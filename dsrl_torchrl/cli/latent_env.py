@@ -12,6 +12,8 @@ from torchrl.envs.transforms import Transform
 from dsrl_torchrl.cli.config import AUTO, RunConfig
 from dsrl_torchrl.cli.targets import Target, make
 from dsrl_torchrl.collect.worker_processes import WorkerEnvs
+from dsrl_torchrl.data.frame_pool import is_image
+from dsrl_torchrl.data.image_memory import available_memory, check_image_memory, image_memory
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.base_features import BASE_FEATURES_KEY
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
@@ -71,3 +73,19 @@ def make_latent_env(
 
 def _make_macro_env(env: Target, **macro: Any) -> EnvBase:
     return make_macro_env(make(env), **macro)
+
+
+def image_memory_line(env: LatentActionEnv, config: RunConfig) -> str | None:
+    """What a run's images will take, in a line; ``None`` where it keeps none.
+
+    Raises:
+        UserError: more than there is.
+    """
+    spec, keys = env.observation_spec, observation_keys(env.decoder.base_policy, config.networks)
+    shapes = [tuple(spec[key].shape[env.batch_dims :]) for key in keys if is_image(spec[key].zero(), env.batch_dims)]
+    if not shapes:
+        return None
+    stage2, steps = config.stage2, config.task.act_horizon
+    online = 0 if stage2.replay_memmap else min(stage2.replay_size, -(-stage2.total_env_steps // steps))
+    needed = image_memory(shapes, offline=-(-config.stage1.rollout_env_steps // steps), online=online)
+    return check_image_memory(needed, available_memory())

@@ -17,6 +17,7 @@ from dsrl_torchrl.agents.curve_checks import curve_warnings
 from dsrl_torchrl.cli.config import RunConfig
 from dsrl_torchrl.cli.folder import metrics_log
 from dsrl_torchrl.cli.latent_env import make_latent_env
+from dsrl_torchrl.latent_env.base_features import FeaturePolicy
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.training.online import train_online
 
@@ -66,5 +67,7 @@ def ray_workers(config: RunConfig, agent: Agent) -> AbstractContextManager[Any]:
         return nullcontext()
     from dsrl_torchrl.collect.ray_workers import RayWorkers
 
-    make_env = partial(make_latent_env, config, deepcopy(agent.decoder.base_policy).cpu(), workers=1)
+    policy = agent.decoder.base_policy
+    policy = deepcopy(policy.policy if isinstance(policy, FeaturePolicy) else policy).cpu()
+    make_env = partial(make_latent_env, config, policy, workers=1)
     return RayWorkers(make_env, config.collector.ray_workers, address=config.collector.ray_address)
