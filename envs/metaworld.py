@@ -20,6 +20,7 @@ from dsrl_torchrl.errors import UserError
 #: Meta-World's whole observation (hand, gripper and objects, now and one step ago, and the goal), and the part that a
 #: robot knows of itself: the hand's position and the gripper's opening.
 STATE_DIM, PROPRIOCEPTION_DIM = 39, 4
+CAMERAS: Mapping[str, str] = {"pixels": "corner4"}
 #: These hang head down in Meta-World's scene.
 UPSIDE_DOWN = ("corner", "corner2", "corner3", "corner4")
 
@@ -41,10 +42,9 @@ class MetaWorldEnv(EpisodicEnv):
         terminate_on_success: ``False`` runs every episode to its time limit, for evaluation.
         state: ``full`` is Meta-World's observation ``[39]``, ``proprioception`` hand and gripper ``[4]``: beside
             pictures, so that the objects are seen in these alone.
-        cameras: picture entries and their cameras, e.g. ``{"pixels": "corner4"}``, ``[3, image_size, image_size]``.
-            ``corner4`` is ``corner2`` moved closer, as visual Meta-World work has it since Masked World Models (Seo et
-            al., 2022); the ``corner`` cameras hang head down in the scene, their pictures are turned upright.
-        image_size: height and width of the pictures.
+        image_size: ``S`` adds what the cameras see, ``[3, S, S]`` each; ``None`` for state alone.
+        cameras: entry -> camera. ``corner4`` is ``corner2`` moved closer, as visual Meta-World work has it since Masked
+            World Models (Seo et al., 2022). The corner cameras hang head down in the scene; their pictures are upright.
         seed: seeds the stream of starts; ``None`` takes fresh entropy.
         device: where the tensors live; the simulation is on the CPU.
         observation_key: name of the state's entry.
@@ -62,13 +62,14 @@ class MetaWorldEnv(EpisodicEnv):
         success_bonus: float = 1.0,
         terminate_on_success: bool = True,
         state: Literal["full", "proprioception"] = "full",
-        cameras: Mapping[str, str] = {},
-        image_size: Annotated[int, Field(ge=8, le=2048)] = 64,
+        image_size: Annotated[int, Field(ge=8, le=2048)] | None = None,
+        cameras: Mapping[str, str] = CAMERAS,
         seed: int | None = None,
         device: torch.device | str = "cpu",
         observation_key: NestedKey = "observation",
     ) -> None:
         self._tasks = [make_task(env_id) for _ in range(num_envs)]
+        cameras = {} if image_size is None else dict(cameras)
         known = camera_names(self._tasks[0].model)
         for camera in cameras.values():
             if camera not in known:
@@ -83,18 +84,18 @@ class MetaWorldEnv(EpisodicEnv):
             seed=seed,
             device=device,
             observation_key=observation_key,
-            images=dict.fromkeys(cameras, (3, image_size, image_size)),
+            images={entry: (3, image_size or 0, image_size or 0) for entry in cameras},
         )
         self.is_closed = False  # EnvBase starts closed
         self.env_id, self.max_episode_steps, self.state = env_id, max_episode_steps, state
         self.reward, self.success_bonus = reward, success_bonus
-        self.cameras, self.image_size = dict(cameras), image_size
+        self.cameras, self.image_size = cameras, image_size
         #: Meta-World's observations, which the scripted experts read, ``[N, 39]``.
         self.full_state = np.zeros((num_envs, STATE_DIM))
         self._success = np.zeros(num_envs, dtype=bool)
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
         # Made before the first episode, so that a machine without OpenGL says so at once.
-        self._draw = MujocoPictures(self._tasks[0].model, image_size) if cameras else None
+        self._draw = None if image_size is None else MujocoPictures(self._tasks[0].model, image_size)
 
     def __repr__(self) -> str:
         return f"MetaWorldEnv({self.env_id}, num_envs={self.batch_size.numel()})"

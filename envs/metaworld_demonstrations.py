@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from dsrl_torchrl.envs.metaworld import MetaWorldEnv, import_metaworld
+from dsrl_torchrl.envs.metaworld import CAMERAS, MetaWorldEnv, import_metaworld
 from dsrl_torchrl.envs.scripted_demonstrations import record_scripted
 
 #: The hand's displacement; noise on the gripper would drop what it holds.
@@ -25,8 +26,8 @@ def make_metaworld_demonstrations(
     action_noise: float = 0.5,
     max_episode_steps: Annotated[int, Field(ge=1)] = 500,
     state: Literal["full", "proprioception"] = "full",
-    cameras: Mapping[str, str] = {},
-    image_size: Annotated[int, Field(ge=8, le=2048)] = 64,
+    image_size: Annotated[int, Field(ge=8, le=2048)] | None = None,
+    cameras: Mapping[str, str] = CAMERAS,
     progress: bool = True,
 ) -> Path:
     """Records ``count`` successful episodes of Meta-World's scripted expert.
@@ -41,8 +42,8 @@ def make_metaworld_demonstrations(
         action_noise: standard deviation, in units of the action.
         max_episode_steps: longest episode kept.
         state: as :class:`~dsrl_torchrl.envs.metaworld.MetaWorldEnv`'s.
-        cameras: as there; each is recorded under its entry's name.
         image_size: as there.
+        cameras: as there.
         progress: show a progress bar.
 
     Returns:
@@ -69,4 +70,10 @@ def make_metaworld_demonstrations(
 def _expert(env: MetaWorldEnv, policy_class: type[Any]) -> Callable[[], np.ndarray]:
     """A new one for each episode: some remember how far they have got."""
     policy = policy_class()
-    return lambda: np.asarray(policy.get_action(env.full_state[0]), dtype=np.float64)
+
+    def act() -> np.ndarray:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it asks for more than the env's range, at every other step
+            return np.asarray(policy.get_action(env.full_state[0]), dtype=np.float64)
+
+    return act

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tensordict import TensorDict
 
 from dsrl_torchrl.data.macro_transitions import entry_name
 from dsrl_torchrl.data.readers.maniskill import STATE_DATASET
@@ -37,8 +38,8 @@ def record_scripted(
     The expert is closed loop, and so corrects for Gaussian noise on its actions, which is executed *and* recorded. An
     episode depends on the run's seed and its own alone: the same arguments give the same bytes.
 
-    The state is recorded as ``obs`` ``[T + 1, d]``, pictures under their entries' names as uint8 ``[T + 1, H, W, C]``,
-    compressed.
+    The state is the data set ``obs`` ``[T + 1, d]``. Where there are images it is ``obs/state``, and they are
+    ``obs/<entry>``, uint8 ``[T + 1, H, W, C]``, compressed.
 
     Args:
         path: the ``.h5`` to write; the ``.json`` goes beside it.
@@ -108,30 +109,22 @@ def _play(
     random: np.random.Generator,
 ) -> dict[str, np.ndarray]:
     """One episode, by the names of a ManiSkill h5."""
-    seen: dict[str, list[np.ndarray]] = {entry_name(key): [] for key in (env.observation_key, *env.images)}
-    actions: list[np.ndarray] = []
-    flags: dict[str, list[bool]] = {name: [] for name in FLAGS}
-
-    def see(now: Any) -> None:
-        for key in (env.observation_key, *env.images):
-            # A picture is [C, H, W] here and [H, W, C] in the file.
-            value = now[key][0].cpu().numpy()
-            seen[entry_name(key)].append(value.transpose(1, 2, 0) if key in env.images else value)
-
+    names = {env.observation_key: f"{STATE_DATASET}/state" if env.image_keys else STATE_DATASET}
+    names |= {key: f"{STATE_DATASET}/{entry_name(key)}" for key in env.image_keys}
     now = env.reset(seed=[seed])
-    see(now)
+    seen, steps = [now.select(*names)], []
     while not now["done"].any():
-        action = np.clip(expert(), -1, 1)
-        action[list(noisy)] += action_noise * random.standard_normal(len(noisy))
-        actions.append(np.clip(action, -1, 1).astype(np.float32))
-        now = env.step(now.set("action", torch.from_numpy(actions[-1])[None].to(env.device)))["next"]
-        see(now)
-        for name in FLAGS:
-            flags[name].append(bool(now[name].any()))
-    states = seen.pop(entry_name(env.observation_key))
-    return {
-        STATE_DATASET: np.stack(states),
-        "actions": np.stack(actions),
-        **{name: np.array(values) for name, values in flags.items()},
-        **{name: np.stack(pictures) for name, pictures in seen.items()},
-    }
+        wanted = np.clip(expert(), -1, 1)
+        wanted[list(noisy)] += action_noise * random.standard_normal(len(noisy))
+        action = torch.from_numpy(wanted.clip(-1, 1).astype(np.float32)).to(env.device)
+        now = env.step(now.set("action", action.unsqueeze(0)))
+        steps.append(now.select("action", *(("next", flag) for flag in FLAGS)))
+        now = now["next"]
+        seen.append(now.select(*names))
+    observations, episode = TensorDict.cat(seen).cpu(), TensorDict.cat(steps).cpu()
+    recorded = {"actions": episode["action"].numpy()}
+    recorded |= {flag: episode["next", flag].squeeze(-1).numpy() for flag in FLAGS}
+    for key, name in names.items():
+        values = observations[key]
+        recorded[name] = (values.permute(0, 2, 3, 1) if key in env.image_keys else values).numpy()
+    return recorded

@@ -63,12 +63,14 @@ def read_word(word: str) -> str | None:
 
 def _choice(group: str, name: str) -> str | None:
     if group == "task" and name.startswith(f"{FOLDER}/"):
-        return f"{FOLDER}/{_choice('task/' + FOLDER, name.removeprefix(FOLDER + '/'))}"
-    known = choices(group)
+        return f"{FOLDER}/{_choice(FOLDER, name.removeprefix(f'{FOLDER}/'))}"
+    known = choices(f"task/{FOLDER}" if group == FOLDER else group)
     if name in known:
         return name
     if (group, name) == ("experiment", "null"):
         return None
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
+    if group == "task":
+        hint += f"; or {FOLDER}=<name> task=<its own name>: {', '.join(choices(f'task/{FOLDER}'))}"
     raise UserError(f"{group} needs a choice, {group}=<name>: one of {', '.join(known)}; got {shown(name)}{hint}")

@@ -18,7 +18,7 @@ def expand(words: Sequence[str]) -> list[str]:
     ``env_id=T`` says the same as ``task=T``. Without a suite the words are left as they are.
 
     Raises:
-        UserError: a task without its suite.
+        UserError: a task without its suite, or a suite without a task.
     """
     pairs = [word.partition("=")[::2] for word in words]
     suite = {name: value for name, value in pairs}.get("suite")
@@ -27,6 +27,8 @@ def expand(words: Sequence[str]) -> list[str]:
             if name == "env_id":
                 raise UserError(f"env_id={value} needs its suite: suite=<name> env_id={value}")
         return list(words)
+    if not {"task", "env_id", "task.env.env_id", "experiment"} & {name.lstrip("+") for name, _ in pairs}:
+        raise UserError(f"suite={suite} needs a task: suite={suite} task=<name>")
     expanded = [f"task={FOLDER}/{suite}"]
     for word, (name, value) in zip(words, pairs, strict=True):
         if name != "suite":
