@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -17,7 +14,7 @@ from tensordict.utils import NestedKey
 
 from dsrl_torchrl.data.demonstration_transitions import step_penalty
 from dsrl_torchrl.envs.episodic import EpisodicEnv
-from dsrl_torchrl.envs.trajectory_file import STEM, publishing
+from dsrl_torchrl.envs.trajectory_file import STEM, publishing, written_at_once
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.seeds import demonstration_seeds
 
@@ -184,7 +181,7 @@ def make_toy_demonstrations(
     noise = np.random.default_rng(seed)
     episodes: list[dict] = []
     bar = tqdm(total=count, desc="toy demonstrations", unit="ep", disable=not progress)
-    with publishing(path, provenance) as folder, bar, _written_at_once(folder / f"{STEM}.h5") as file:
+    with publishing(path, provenance) as folder, bar, written_at_once(folder / f"{STEM}.h5") as file:
         for episode_seed in demonstration_seeds(seed)[: 10 * count + 10]:
             if len(episodes) == count:
                 break
@@ -209,17 +206,6 @@ def make_toy_demonstrations(
         env_info = {"env_id": "PointReach", "env_kwargs": {"goal": goal}, "max_episode_steps": max_episode_steps}
         (folder / f"{STEM}.json").write_text(json.dumps({"env_info": env_info, "episodes": episodes}))
     return path
-
-
-@contextmanager
-def _written_at_once(path: Path) -> Iterator[Any]:
-    """A new h5 file that is in memory until it is closed: HDF5 crashes when a disk fills while a file is open."""
-    import h5py
-
-    image = io.BytesIO()
-    with h5py.File(image, "w") as file:
-        yield file
-    path.write_bytes(image.getvalue())
 
 
 def _walk(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tempfile
@@ -37,6 +38,17 @@ def publishing(path: Path, provenance: dict[str, Any]) -> Iterator[Path]:
         # The h5 last: a path that exists is complete.
         os.replace(folder / f"{STEM}.json", path.with_suffix(".json"))
         os.replace(folder / f"{STEM}.h5", path)
+
+
+@contextmanager
+def written_at_once(path: Path) -> Iterator[Any]:
+    """A new h5 file that is in memory until it is closed: HDF5 crashes when a disk fills while a file is open."""
+    import h5py
+
+    image = io.BytesIO()
+    with h5py.File(image, "w") as file:
+        yield file
+    path.write_bytes(image.getvalue())
 
 
 def join_parts(parts: Iterable[Path], folder: Path) -> None:

@@ -19,6 +19,8 @@ EXTRAS = [
     "imageio",
     "mani_skill",
     "matplotlib",
+    "metaworld",
+    "mujoco",
     "omegaconf",
     "tensorboard",
     "tqdm",

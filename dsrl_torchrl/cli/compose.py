@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dsrl_torchrl.agents.agent import Agent
 from dsrl_torchrl.cli.checks import check_together
 from dsrl_torchrl.cli.config import RunConfig
-from dsrl_torchrl.cli.overrides import read_word
+from dsrl_torchrl.cli.overrides import read_words
 from dsrl_torchrl.cli.schema import build, defaults, nearest, partial_of
 from dsrl_torchrl.cli.targets import check_target, find_target
 from dsrl_torchrl.errors import UserError
@@ -34,7 +34,7 @@ def compose(words: list[str]) -> RunConfig:
     Raises:
         UserError: any mistake in them, in one line.
     """
-    overrides = [override for word in words if (override := read_word(word)) is not None]
+    overrides = read_words(words)
     try:
         with initialize_config_module(CONF, version_base="1.3"):
             composed = hydra_compose("config", overrides=overrides)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
+from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from dsrl_torchrl.cli.help import choices
+from dsrl_torchrl.cli.suites import FOLDER, expand
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.options import SHOWN, shown
 
@@ -17,6 +19,15 @@ from dsrl_torchrl.options import SHOWN, shown
 GROUPS = ("task", "base_policy", "algorithm", "networks", "collector", "logger", "experiment")
 #: The name of an option: ``task.env.goal``.
 NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)*", re.ASCII)
+
+
+def read_words(words: Sequence[str]) -> list[str]:
+    """A command line as Hydra is to read it.
+
+    Raises:
+        UserError: as :func:`read_word`, or a task without its suite.
+    """
+    return [override for word in expand(words) if (override := read_word(word)) is not None]
 
 
 def read_word(word: str) -> str | None:
@@ -51,11 +62,15 @@ def read_word(word: str) -> str | None:
 
 
 def _choice(group: str, name: str) -> str | None:
-    known = choices(group)
+    if group == "task" and name.startswith(f"{FOLDER}/"):
+        return f"{FOLDER}/{_choice(FOLDER, name.removeprefix(f'{FOLDER}/'))}"
+    known = choices(f"task/{FOLDER}" if group == FOLDER else group)
     if name in known:
         return name
     if (group, name) == ("experiment", "null"):
         return None
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
+    if group == "task":
+        hint += f"; or {FOLDER}=<name> task=<its own name>: {', '.join(choices(f'task/{FOLDER}'))}"
     raise UserError(f"{group} needs a choice, {group}=<name>: one of {', '.join(known)}; got {shown(name)}{hint}")

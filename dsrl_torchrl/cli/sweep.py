@@ -79,7 +79,7 @@ class Sweep:
 
     def __init__(self, step: str, words: Sequence[str]) -> None:
         from dsrl_torchrl.cli.compose import compose
-        from dsrl_torchrl.cli.overrides import read_word
+        from dsrl_torchrl.cli.overrides import read_words
 
         self.step = step
         self.launcher_words = [word for word in words if LAUNCHER.fullmatch(word)]
@@ -90,7 +90,7 @@ class Sweep:
             words = ["progress=false", *words]
         lines = combinations(words)
         configs = [compose(line) for line in lines]
-        self.runs = [[read for word in line if (read := read_word(word)) is not None] for line in lines]
+        self.runs = [read_words(line) for line in lines]
         self.folders = [config.folder for config in configs]
         self._output = os.path.abspath(os.path.expanduser(configs[0].output))
         self._refuse_shared_folders(lines)

@@ -15,8 +15,9 @@ from dsrl_torchrl.cli.schema import defaults
 
 FILES = [
     (group, path)
-    for group in GROUPS
+    for group in (*GROUPS, "task/suite")
     for path in sorted(resources.files(CONF).joinpath(group).iterdir(), key=lambda path: path.name)
+    if path.is_file()
 ]
 
 
@@ -25,7 +26,7 @@ def settings_of(group, path):
     text = path.read_text()
     values = yaml.safe_load(text) or {}
     values.pop("defaults", None)
-    return dict(flat(values, "" if "@package _global_" in text else group))
+    return dict(flat(values, "" if "@package _global_" in text else group.split("/")[0]))
 
 
 def flat(values, where=""):
