@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
 
 from dsrl_torchrl.agents.agent import Agent, AgentConfig
+from dsrl_torchrl.networks.latent_actor import LatentPolicy
 from dsrl_torchrl.options import option
 
 ACTOR = "actor"
@@ -30,21 +32,28 @@ class ActorAgent(Agent):
 
     Config: ClassVar[type[ActorConfig]] = ActorConfig
     averaged: Tensor
+    kept_policy: LatentPolicy
 
     def parts(self, update: int) -> frozenset[str]:
         due = update >= self.config.critic_only_updates and update % self.config.actor_interval == 0
         return super().parts(update) | {ACTOR} if due else super().parts(update)
 
-    def keep_average(self, actor: nn.Module) -> nn.Module:
-        """The average of the actor's parameters over its updates (Eq. 16), or the actor itself where none is asked for.
+    def keep_average(self, actor: TensorDictModuleBase) -> LatentPolicy:
+        """The policy of the actor's average over its updates (Eq. 16), or of the actor itself where none is asked for.
 
         Late in a run the critics' errors outweigh what is left to gain and the actor wanders; its average does not.
+        Encoders of its own are averaged with it.
         """
         self.average = deepcopy(actor).requires_grad_(False) if self.config.actor_average else None
+        encoder = self.actor_encoder
         if self.average is not None:
-            self._averaging = list(self.average.parameters()), list(actor.parameters())
+            averages = [*self.average.parameters()]
+            if self.own_encoder is not None:
+                encoder = deepcopy(encoder).requires_grad_(False)
+                averages += encoder.parameters()
+            self._averaging = averages, self.actor_parameters(actor)
         self.register_buffer("averaged", torch.zeros((), device=self.device))  # 1 once there is one to go on with
-        return actor if self.average is None else self.average
+        return LatentPolicy(encoder, actor if self.average is None else self.average)
 
     @torch.no_grad()
     def move_average(self) -> None:
@@ -55,6 +64,13 @@ class ActorAgent(Agent):
             for average, new in zip(*self._averaging, strict=True):
                 average.lerp_(new, weight)
             self.averaged.fill_(1.0)
+
+    def encoder_tensors(self) -> Mapping[str, Tensor]:
+        tensors = super().encoder_tensors()
+        if self.own_encoder is None:
+            return tensors
+        kept = self.kept_policy.encoder.state_dict()
+        return {**tensors, **{f"kept_actor.{name}": value for name, value in kept.items()}}
 
     def load(self, folder: str | os.PathLike[str], components: Sequence[str] = ("actor", "critics")) -> None:
         super().load(folder, components)

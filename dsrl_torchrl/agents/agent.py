@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,12 +16,12 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
 from dsrl_torchrl.agents.curve_checks import CurveCheck
+from dsrl_torchrl.agents.encoding import EncodingAgent
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
 from dsrl_torchrl.latent_env.transforms_above import check_transforms_above
-from dsrl_torchrl.networks.config import NetworkConfig, make_encoder, observation_keys
-from dsrl_torchrl.networks.encoders import FEATURES_KEY
+from dsrl_torchrl.networks.config import NetworkConfig, observation_keys
 from dsrl_torchrl.options import Options, option
 from dsrl_torchrl.tensor_files import load_described, save_described
 
@@ -43,7 +42,7 @@ class AgentConfig(Options):
     compile: bool = option(False, "updates by torch.compile, and on CUDA in CUDA graphs")
 
 
-class Agent(nn.Module):
+class Agent(EncodingAgent):
     """One algorithm: its losses, its update, the policy that acts, what is saved.
 
     A subclass is one file. It declares :attr:`Config`, builds its losses and implements :meth:`update`,
@@ -91,9 +90,7 @@ class Agent(nn.Module):
         self.networks = NetworkConfig() if networks is None else networks
         self.__dict__["decoder"] = env.decoder  # the frozen policy is no part of what is trained and saved
         self.in_keys: list[NestedKey] = observation_keys(env.decoder.base_policy, self.networks)
-        self.encoder = make_encoder(env, self.networks, data)
-        # Features of s' come from a slowly moving copy, as the target critics do; a fixed encoder is its own.
-        self.target_encoder = deepcopy(self.encoder).requires_grad_(False) if self.encoder.trainable else self.encoder
+        self.make_encoders(env, data)
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
         self._trained: dict[str, list[Tensor]] = {}
 
@@ -134,24 +131,6 @@ class Agent(nn.Module):
 
     # What the algorithms share.
 
-    def encode(self, batch: TensorDictBase) -> TensorDictBase:
-        """Adds the features of s, with gradient where the encoder is trained, and of s', unless :meth:`prepare` did."""
-        batch = batch.copy()
-        there = all(batch.get(key, None) is not None for key in (FEATURES_KEY, ("next", FEATURES_KEY)))
-        if self.encoder.trainable or not there:
-            self.encode_next(self.encoder(batch))
-        return batch
-
-    @torch.no_grad()
-    def encode_next(self, batch: TensorDictBase) -> TensorDictBase:
-        """Adds the features of s', in place, without gradient."""
-        self.target_encoder(batch.get("next"))
-        return batch
-
-    def detached(self, batch: TensorDictBase) -> TensorDictBase:
-        """``batch`` with features that train no encoder."""
-        return batch.copy().set(FEATURES_KEY, batch.get(FEATURES_KEY).detach()) if self.encoder.trainable else batch
-
     def optimise(self, name: str, parameters: Iterable[Tensor], lr: float) -> None:
         """Gives ``parameters`` an optimiser of that name."""
         self._trained[name] = [p for p in parameters if p.requires_grad]
@@ -170,13 +149,6 @@ class Agent(nn.Module):
             parameter.grad = None
         loss.backward()
         self.optimisers[name].step()
-
-    def move_target_encoder(self) -> None:
-        """Polyak averaging (Eq. 11)."""
-        if self.encoder.trainable:
-            torch._foreach_lerp_(
-                list(self.target_encoder.parameters()), [p.data for p in self.encoder.parameters()], self.config.tau
-            )
 
     # What is saved.
 
@@ -220,7 +192,10 @@ class Agent(nn.Module):
 
     def _description(self) -> dict[str, Any]:
         """What the weights mean something for; ``None`` where it cannot be told."""
-        networks = self.networks.model_dump(mode="json", include={"activation", "layer_norm", "chunk_gain"})
+        meaning = {"activation", "layer_norm", "chunk_gain"} | (
+            {"log_std_range"} if self.networks.log_std_range else set()
+        )
+        networks = self.networks.model_dump(mode="json", include=meaning)
         return {
             "format": "dsrl_torchrl.agent",
             "version": 1,
@@ -231,10 +206,7 @@ class Agent(nn.Module):
         }
 
     def _files(self) -> dict[str, Mapping[str, Tensor]]:
-        encoder = dict(self.encoder.state_dict())
-        if self.encoder.trainable:
-            encoder |= {f"target.{name}": value for name, value in self.target_encoder.state_dict().items()}
-        return {"encoder": encoder, **self.tensors()}
+        return {"encoder": self.encoder_tensors(), **self.tensors()}
 
 
 def flat(params: TensorDictParams) -> dict[str, Tensor]:

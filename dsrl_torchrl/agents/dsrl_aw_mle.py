@@ -93,7 +93,7 @@ class DSRLAWMLE(DSRLNA):
 
     def update(self, batch: TensorDictBase, parts: frozenset[str]) -> TensorDict:
         """``Q^A`` by TD; ``Q^W`` by distillation and the actor where they are due."""
-        batch = self.encode(batch)
+        batch = self.encode(batch, ACTOR in parts)
         metrics = self.learn_q_action(batch)
         batch = self.detached(batch)
         if DISTIL in parts:

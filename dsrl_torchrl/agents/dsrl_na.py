@@ -25,6 +25,7 @@ from dsrl_torchrl.options import with_defaults
 class SACActorAgent(ActorAgent):
     """An agent whose actor and temperature are SAC's."""
 
+    actor_can_encode: ClassVar = True
     actor: LatentActor
     sac: LatentSACLoss
 
@@ -73,7 +74,7 @@ class DSRLNA(SACActorAgent):
     def __init__(self, env, config=None, networks=None, data=None) -> None:
         super().__init__(env, config, networks, data)
         config, decoder, num_critics = self.config, self.decoder, self.networks.num_critics
-        self.actor = make_actor(env, self.networks, self.encoder.out_features)
+        self.actor = make_actor(env, self.networks, self.actor_encoder.out_features, self.actor_encoder.out_keys[0])
         critics = make_critics(env, self.networks, self.encoder.out_features)
         q_noise_params = self.make_actor_losses(critics["q_noise"])
         self.q_action_loss = QActionLoss(
@@ -98,9 +99,9 @@ class DSRLNA(SACActorAgent):
         learned = [*self.q_action_loss.q_action_params.values(True, True), *self.encoder.parameters()]
         self.optimise("q_action", learned, config.critic_lr)
         self.optimise("q_noise", self.aliasing_loss.q_noise_params.values(True, True), config.critic_lr)
-        self.optimise("actor", self.actor.parameters(), config.actor_lr)
-        self.policy = LatentPolicy(self.encoder, self.actor)
-        self.kept_policy = LatentPolicy(self.encoder, self.keep_average(self.actor))
+        self.optimise("actor", self.actor_parameters(self.actor), config.actor_lr)
+        self.policy = LatentPolicy(self.actor_encoder, self.actor)
+        self.kept_policy = self.keep_average(self.actor)
 
     def make_actor_losses(self, q_noise: Critic) -> TensorDictParams | None:
         """SAC's actor and temperature losses; returns the parameters of ``Q^W`` where they hold it."""
@@ -120,7 +121,7 @@ class DSRLNA(SACActorAgent):
 
     def update(self, batch: TensorDictBase, parts: frozenset[str]) -> TensorDict:
         """``Q^A`` by TD, ``Q^W`` by distillation, then the actor."""
-        batch = self.encode(batch)
+        batch = self.encode(batch, ACTOR in parts)
         metrics = self.learn_q_action(batch)
         batch = self.detached(batch)
         metrics |= self.distil(batch)

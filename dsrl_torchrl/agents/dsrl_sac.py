@@ -39,7 +39,7 @@ class DSRLSAC(SACActorAgent):
 
     def __init__(self, env, config=None, networks=None, data=None) -> None:
         super().__init__(env, config, networks, data)
-        self.actor = make_actor(env, self.networks, self.encoder.out_features)
+        self.actor = make_actor(env, self.networks, self.actor_encoder.out_features, self.actor_encoder.out_keys[0])
         self.sac = make_sac_loss(
             self.actor,
             make_critics(env, self.networks, self.encoder.out_features)["q_noise"],
@@ -52,15 +52,15 @@ class DSRLSAC(SACActorAgent):
         self.target_updater = PolyakUpdate(self.sac, tau=self.config.tau)
         learned = [*self.sac.qvalue_network_params.values(True, True), *self.encoder.parameters()]
         self.optimise("q_noise", learned, self.config.critic_lr)
-        self.optimise("actor", self.actor.parameters(), self.config.actor_lr)
+        self.optimise("actor", self.actor_parameters(self.actor), self.config.actor_lr)
         if not self.config.fixed_alpha:
             self.optimise("alpha", [self.sac.log_alpha], self.config.alpha_lr)
-        self.policy = LatentPolicy(self.encoder, self.actor)
-        self.kept_policy = LatentPolicy(self.encoder, self.keep_average(self.actor))
+        self.policy = LatentPolicy(self.actor_encoder, self.actor)
+        self.kept_policy = self.keep_average(self.actor)
 
     def update(self, batch: TensorDictBase, parts: frozenset[str]) -> TensorDict:
         """``Q^W`` by TD, then the actor."""
-        batch = self.encode(batch)
+        batch = self.encode(batch, ACTOR in parts)
         loss, out = self.sac.qvalue_v2_loss(batch)
         norm, q, td_error = self.descend("q_noise", loss), out["q"], out["td_error"]
         metrics = scalars("q_noise", loss=loss, grad_norm=norm, td_error=td_error, q_mean=q, q_std=q.std())

@@ -67,7 +67,7 @@ class TD3(ActorAgent):
             env.action_spec_unbatched, sigma_init=sigma, sigma_end=sigma, device=self.device
         )
         self.policy = LatentPolicy(self.encoder, TensorDictSequential(self.actor, explore))
-        self.kept_policy = LatentPolicy(self.encoder, self.keep_average(self.actor))
+        self.kept_policy = self.keep_average(self.actor)
 
     def _make_actor(self) -> TensorDictModule:
         """``features`` to ``action`` in ``±action_magnitude``, near zero noise at first."""

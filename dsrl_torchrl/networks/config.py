@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BeforeValidator, Field, PlainValidator
+from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torch import nn
@@ -15,12 +15,14 @@ from torch import nn
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.networks.critics import MLPCritic, make_q_action, make_q_noise
-from dsrl_torchrl.networks.encoders import ObservationEncoder, PixelEncoder, StateEncoder
+from dsrl_torchrl.networks.encoders import FEATURES_KEY, ObservationEncoder, PixelEncoder, StateEncoder
 from dsrl_torchrl.networks.latent_actor import LatentActor
 from dsrl_torchrl.options import Options, option, shown
 from dsrl_torchrl.policies.base_policy import BasePolicy
 from dsrl_torchrl.policies.normalisation import observation_statistics
 
+Share = Annotated[float, Field(ge=0, le=1)]
+Hue = Annotated[float, Field(ge=0, le=0.5)]
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
 
 
@@ -51,11 +53,31 @@ class NetworkConfig(Options):
     )
     activation: Literal["relu", "tanh", "silu"] = option("relu", "of the hidden layers")
     layer_norm: bool = option(True, "in the critics")
+    actor_layer_norm: bool = option(False, "in the latent policy")
     chunk_gain: float = option(5.0, "of Q^A's chunk input: about the inverse of the base policy's steerability", gt=0)
+    critic_head_std: float | None = option(None, "of the critics' last layer at first; null: PyTorch's", gt=0)
     initial_std: float = option(0.5, "of the latent policy before the squashing", gt=0)
+    log_std_range: Annotated[tuple[float, float] | None, BeforeValidator(_tuple)] = option(
+        None, "the latent policy gives the logarithm of its std, clipped to this; null: a softplus"
+    )
+    actor_encoder: Literal["shared", "own"] = option(
+        "shared", "the latent policy reads the critics' trained features; own: encoders that its own loss trains"
+    )
+    random_shift: int = option(0, "of images, in training updates alone, by up to so many pixels; DrQ: 4", ge=0, le=64)
+    color_jitter: Annotated[tuple[Share, Share, Share, Hue] | None, BeforeValidator(_tuple)] = option(
+        None, "of images, in training updates alone: brightness, contrast, saturation, hue"
+    )
     encoders: dict[str, Callable[..., Any]] = option(
         {"state": StateEncoder, "pixels": PixelEncoder}, "encoder of a vector (state) and of a uint8 image (pixels)"
     )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> NetworkConfig:
+        if self.log_std_range is not None and self.log_std_range[0] >= self.log_std_range[1]:
+            raise ValueError(
+                f"log_std_range should be the lower bound and a higher one, got {list(self.log_std_range)}"
+            )
+        return self
 
     @property
     def sizes(self) -> dict[str, Any]:
@@ -81,7 +103,9 @@ def check_entries(env: LatentActionEnv, config: NetworkConfig) -> None:
             raise UserError(f"networks.in_keys names {key!r}, but the env gives {', '.join(map(str, has))}")
 
 
-def make_encoder(env: LatentActionEnv, config: NetworkConfig, data: TensorDictBase | None = None) -> ObservationEncoder:
+def make_encoder(
+    env: LatentActionEnv, config: NetworkConfig, data: TensorDictBase | None = None, out_key: NestedKey = FEATURES_KEY
+) -> ObservationEncoder:
     """The encoder of every entry that the networks read, on the latent env's device.
 
     State entries are standardised by the base policy's statistics, by those of ``data`` where it has none, and
@@ -91,6 +115,11 @@ def make_encoder(env: LatentActionEnv, config: NetworkConfig, data: TensorDictBa
         env: the latent env.
         config: kinds of encoders.
         data: macro transitions ``[n]``.
+        out_key: where it writes the features.
+
+    Raises:
+        UserError: an entry that the env does not give, statistics of another size, or images that are too small for
+            their encoder or have no colours to jitter.
     """
     check_entries(env, config)
     spec, policy = env.observation_spec, env.decoder.base_policy
@@ -98,6 +127,8 @@ def make_encoder(env: LatentActionEnv, config: NetworkConfig, data: TensorDictBa
     for key in network_keys(policy, config):
         shape = tuple(spec[key].shape[env.batch_dims :])
         if spec[key].dtype == torch.uint8 and len(shape) == 3:
+            if config.color_jitter is not None and shape[0] % 3:
+                raise UserError(f"networks.color_jitter is for RGB images, but {key!r} has {shape[0]} channels")
             encoders[key] = config.encoders["pixels"](shape)
             continue
         statistics = policy.observation_statistics(key)
@@ -106,7 +137,7 @@ def make_encoder(env: LatentActionEnv, config: NetworkConfig, data: TensorDictBa
         if statistics is not None:
             _check_statistics(policy, key, shape, statistics)
         encoders[key] = config.encoders["state"](shape, statistics)
-    return ObservationEncoder(encoders).to(env.decoder.device)
+    return ObservationEncoder(encoders, out_key).to(env.decoder.device)
 
 
 def _check_statistics(
@@ -125,11 +156,20 @@ def _check_statistics(
             )
 
 
-def make_actor(env: LatentActionEnv, config: NetworkConfig, in_features: int) -> LatentActor:
-    """The latent policy ``π^W``."""
+def make_actor(
+    env: LatentActionEnv, config: NetworkConfig, in_features: int, in_key: NestedKey = FEATURES_KEY
+) -> LatentActor:
+    """The latent policy ``π^W``, which reads ``in_key``."""
     decoder = env.decoder
     actor = LatentActor(
-        in_features, decoder.latent_dim, decoder.action_magnitude, **config.sizes, initial_std=config.initial_std
+        in_features,
+        decoder.latent_dim,
+        decoder.action_magnitude,
+        **config.sizes,
+        initial_std=config.initial_std,
+        layer_norm=config.actor_layer_norm,
+        log_std_range=config.log_std_range,
+        in_key=in_key,
     )
     return actor.to(decoder.device)
 
@@ -137,7 +177,8 @@ def make_actor(env: LatentActionEnv, config: NetworkConfig, in_features: int) ->
 def make_critics(env: LatentActionEnv, config: NetworkConfig, in_features: int) -> Mapping[str, MLPCritic]:
     """One member of ``Q^W`` (``q_noise``) and one of ``Q^A`` (``q_action``)."""
     decoder = env.decoder
-    policy, sizes = decoder.base_policy, {**config.sizes, "layer_norm": config.layer_norm}
+    policy = decoder.base_policy
+    sizes = {**config.sizes, "layer_norm": config.layer_norm, "head_std": config.critic_head_std}
     q_noise = make_q_noise(in_features, decoder.latent_dim, decoder.action_magnitude, **sizes)
     q_action = make_q_action(
         in_features, decoder.act_horizon, policy.action_low.cpu(), policy.action_high.cpu(), config.chunk_gain, **sizes

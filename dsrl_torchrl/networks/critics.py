@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -69,6 +70,7 @@ class CriticMLP(nn.Module):
         activation: class of the activation, without parameters.
         layer_norm: after every hidden layer. It bounds the extrapolation of a critic at high UTD (Ball et al. 2023,
             RLPD, section 4.2); the official DSRL runs use LayerNorm and Tanh.
+        head_std: of the last layer's weights at first, so that values begin near 0 (RLinf: 0.01); ``None``: PyTorch's.
     """
 
     centre: Tensor
@@ -84,6 +86,7 @@ class CriticMLP(nn.Module):
         num_cells: Sequence[int],
         activation: type[nn.Module],
         layer_norm: bool,
+        head_std: float | None = None,
     ) -> None:
         super().__init__()
         self.register_buffer("centre", centre.detach().clone())
@@ -97,6 +100,10 @@ class CriticMLP(nn.Module):
             norm_class=nn.LayerNorm if layer_norm else None,
             norm_kwargs=[{"normalized_shape": width} for width in num_cells] if layer_norm else None,
         )
+        if head_std is not None:
+            # Uniform: a TorchRL loss draws the members of an ensemble anew between this one's extremes.
+            nn.init.uniform_(self.mlp[-1].weight, -math.sqrt(3) * head_std, math.sqrt(3) * head_std)
+            nn.init.zeros_(self.mlp[-1].bias)
 
     def forward(self, features: Tensor, action: Tensor) -> Tensor:
         """``[*B, in_features]``, ``[*B, *action_shape]`` -> ``[*B, 1]``."""
@@ -160,7 +167,7 @@ def make_q_action(
         gain: a base policy's noise moves its actions by a tenth to a quarter of the half range (its steerability).
             Scaled to ±1 that difference, the only one that steering can make, drowns among the observation's features;
             with the inverse of the steerability as gain it enters with unit variance, like the noise enters ``Q^W``.
-        sizes: ``num_cells``, ``activation``, ``layer_norm`` of :class:`CriticMLP`.
+        sizes: ``num_cells``, ``activation``, ``layer_norm``, ``head_std`` of :class:`CriticMLP`.
     """
     centre, unit = (action_low + action_high) / 2, (action_high - action_low) / (2 * gain)
     shape = (act_horizon, action_low.numel())

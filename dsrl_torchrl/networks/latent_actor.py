@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import NormalParamExtractor, TensorDictModule, TensorDictModuleBase
+from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.data import Bounded
 from torchrl.modules import MLP, ProbabilisticActor, TanhNormal
@@ -25,6 +26,10 @@ class LatentActor(ProbabilisticActor):
         num_cells: hidden widths. The official runs use three layers of 128 (Gym, LIBERO) to 2048 (Robomimic).
         activation: the official runs use Tanh.
         initial_std: standard deviation before the squashing, in units of ``action_magnitude``, at initialisation.
+        layer_norm: after every hidden layer, as in RLinf's.
+        log_std_range: bounds of the logarithm that the network gives of that standard deviation; RLinf and dsrl_pi0
+            clip it to [-20, 2]. ``None``: a biased softplus.
+        in_key: of the features.
     """
 
     def __init__(
@@ -36,11 +41,18 @@ class LatentActor(ProbabilisticActor):
         num_cells: Sequence[int],
         activation: type[nn.Module],
         initial_std: float,
+        layer_norm: bool = False,
+        log_std_range: tuple[float, float] | None = None,
+        in_key: NestedKey = FEATURES_KEY,
     ) -> None:
         head = nn.Linear(num_cells[-1], 2 * latent_dim)
         # The first policy is the same for every state: mean at zero noise, std as asked.
         nn.init.uniform_(head.weight, -1e-3, 1e-3)
         nn.init.zeros_(head.bias)
+        extractor: nn.Module = NormalParamExtractor(scale_mapping=f"biased_softplus_{initial_std}", scale_lb=1e-4)
+        if log_std_range is not None:
+            nn.init.constant_(head.bias[latent_dim:], math.log(initial_std))
+            extractor = ClippedLogStd(*log_std_range)
         network = nn.Sequential(
             MLP(
                 in_features=in_features,
@@ -48,14 +60,16 @@ class LatentActor(ProbabilisticActor):
                 num_cells=list(num_cells[:-1]),
                 activation_class=activation,
                 activate_last_layer=True,
+                norm_class=nn.LayerNorm if layer_norm else None,
+                norm_kwargs=[{"normalized_shape": width} for width in num_cells] if layer_norm else None,
             ),
             head,
-            NormalParamExtractor(scale_mapping=f"biased_softplus_{initial_std}", scale_lb=1e-4),
+            extractor,
         )
         # tanh_loc keeps the mean within ±5 before the squashing, from where it can still come back.
         bounds = {"low": -action_magnitude, "high": action_magnitude, "tanh_loc": True}
         super().__init__(
-            TensorDictModule(network, in_keys=[FEATURES_KEY], out_keys=["loc", "scale"]),
+            TensorDictModule(network, in_keys=[in_key], out_keys=["loc", "scale"]),
             in_keys=["loc", "scale"],
             out_keys=["action"],
             distribution_class=TanhNormal,
@@ -63,11 +77,11 @@ class LatentActor(ProbabilisticActor):
             spec=Bounded(-action_magnitude, action_magnitude, shape=(latent_dim,)),
             return_log_prob=False,
         )
-        self.action_magnitude = action_magnitude
+        self.action_magnitude, self.features_key = action_magnitude, in_key
 
     def get_dist(self, tensordict: TensorDictBase, *args, **kwargs) -> TanhNormal:
         """``π^W(· | s)``; on tensors: writing loc and scale to a tensordict costs as much as a small network itself."""
-        loc, scale = self.module[0].module(tensordict.get(FEATURES_KEY))
+        loc, scale = self.module[0].module(tensordict.get(self.features_key))
         # Not as numbers, which TanhNormal copies from the host: no CUDA graph can hold that.
         high = loc.new_full((), self.action_magnitude)
         return TanhNormal(loc, scale, low=-high, high=high, tanh_loc=True)
@@ -78,12 +92,25 @@ class LatentActor(ProbabilisticActor):
         The density is that of the very Gaussian value that was drawn: inverting the tanh of a saturated noise gives
         entropies of 1e5 and, through them, diverging critics.
         """
-        loc, scale = self.module[0].module(tensordict.get(FEATURES_KEY))
+        loc, scale = self.module[0].module(tensordict.get(self.features_key))
         # As get_dist's, in half of its time: bounds other than ±1 cost as much again, in tanh_loc, too; and the safe
         # tanh is for the inverse, which nothing needs here.
         loc, high = 5 * torch.tanh(loc / 5), loc.new_ones(())
         unit, log_prob = TanhNormal(loc, scale, low=-high, high=high, safe_tanh=False).rsample_and_log_prob()
         return self.action_magnitude * unit, log_prob - unit.shape[-1] * math.log(self.action_magnitude)
+
+
+class ClippedLogStd(nn.Module):
+    """``[*B, 2 D]`` -> mean and ``exp(log std)``, each ``[*B, D]``, the logarithm clipped to ``[low, high]``."""
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        loc, log_std = x.chunk(2, dim=-1)
+        return loc, log_std.clamp(self.low, self.high).exp()
 
 
 class LatentPolicy(TensorDictModuleBase):

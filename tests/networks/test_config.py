@@ -8,6 +8,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torch import nn
+from torchrl.data import Bounded
 
 from dsrl_torchrl import LatentActionEnv
 from dsrl_torchrl.errors import UserError
@@ -20,6 +21,7 @@ from dsrl_torchrl.networks.config import (
     observation_keys,
 )
 from dsrl_torchrl.networks.encoders import PixelEncoder, StateEncoder
+from dsrl_torchrl.objectives.sac import SACOptions, make_sac_loss
 from tests.steerability.bases import CameraPolicy, CoinCameraEnv, CoinEnv, diagonal
 
 STATE = ("agent", "state")
@@ -127,6 +129,44 @@ def test_actor_and_critics_have_the_latent_envs_sizes():
     torch.testing.assert_close(scale.unit, torch.tensor([0.25, 0.75]))  # ±gain at the ends of the range
 
 
+def test_values_and_std_begin_as_asked():
+    """In an ensemble as a TorchRL loss draws it, too: RLinf's values begin near 0."""
+    torch.manual_seed(0)
+    env = coin_env()
+    config = NetworkConfig(critic_head_std=0.01, log_std_range=(-20, 2), initial_std=1.0, actor_layer_norm=True)
+    sizes = {"latent_dim": 2, "action_magnitude": 2.0, "gamma": 0.9, "num_critics": 10}
+    actor = make_actor(env, config, 5)
+    loss = make_sac_loss(actor, make_critics(env, config, 5)["q_noise"], SACOptions(), **sizes)
+    head = loss.qvalue_network_params[
+        "module", "mlp", str(max(int(k) for k in loss.qvalue_network.module.mlp._modules))
+    ]
+    assert head["weight"].shape == (10, 1, 128) and not head["bias"].any()
+    assert abs(head["weight"].std() - 0.01) < 0.001
+    features = TensorDict({"features": 5 * torch.randn(100, 5)}, [100])
+    assert loss.values(features, 2 * torch.randn(100, 2).tanh()).abs().max() < 0.5
+    torch.testing.assert_close(actor(features)["scale"], torch.ones(100, 2), atol=0.1, rtol=0)
+    assert sum(isinstance(layer, nn.LayerNorm) for layer in actor.modules()) == 3
+
+
+def test_jitter_needs_colours():
+    class Grey(CoinCameraEnv):
+        def _observation_specs(self, num_envs):
+            specs = super()._observation_specs(num_envs)
+            return {**specs, "pixels": Bounded(0, 255, shape=(num_envs, 1, 8, 8), dtype=torch.uint8)}
+
+        def _observe(self):
+            seen = super()._observe()
+            return {**seen, "pixels": seen["pixels"][:, :1]}
+
+    class Blind(CameraPolicy):
+        def forward(self, pixels, state, noise):
+            return self.gain * noise[..., :4, :1]
+
+    env = LatentActionEnv(Grey(3), Blind(), act_horizon=2)
+    with pytest.raises(UserError, match=r"networks\.color_jitter is for RGB images, but 'pixels' has 1 channels"):
+        make_encoder(env, NetworkConfig(color_jitter=(0.2, 0.1, 0.1, 0.03)))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -137,6 +177,13 @@ def test_actor_and_critics_have_the_latent_envs_sizes():
         ({"layer_norm": "yes"}, "layer_norm"),
         ({"chunk_gain": 0.0}, "chunk_gain"),
         ({"initial_std": float("nan")}, "initial_std"),
+        ({"critic_head_std": 0.0}, "critic_head_std should be greater than 0"),
+        ({"log_std_range": (2.0, -20.0)}, "log_std_range should be the lower bound and a higher one"),
+        ({"log_std_range": (2.0,)}, "log_std_range"),
+        ({"actor_encoder": "mine"}, "actor_encoder should be 'shared' or 'own'"),
+        ({"random_shift": -1}, "random_shift should be greater than or equal to 0"),
+        ({"color_jitter": (0.2, 0.1, 0.1)}, "color_jitter"),
+        ({"color_jitter": (0.2, 0.1, 0.1, 0.6)}, "color_jitter"),
         ({"encoders": {"pixels": 3}}, "encoders.pixels"),
         ({"widths": (8,)}, "unknown option widths"),
     ],

@@ -8,7 +8,8 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from dsrl_torchrl.networks.encoders import ObservationEncoder, PixelEncoder, StateEncoder
+from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.networks.encoders import LinearStateEncoder, ObservationEncoder, PixelEncoder, StateEncoder
 
 STATE = ("agent", "state")
 
@@ -73,7 +74,7 @@ def test_pixels_come_scaled_to_plus_minus_one():
 
 def test_every_frame_of_a_history_counts_and_every_weight_is_trained():
     torch.manual_seed(0)
-    encoder = PixelEncoder((4, 8, 8))
+    encoder = PixelEncoder((4, 8, 8), strides=(2, 1, 1, 1))
     image = torch.randint(256, (5, 4, 8, 8), dtype=torch.uint8)
     before = encoder(image)
     for channel in range(4):
@@ -85,6 +86,47 @@ def test_every_frame_of_a_history_counts_and_every_weight_is_trained():
     # RLinf's: four convolutions of 32 channels, one linear layer, LayerNorm.
     convolutions = 4 * 32 * 9 + 32 + 3 * (32 * 32 * 9 + 32)
     assert sum(p.numel() for p in encoder.parameters()) == convolutions + 32 * 4 * 4 * 64 + 64 + 2 * 64
+
+
+@pytest.mark.parametrize(
+    ("options", "side", "features"),
+    [
+        ({"strides": (2, 1, 1, 1)}, 32, 64),  # RLinf's
+        ({"strides": (2, 1, 1, 1), "padding": 0, "features": 50}, 25, 50),  # dsrl_pi0's
+        ({}, 8, 64),
+    ],
+)
+def test_the_sizes_of_the_public_encoders(options, side, features):
+    convolutions = 3 * 32 * 9 + 32 + 3 * (32 * 32 * 9 + 32)
+    linear = 32 * side**2 * features + 3 * features
+    assert sum(p.numel() for p in PixelEncoder((3, 64, 64), **options).parameters()) == convolutions + linear
+
+
+def test_pixel_encoders_begin_orthogonal_without_biases():
+    torch.manual_seed(0)
+    network = PixelEncoder((3, 16, 16)).network
+    weight = network[2].weight.flatten(1)
+    torch.testing.assert_close(weight @ weight.T, 2 * torch.eye(32), atol=1e-4, rtol=0)
+    assert all(not layer.bias.any() for layer in network if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)))
+
+
+def test_images_of_which_nothing_is_left():
+    with pytest.raises(
+        UserError, match=r"images of 8 x 8 pixels are too small for the strides \[2, 2, 2, 1\] with pad"
+    ):
+        PixelEncoder((3, 8, 8), padding=0)
+
+
+def test_a_linear_state_encoder_is_its_closed_form():
+    torch.manual_seed(0)
+    mean, std = torch.tensor([1.0, 0.0]), torch.tensor([2.0, 0.5])
+    encoder = LinearStateEncoder((2,), (mean, std), features=5)
+    linear, x = encoder.network[1], torch.randn(4, 3, 2)
+    h = (x - mean) / std @ linear.weight.T + linear.bias
+    expected = torch.tanh((h - h.mean(-1, True)) / (h.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt())
+    torch.testing.assert_close(encoder(x), expected)
+    assert encoder.out_features == 5 and ObservationEncoder({"observation": encoder}).trainable
+    assert sum(p.numel() for p in LinearStateEncoder((8,)).parameters()) == 8 * 64 + 3 * 64  # RLinf's
 
 
 def test_features_are_those_of_every_entry_in_order():

@@ -11,7 +11,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from dsrl_torchrl.latent_env.prior_noise import PriorNoise
 from dsrl_torchrl.networks.critics import make_q_noise
 from dsrl_torchrl.networks.encoders import ObservationEncoder, StateEncoder
-from dsrl_torchrl.networks.latent_actor import LatentActor, LatentPolicy
+from dsrl_torchrl.networks.latent_actor import ClippedLogStd, LatentActor, LatentPolicy
 
 FEATURES, DIM, MAGNITUDE = 5, 3, 1.2
 SIZES = {"num_cells": (16, 16), "activation": nn.Tanh}
@@ -111,3 +111,14 @@ def test_prior_noise_is_plain_and_unbounded():
     assert w.std() == pytest.approx(1.0, abs=0.03)
     assert w.abs().max() > 2.5
     assert not PriorNoise(3, scale=0.0)(td)["action"].any()
+
+
+def test_the_logarithm_of_the_std_is_clipped():
+    """As RLinf and dsrl_pi0 do; what is clipped gets no gradient."""
+    extractor = ClippedLogStd(-20, 2)
+    x = torch.tensor([[0.5, -1.0, 3.0, -30.0], [0.0, 0.0, 1.0, -1.0]], requires_grad=True)
+    loc, scale = extractor(x)
+    torch.testing.assert_close(loc, x[:, :2])
+    torch.testing.assert_close(scale, torch.tensor([[2.0, -20.0], [1.0, -1.0]]).exp())
+    scale.sum().backward()
+    assert x.grad[0].tolist() == [0] * 4 and (x.grad[1, 2:] > 0).all()
