@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.networks.augmentation import random_shift
 from dsrl_torchrl.networks.encoders import PixelEncoder
 from dsrl_torchrl.policies.arguments import positive_int
 from dsrl_torchrl.policies.base_policy import BasePolicy
@@ -142,6 +143,8 @@ class GenerativePolicy(BasePolicy):
     def features(self, observation: Tensor, *images: Tensor) -> Tensor:
         """What the network reads: the flat entry in standard deviations and the images' features, ``[*B, F]``."""
         scaled = self.observation_scale(observation.to(self.action_low.dtype))  # simulators often hand out float64
+        if self.training:
+            images = tuple(_shifted(image) for image in images)
         return torch.cat([scaled, *(e(image) for e, image in zip(self.image_encoders, images, strict=True))], -1)
 
     def from_features(self, features: Tensor, noise: Tensor) -> Tensor:
@@ -179,6 +182,12 @@ class GenerativePolicy(BasePolicy):
         the global generator: first the noise, then the time.
         """
         raise NotImplementedError
+
+
+def _shifted(image: Tensor) -> Tensor:
+    """By up to a 32nd of the picture: Diffusion Policy's random crop, by less, as the robot's own pose does not move."""
+    flat = image.flatten(0, -4) if image.ndim > 3 else image.unsqueeze(0)
+    return random_shift(flat, max(1, min(image.shape[-2:]) // 32)).reshape(image.shape)
 
 
 def _plain(key: NestedKey) -> str | list[str]:
