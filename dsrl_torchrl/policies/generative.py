@@ -185,7 +185,7 @@ class GenerativePolicy(BasePolicy):
 
 
 def _shifted(image: Tensor) -> Tensor:
-    """By up to a 32nd of the picture: Diffusion Policy's random crop, by less, as the robot's own pose does not move."""
+    """By up to a 32nd of the picture, less than Diffusion Policy's crops: the robot's pose does not move along."""
     flat = image.flatten(0, -4) if image.ndim > 3 else image.unsqueeze(0)
     return random_shift(flat, max(1, min(image.shape[-2:]) // 32)).reshape(image.shape)
 
