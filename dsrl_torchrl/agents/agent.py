@@ -60,12 +60,18 @@ class Agent(EncodingAgent):
         in_keys: entries that rollouts and replay must keep.
         reads_noise: its TD reads the noise of the data: offline data without ``action`` is of no use.
         acts_alone: the policy's weights are all its own: a copy of it acts elsewhere.
+        mirrored_as: names of its metrics in TensorBoard and wandb where these differ from ``metrics.csv``: RLinf's.
         panels, curve_checks: what figures show and what is checked of the curves.
     """
 
     Config: ClassVar[type[AgentConfig]] = AgentConfig
     reads_noise: ClassVar[bool] = False
     acts_alone: ClassVar[bool] = True
+    mirrored_as: ClassVar[Mapping[str, str]] = {
+        "env/success_running": "env/success_once",
+        "replay_buffer/size": "train/replay_buffer/size",
+        "replay_buffer/utilization": "train/replay_buffer/utilization",
+    }
     panels: ClassVar[Sequence[Panel]] = ()
     curve_checks: ClassVar[Sequence[CurveCheck]] = ()
 

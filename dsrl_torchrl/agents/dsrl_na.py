@@ -67,7 +67,7 @@ class DSRLNA(SACActorAgent):
     curve_checks: ClassVar = [
         grew("q_action/td_error", 2.0, "lower critic_lr"),
         grew("q_action/q_mean", 3.0, "over-estimation: more critics, or a smaller actor_lr", floor=1.0),
-        ran_away("actor/alpha", 10.0, "lower target_entropy_per_dim"),
+        ran_away("actor/alpha", 10.0, "lower the target entropy"),
         collapsed_early("actor/entropy", -2.0, "raise alpha_init or critic_only_updates"),
     ]
 
@@ -135,8 +135,8 @@ class DSRLNA(SACActorAgent):
         return self.actor.draw(observations)
 
     def temperature(self) -> Tensor | float:
-        """α."""
-        return self.sac._alpha
+        """α, as the TD targets weigh the entropy."""
+        return self.sac._alpha if self.config.backup_entropy else 0.0
 
     def learn_q_action(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """``Q^A`` by TD (Eq. 12)."""

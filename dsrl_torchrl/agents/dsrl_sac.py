@@ -26,6 +26,16 @@ class DSRLSAC(SACActorAgent):
         """Hyper-parameters of DSRL-SAC."""
 
     reads_noise: ClassVar = True
+    mirrored_as: ClassVar = {
+        **SACActorAgent.mirrored_as,
+        "q_noise/loss": "train/sac/critic_loss",
+        "q_noise/grad_norm": "train/critic/grad_norm",
+        "actor/loss": "train/sac/actor_loss",
+        "actor/grad_norm": "train/actor/grad_norm",
+        "actor/entropy": "train/actor/entropy",
+        "actor/alpha_loss": "train/sac/alpha_loss",
+        "actor/alpha": "train/sac/alpha",
+    }
     panels: ClassVar = [
         ({"q_noise/td_error": ""}, "TD error of $Q^W$"),
         ({"q_noise/q_mean": "$Q^W$, data", "actor/q_mean": "$Q^W$, policy"}, "mean Q"),

@@ -16,6 +16,7 @@ from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.networks.augmentation import augment
 from dsrl_torchrl.networks.config import NetworkConfig, make_encoder
 from dsrl_torchrl.networks.encoders import ACTOR_FEATURES_KEY, FEATURES_KEY, ObservationEncoder
+from dsrl_torchrl.objectives.polyak import PolyakAverage
 
 
 class EncodingAgent(nn.Module):
@@ -43,6 +44,8 @@ class EncodingAgent(nn.Module):
             raise UserError(f"networks.actor_encoder=own is not for {type(self).__name__}: choose shared")
         self.encoder = make_encoder(env, self.networks, data)
         self.target_encoder = deepcopy(self.encoder).requires_grad_(False) if self.encoder.trainable else self.encoder
+        pair = self.target_encoder.parameters(), self.encoder.parameters()
+        self._target_average = PolyakAverage(*pair, self.config.tau)
         own = asked and self.encoder.trainable  # a fixed one has nothing to learn from the actor
         self.own_encoder = make_encoder(env, self.networks, data, ACTOR_FEATURES_KEY) if own else None
         self.feature_keys: list[NestedKey] = [FEATURES_KEY, ACTOR_FEATURES_KEY] if own else [FEATURES_KEY]
@@ -97,9 +100,7 @@ class EncodingAgent(nn.Module):
     def move_target_encoder(self) -> None:
         """Polyak averaging (Eq. 11)."""
         if self.encoder.trainable:
-            torch._foreach_lerp_(
-                list(self.target_encoder.parameters()), [p.data for p in self.encoder.parameters()], self.config.tau
-            )
+            self._target_average.step()
 
     def encoder_tensors(self) -> Mapping[str, Tensor]:
         """What is saved of them, by name."""

@@ -145,7 +145,14 @@ def check_logger(logger: LoggerConfig) -> None:
 def metrics_log(config: RunConfig, path: Path, step: str, stage: str) -> Iterator[MetricsLog]:
     """The metrics at ``path``, closed at the end: a second wandb run can then begin in the same process."""
     title, options = f"{config.run_name}-{stage}", config.to_dict()
-    log = MetricsLog(path, step=step, logger=config.logger, title=title, hyper_parameters=options)
+    log = MetricsLog(
+        path,
+        step=step,
+        logger=config.logger,
+        title=title,
+        hyper_parameters=options,
+        mirrored_as=config.agent.mirrored_as,
+    )
     try:
         yield log
     finally:

@@ -63,9 +63,14 @@ class EpisodeTracker:
         return [bool(success) for success in self._successes]
 
     def metrics(self) -> dict[str, float]:
-        """Means over the window; the return sums the macro rewards, which are discounted inside a chunk."""
+        """Means over the window; the return sums the macro rewards, which are discounted inside a chunk.
+
+        ``env/reward`` is the return of one env step.
+        """
         values = {"env/episodes": float(self.finished)}
         means = {"success_running": self._successes, "return": self._returns, "episode_len": self._lengths}
+        if self._lengths:
+            values["env/reward"] = sum(self._returns) / sum(self._lengths)
         return values | {f"env/{name}": sum(window) / len(window) for name, window in means.items() if window}
 
     def state_dict(self) -> dict:

@@ -6,6 +6,7 @@ import math
 from typing import Literal
 
 import torch
+from pydantic import model_validator
 from tensordict import TensorDictBase
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,16 +32,32 @@ class SACOptions(Options):
     alpha_lr: float = option(3e-4, "Adam's learning rate of the temperature", gt=0)
     alpha_parameterisation: Literal["log", "softplus"] = option("log", "of the temperature")
     fixed_alpha: bool = option(False, "keep alpha_init")
-    target_entropy_per_dim: float = option(-0.5, "for noise scaled to [-1, 1]; the official runs use 0")
+    target_entropy_per_dim: float | None = option(-0.5, "for noise scaled to [-1, 1]; the official runs use 0")
+    target_entropy: float | None = option(None, "of all dimensions, for noise scaled to [-1, 1], in its place")
+    backup_entropy: bool = option(True, "the critics' targets hold the policy's entropy")
+
+    @model_validator(mode="after")
+    def _one_target(self) -> SACOptions:
+        if (self.target_entropy is None) == (self.target_entropy_per_dim is None):
+            raise ValueError("give target_entropy or target_entropy_per_dim, and null for the other")
+        return self
+
+    def total_target_entropy(self, latent_dim: int) -> float:
+        """Of all ``latent_dim`` dimensions, for noise scaled to [-1, 1]."""
+        if self.target_entropy is not None:
+            return self.target_entropy
+        assert self.target_entropy_per_dim is not None
+        return latent_dim * self.target_entropy_per_dim
 
 
 class LatentSACLoss(MacroDiscountLoss, SACLoss):
-    """TorchRL's :class:`~torchrl.objectives.SACLoss` with the two choices that DSRL needs and SACLoss fixes.
+    """TorchRL's :class:`~torchrl.objectives.SACLoss` with the three choices that DSRL needs and SACLoss fixes.
 
     - ``backup``: the ensemble's ``min`` (SACLoss) or ``mean`` in targets and actor;
     - ``alpha_parameterisation``: ``log``, α = exp(x) (SACLoss), or ``softplus``, α = log(1 + exp(x)) (RLinf), where x
       is the parameter ``log_alpha`` of SACLoss in both cases. The temperature loss is ``-x (log π + H)`` for ``log``
-      (SACLoss, Stable-Baselines3) and ``-α (log π + H)`` for ``softplus``.
+      (SACLoss, Stable-Baselines3) and ``-α (log π + H)`` for ``softplus``;
+    - ``backup_entropy``: whether y holds ``- α log π`` (SACLoss) or not (RLinf, dsrl_pi0).
 
     The critic loss is the squared error summed over the ensemble, ``Σ_i mean (Q_i - y)²``, with
     ``y = R + γ^k (1 - terminated) (min_i Q_i^targ(s', w') - α log π(w' | s'))``. The discount comes from
@@ -53,7 +70,14 @@ class LatentSACLoss(MacroDiscountLoss, SACLoss):
     ``D log m`` to the target entropy.
     """
 
-    def __init__(self, *args, backup: str = "min", alpha_parameterisation: str = "log", **kwargs) -> None:
+    def __init__(
+        self,
+        *args,
+        backup: str = "min",
+        alpha_parameterisation: str = "log",
+        backup_entropy: bool = True,
+        **kwargs,
+    ) -> None:
         check_ensemble(1, backup)
         if alpha_parameterisation not in ALPHA_PARAMETERISATIONS:
             raise UserError(
@@ -61,7 +85,7 @@ class LatentSACLoss(MacroDiscountLoss, SACLoss):
                 f"got {alpha_parameterisation!r}"
             )
         super().__init__(*args, **kwargs)
-        self.backup = backup
+        self.backup, self.backup_entropy = backup, backup_entropy
         self.alpha_parameterisation = alpha_parameterisation
         if alpha_parameterisation == "softplus":
             self.log_alpha.data.copy_(torch.log(torch.expm1(self.alpha_init)))
@@ -92,13 +116,13 @@ class LatentSACLoss(MacroDiscountLoss, SACLoss):
 
     @torch.no_grad()
     def _compute_target_v2(self, tensordict: TensorDictBase) -> Tensor:
-        """``y = R + γ^k (1 - terminated) (min_i Q_i^targ(s', w') - α log π(w' | s'))``, ``[*B]``."""
+        """``y = R + γ^k (1 - terminated) (min_i Q_i^targ(s', w') - α log π(w' | s'))``, ``[*B]``; see the class."""
         following = tensordict.get("next")
         action, log_prob = self.draw_noise(following)
         q = self.qvalue_network.ensemble(self.target_qvalue_network_params, following, action)
         q = reduce_ensemble(q, self.backup)  # (*B,)
-        value = (q - self._alpha * log_prob).unsqueeze(-1)
-        return self.value_estimator.value_estimate(tensordict, next_value=value).squeeze(-1)
+        value = q - self._alpha * log_prob if self.backup_entropy else q
+        return self.value_estimator.value_estimate(tensordict, next_value=value.unsqueeze(-1)).squeeze(-1)
 
     def qvalue_v2_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """``Σ_i mean (Q_i(s, w) - y)²``; the metadata carries the values that a run must log."""
@@ -152,8 +176,9 @@ def make_sac_loss(
         loss_function="l2",
         alpha_init=options.alpha_init,
         fixed_alpha=options.fixed_alpha,
-        target_entropy=latent_dim * (options.target_entropy_per_dim + math.log(action_magnitude)),
+        target_entropy=options.total_target_entropy(latent_dim) + latent_dim * math.log(action_magnitude),
         backup=options.backup,
+        backup_entropy=options.backup_entropy,
         alpha_parameterisation=options.alpha_parameterisation,
         separate_losses=False,
         delay_qvalue=delay_qvalue,

@@ -49,6 +49,7 @@ class MetricsLog:
         logger: what mirrors the CSV.
         title: of the mirror's run.
         hyper_parameters: sent to wandb.
+        mirrored_as: names in the mirror, of metrics that have another one there.
 
     Attributes:
         rows: all of them, the step first.
@@ -62,8 +63,10 @@ class MetricsLog:
         logger: LoggerConfig | None = None,
         title: str = "",
         hyper_parameters: Mapping[str, Any] | None = None,
+        mirrored_as: Mapping[str, str] | None = None,
     ) -> None:
         self.path, self.step = path, step
+        self._mirrored_as = {} if mirrored_as is None else mirrored_as
         self.rows: list[dict[str, float]] = []
         self._config = LoggerConfig() if logger is None else logger
         self._title, self._hyper_parameters = title, hyper_parameters
@@ -88,7 +91,7 @@ class MetricsLog:
         self._begin()
         if self._logger is not None:
             for name, value in metrics.items():
-                self._logger.log_scalar(name, value, step=step)
+                self._logger.log_scalar(self._mirrored_as.get(name, name), value, step=step)
 
     def state_dict(self) -> dict[str, Any]:
         """The rows, and which run of the mirror they went to."""

@@ -88,6 +88,31 @@ def test_target_and_critic_loss_equal_the_equation(backup, vmap, monkeypatch):
     torch.testing.assert_close(metadata["td_error"], (q - y).abs().max(0)[0], rtol=1e-6, atol=1e-9)
 
 
+def test_a_target_without_the_entropy():
+    """RLinf's and dsrl_pi0's; the actor's loss has it all the same."""
+    actor, loss, batch = make_all(backup_entropy=False)
+    following = batch["next"]
+    torch.manual_seed(5)
+    _, metadata = loss.qvalue_v2_loss(batch)
+    w, _ = policy(actor, following, seed=5)
+    y = macro_target(following, keep(q_noise_by_hand(loss.target_qvalue_network_params, following, w), "min"))
+    torch.testing.assert_close(metadata["target"], y, rtol=1e-6, atol=1e-9)
+    torch.manual_seed(6)
+    value, _ = loss.actor_loss(batch)
+    w, log_prob = policy(actor, batch, seed=6)
+    q = keep(q_noise_by_hand(loss.qvalue_network_params, batch, w), "min")
+    torch.testing.assert_close(value, (ALPHA * log_prob - q).mean(), rtol=1e-6, atol=1e-9)
+
+
+def test_a_target_entropy_in_all_is_that_of_every_dimension_summed():
+    per_dim = make_loss(target_entropy_per_dim=-0.5)
+    total = make_loss(target_entropy_per_dim=None, target_entropy=-0.5 * DIM)
+    assert total.target_entropy == per_dim.target_entropy
+    for wrong in ({"target_entropy": -16.0}, {"target_entropy_per_dim": None}):
+        with pytest.raises(UserError, match="give target_entropy or target_entropy_per_dim, and null for the other"):
+            make_loss(**wrong)
+
+
 @pytest.mark.parametrize("backup", ["min", "mean"])
 def test_actor_loss_equals_the_equation(backup):
     actor, loss, batch = make_all(backup=backup)

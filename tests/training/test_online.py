@@ -154,7 +154,7 @@ def test_everything_that_must_be_logged_is(tmp_path, kind):
     _, rows = tiny(make_agent(kind, batch_size=8), tmp_path, env=env, checkpoint_env_steps=200)
     wanted = {
         "train/utd", "train/updates", "replay_buffer/size", "replay_buffer/utilization", "env/success_running",
-        "env/return", "env/episode_len", "env/episodes",
+        "env/return", "env/reward", "env/episode_len", "env/episodes",
     }  # fmt: skip
     wanted |= {metric for metrics, _ in kind.panels for metric in metrics}
     critic = "q_noise" if kind in (DSRLSAC, TD3) else "q_action"
