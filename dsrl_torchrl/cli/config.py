@@ -26,7 +26,7 @@ from dsrl_torchrl.training.offline import OfflineConfig
 from dsrl_torchrl.training.online import OnlineConfig
 
 #: What a demonstration must have in common with the env that it is of.
-SHARED_WITH_ENV = ("env_id", "control_mode", "max_episode_steps", "goal", "image_size")
+SHARED_WITH_ENV = ("env_id", "control_mode", "max_episode_steps", "goal", "image_size", "cameras", "state")
 #: Networks take the whole chunk, and the whole history, at once.
 MAX_HORIZON = 1_000
 
