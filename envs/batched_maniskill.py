@@ -21,9 +21,11 @@ def batched_class(task: type) -> type:
     what costs time there is not the physics but the Python and torch around it, which here runs once for all envs. Each
     env starts from its own seed as it would alone, while ManiSkill's GPU simulation draws all starts from the first.
 
-    Not for tasks that rebuild their scene at every reset, and not for rendering.
+    Not for tasks that rebuild their scene at every reset, nor for ``render()``; cameras are looked through one by one
+    (:class:`~dsrl_torchrl.envs.cameras.Cameras`).
     """
     import sapien
+    import sapien.render
     from mani_skill.envs.scene import ManiSkillScene
 
     class BatchedScene(ManiSkillScene):
@@ -84,12 +86,24 @@ def batched_class(task: type) -> type:
         def _setup_scene(self) -> None:
             self._set_scene_config()
             self.scene = BatchedScene(
-                [sapien.Scene([sapien.physx.PhysxCpuSystem()]) for _ in range(self.num_envs)],
+                [sapien.Scene(self._systems()) for _ in range(self.num_envs)],
                 sim_config=self.sim_config,
                 device=self.device,
                 backend=self.backend,
             )
             self.scene.px.timestep = 1.0 / self._sim_freq
+
+        def _systems(self) -> list[Any]:
+            device = self.backend.render_device
+            return [sapien.physx.PhysxCpuSystem(), *([] if device is None else [sapien.render.RenderSystem(device)])]
+
+        def _load_scene(self, options: dict) -> None:
+            super()._load_scene(options)
+            if self.scene.can_render():
+                # On the GPU, ManiSkill hides a marker by moving it far away at every picture.
+                for entity in (entity for marker in self._hidden_objects for entity in marker._objs):
+                    entity.find_component_by_type(sapien.render.RenderBodyComponent).visibility = 0
+                self._hidden_objects: list[Any] = []
 
         def _load_agent(self, *args: Any, **kwargs: Any) -> None:
             super()._load_agent(*args, **kwargs)

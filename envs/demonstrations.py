@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,6 +11,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from dsrl_torchrl.collect.spawned_process import available_cores
+from dsrl_torchrl.envs.cameras import make_cameras
 from dsrl_torchrl.envs.in_order import in_order
 from dsrl_torchrl.envs.planned_episode import record_episode
 from dsrl_torchrl.envs.trajectory_file import join_parts, publishing
@@ -31,8 +33,14 @@ def make_demonstrations(
     progress: bool = True,
     max_attempts: Annotated[int, Field(ge=1)] | None = None,
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto",
+    image_size: Annotated[int, Field(ge=8, le=1024)] | None = None,
+    cameras: Mapping[str, Mapping[str, Any]] | None = None,
+    state: Literal["full", "proprioception"] = "full",
 ) -> Path:
-    """Records ``count`` successful episodes of ``env_id`` into a ManiSkill h5 + json, state observations.
+    """Records ``count`` successful episodes of ``env_id`` into a ManiSkill h5 + json.
+
+    Each episode has the data set ``obs`` ``[T + 1, d]``, or, with an ``image_size``, ``obs/state`` and for each entry
+    of ``cameras`` one of its name, ``obs/pixels``, uint8 ``[T + 1, H, W, 3]``.
 
     Episode by episode: ManiSkill's motion planner solves the task from one of the run's
     :func:`~dsrl_torchrl.seeds.demonstration_seeds` in joint positions, and ManiSkill's own trajectory conversion
@@ -59,6 +67,7 @@ def make_demonstrations(
         processes: that record side by side; 1 records in this process. ``auto``: one per core that this process may
             use, but 10 episodes for each at least. Several are spawned: a script that calls this needs
             ``if __name__ == "__main__":``.
+        image_size, cameras, state: those of :class:`~dsrl_torchrl.envs.maniskill.ManiSkillEnv`.
 
     Returns:
         The path of the ``.h5``.
@@ -69,11 +78,14 @@ def make_demonstrations(
     """
     path = Path(path)
     seeds = demonstration_seeds(seed)[: 10 * count + 10 if max_attempts is None else max_attempts]
+    looked_through = make_cameras(image_size, cameras)
     processes = _processes_for(count) if processes == "auto" else processes
     tally: dict[str, Any] = {"seed": seed, "action_noise": action_noise, "attempts": 0, "planned": 0, "recorded": 0}
     parts: list[Path] = []
     with publishing(path, tally) as folder:
-        attempt = partial(record_episode, folder, env_id, control_mode, seed, action_noise, max_episode_steps)
+        attempt = partial(
+            record_episode, folder, env_id, control_mode, seed, action_noise, max_episode_steps, looked_through, state
+        )
         shown = {"total": count, "desc": f"{env_id} demonstrations", "unit": "ep", "disable": not progress}
         with in_order(attempt, seeds, processes) as outcomes, tqdm(**shown) as bar:
             for outcome in outcomes:

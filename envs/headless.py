@@ -14,6 +14,8 @@ import sys
 import warnings
 from typing import Any
 
+from dsrl_torchrl.envs.software_rendering import skip_brdf_table, use_mesa
+
 _NEEDS_VULKAN = ("RenderMaterial", "RenderTexture2D")
 
 
@@ -41,6 +43,7 @@ def rendering_available() -> tuple[bool, str]:
     Returns:
         ``(available, reason)``.
     """
+    use_mesa()
     with warnings.catch_warnings():
         # SAPIEN's "Failed to find system libvulkan" says the same as our one line, in four.
         warnings.simplefilter("ignore")
@@ -53,8 +56,9 @@ def rendering_available() -> tuple[bool, str]:
         except RuntimeError as error:
             return False, (
                 f"no Vulkan device ({error}): physics and state observations work, images do not; "
-                "install a GPU driver with Vulkan, or Mesa >= 25 (mesa-vulkan-drivers) to render on the CPU"
+                "install a GPU driver with Vulkan, or Mesa >= 25 to render on the CPU (docs/cameras.md)"
             )
+    skip_brdf_table()
     return True, "a Vulkan device was found"
 
 

@@ -1,8 +1,8 @@
-"""ManiSkill as a TorchRL environment: state observations, batched, one class for CPU and GPU simulation."""
+"""ManiSkill as a TorchRL environment: states and pictures, batched, one class for CPU and GPU simulation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -10,6 +10,7 @@ from pydantic import Field
 from tensordict.utils import NestedKey
 
 from dsrl_torchrl.data.demonstration_transitions import step_penalty
+from dsrl_torchrl.envs.cameras import make_cameras
 from dsrl_torchrl.envs.episodic import EpisodicEnv
 from dsrl_torchrl.envs.maniskill_task import make_gym_env
 from dsrl_torchrl.envs.serial_maniskill import SerialTasks
@@ -20,7 +21,7 @@ REWARD_MODES = {"step_penalty": "none", "dense": "normalized_dense", "sparse": "
 
 
 class ManiSkillEnv(EpisodicEnv):
-    """A ManiSkill task with state observations; entries, ends and seeds as in :class:`EpisodicEnv`.
+    """A ManiSkill task; entries, ends and seeds as in :class:`EpisodicEnv`, images if ``image_size`` says so.
 
     The observation is the task's flat state (metres, radians, m/s), ``action`` the controller's, in ``[-1, 1]`` for the
     delta controllers. Nothing is looped over envs and nothing leaves the simulation's device, so GPU simulation
@@ -52,9 +53,15 @@ class ManiSkillEnv(EpisodicEnv):
         env: a ready batched gym env in place of ``gym.make(env_id, ...)``; its controller, time limit and number of
             envs are then its own.
         observation_key: name of the observation's entry.
+        image_size: ``S`` adds an entry ``[3, S, S]`` for each of ``cameras``; ``None`` for state alone. Needs a Vulkan
+            device, or Mesa >= 25 (docs/cameras.md).
+        cameras: entry -> options of its :class:`~dsrl_torchrl.envs.cameras.View`; the task's ``base_camera`` as
+            ``pixels`` by default.
+        state: what is in the observation: ``full``, or ``proprioception``, what a robot has beside its pictures
+            (:func:`~dsrl_torchrl.envs.proprioception.hide_privileged_state`).
 
     Raises:
-        UserError: unknown task, controller or reward; missing assets; nothing to render with;
+        UserError: unknown task, controller, reward or camera; missing assets; nothing to render with;
             GPU simulation without a GPU.
         NonFiniteError: in reset and step, if the simulation returns NaN or infinity.
     """
@@ -75,9 +82,13 @@ class ManiSkillEnv(EpisodicEnv):
         render_mode: Literal["rgb_array"] | None = None,
         env: Any = None,
         observation_key: NestedKey = "observation",
+        image_size: Annotated[int, Field(ge=8, le=1024)] | None = None,
+        cameras: Mapping[str, Mapping[str, Any]] | None = None,
+        state: Literal["full", "proprioception"] = "full",
     ) -> None:
         if reward not in REWARD_MODES:
             raise UserError(f"unknown reward {reward!r}; one of {', '.join(REWARD_MODES)}")
+        self._cameras = make_cameras(image_size, cameras)
         if env is None:
             env = make_gym_env(
                 env_id,
@@ -88,6 +99,8 @@ class ManiSkillEnv(EpisodicEnv):
                 sim_backend=sim_backend,
                 batched=batched,
                 render_mode=render_mode,
+                cameras=self._cameras,
+                state=state,
             )
         sim = env.unwrapped
         super().__init__(
@@ -99,6 +112,7 @@ class ManiSkillEnv(EpisodicEnv):
             seed=seed,
             device=sim.device if device is None else device,
             observation_key=observation_key,
+            images=None if self._cameras is None else self._cameras.shapes,
         )
         self._env, self._sim = env, sim
         self.is_closed = False  # EnvBase starts closed
@@ -133,6 +147,10 @@ class ManiSkillEnv(EpisodicEnv):
         if self.reward == "step_penalty":
             reward = step_penalty(success, self.success_bonus)
         return observation, success, reward, terminated, truncated
+
+    def _images(self, env_idx: torch.Tensor) -> Mapping[NestedKey, torch.Tensor]:
+        assert self._cameras is not None
+        return self._cameras.pictures(self._sim, env_idx)
 
     def _success(self, info: dict) -> torch.Tensor:
         """``[N]`` bool; False for a task that does not tell."""

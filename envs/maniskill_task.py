@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from dsrl_torchrl.envs.batched_maniskill import batched_class
+from dsrl_torchrl.envs.cameras import Cameras
 from dsrl_torchrl.envs.headless import import_mani_skill, rendering_available
+from dsrl_torchrl.envs.proprioception import hide_privileged_state
 from dsrl_torchrl.envs.serial_maniskill import SerialTasks
 from dsrl_torchrl.errors import UserError
 
@@ -31,21 +33,23 @@ def make_gym_env(
     batched: bool = True,
     render_mode: str | None = None,
     obs_mode: str = "state",
+    cameras: Cameras | None = None,
+    state: str = "full",
 ) -> Any:
-    """``gym.make`` for ManiSkill: quiet, renderer only if frames are asked for, several envs on the CPU, too.
+    """``gym.make`` for ManiSkill: quiet, renderer only if something is to be seen, several envs on the CPU, too.
 
     Arguments are those of :class:`~dsrl_torchrl.envs.maniskill.ManiSkillEnv`, with ManiSkill's own ``reward_mode`` and
-    ``obs_mode``.
+    ``obs_mode``. What the cameras see is not in the observation: ``cameras.pictures(env.unwrapped, ...)`` looks.
 
     Raises:
         UserError: as there.
     """
     if sim_backend == "physx_cuda" and not torch.cuda.is_available():
         raise UserError("sim_backend=physx_cuda needs a CUDA GPU, and torch sees none; physx_cpu works everywhere")
-    if not import_mani_skill() and render_mode is not None:
-        raise UserError(f"render_mode={render_mode!r}: {rendering_available()[1]}")
+    if not import_mani_skill() and (render_mode is not None or cameras is not None):
+        wanted = f"render_mode={render_mode!r}" if cameras is None else f"image_size={cameras.image_size}"
+        raise UserError(f"{wanted}: {rendering_available()[1]}")
     _leave_imports_alone()
-    import gymnasium
     from mani_skill.utils.registration import REGISTERED_ENVS
 
     if env_id not in REGISTERED_ENVS:
@@ -58,18 +62,13 @@ def make_gym_env(
         "reward_mode": reward_mode,
         "render_mode": render_mode,
     }
-    if render_mode is None:
+    if cameras is not None:
+        kwargs["sensor_configs"] = cameras.sensor_configs()
+    elif render_mode is None:
         # State needs no renderer even where there is one: less GPU memory, and the same physics everywhere.
         kwargs["render_backend"] = "none"
-    limit: dict[str, Any] = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
     try:
-        if num_envs == 1 or (sim_backend != "physx_cpu" and torch.cuda.is_available()):
-            return gymnasium.make(env_id, num_envs=num_envs, sim_backend=sim_backend, **kwargs, **limit)
-        if batched and render_mode is None and _can_be_batched(env_id):
-            return _make_batched(env_id, num_envs, max_episode_steps, kwargs)
-        return SerialTasks(
-            [gymnasium.make(env_id, sim_backend="physx_cpu", **kwargs, **limit) for _ in range(num_envs)]
-        )
+        env = _make(env_id, num_envs, max_episode_steps, sim_backend, batched, kwargs)
     except AssertionError as error:
         if "not in supported modes" in str(error):
             raise UserError(f"unknown control_mode for {env_id}: {error}") from None
@@ -78,6 +77,33 @@ def make_gym_env(
         raise UserError(
             f"{env_id} does not support reward_mode={reward_mode!r} or obs_mode={obs_mode!r}: {error}"
         ) from None
+    except AttributeError as error:
+        if cameras is None or "CameraConfig" not in str(error):
+            raise
+        # ManiSkill takes the name of a camera that it doesn't know for an option of all; made without, it lists them.
+        env = _make(env_id, 1, max_episode_steps, "physx_cpu", batched, kwargs | {"sensor_configs": {}})
+    if cameras is not None:
+        cameras.check(env_id, env.unwrapped)
+    if state == "proprioception":
+        sims = env.envs if isinstance(env, SerialTasks) else [env]
+        for each in sims:
+            hide_privileged_state(each.unwrapped)
+        if isinstance(env, SerialTasks):
+            env = SerialTasks(sims)  # of other sizes
+    return env
+
+
+def _make(
+    env_id: str, num_envs: int, max_episode_steps: int | None, sim_backend: str, batched: bool, kwargs: dict[str, Any]
+) -> Any:
+    import gymnasium
+
+    limit: dict[str, Any] = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
+    if num_envs == 1 or (sim_backend != "physx_cpu" and torch.cuda.is_available()):
+        return gymnasium.make(env_id, num_envs=num_envs, sim_backend=sim_backend, **kwargs, **limit)
+    if batched and kwargs["render_mode"] is None and _can_be_batched(env_id):
+        return _make_batched(env_id, num_envs, max_episode_steps, kwargs)
+    return SerialTasks([gymnasium.make(env_id, sim_backend="physx_cpu", **kwargs, **limit) for _ in range(num_envs)])
 
 
 @cache

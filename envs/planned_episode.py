@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 import torch
 
+from dsrl_torchrl.envs.cameras import Cameras
 from dsrl_torchrl.envs.maniskill_task import make_gym_env
 from dsrl_torchrl.envs.trajectory_file import STEM
 from dsrl_torchrl.errors import UserError
@@ -38,6 +39,8 @@ def record_episode(
     run_seed: int,
     action_noise: float,
     max_episode_steps: int | None,
+    cameras: Cameras | None,
+    state: str,
     seed: int,
 ) -> Outcome:
     """Records the episode of one seed, in simulations of its own: nothing of an earlier one is left in them.
@@ -47,6 +50,7 @@ def record_episode(
     Args:
         folder: the recording goes into a folder inside of it that is named after the seed.
         run_seed: of the noise, together with ``seed``.
+        cameras: what they see is recorded beside the state.
         seed: of the start.
 
     Raises:
@@ -56,12 +60,15 @@ def record_episode(
         planner_env = _ActionLog(make_gym_env(env_id, control_mode=PLANNER_CONTROL_MODE, obs_mode="none"))
         stack.callback(planner_env.close)
         solve = _find_solution(env_id)
-        recorder = _make_recorder(folder / str(seed), env_id, control_mode, max_episode_steps, action_noise)
+        env = make_gym_env(
+            env_id, control_mode=control_mode, max_episode_steps=max_episode_steps, cameras=cameras, state=state
+        )
+        recorder = _record(env if cameras is None else _Looking(env, cameras), folder / str(seed), action_noise)
         stack.callback(recorder.close)
         if not _plan(planner_env, solve, seed):
             return Outcome(False, None)
-        env = _NoisyArm(recorder, action_noise, np.random.default_rng([run_seed, seed]))
-        solved = _convert(planner_env, env, control_mode, seed, recorder.max_episode_steps)
+        arm = _NoisyArm(recorder, action_noise, np.random.default_rng([run_seed, seed]))
+        solved = _convert(planner_env, arm, control_mode, seed, recorder.max_episode_steps)
         recorder.flush_trajectory(save=solved)
         return Outcome(True, folder / str(seed) / f"{STEM}.h5" if solved else None)
 
@@ -79,6 +86,18 @@ class _ActionLog(gymnasium.Wrapper):
         self.actions.append(np.asarray(action, dtype=np.float32))
         self.solved = bool(result[-1]["success"])
         return result
+
+
+class _Looking(gymnasium.ObservationWrapper):
+    """Observes ``state`` ``[1, d]`` and, for each image entry, uint8 ``[1, H, W, 3]``."""
+
+    def __init__(self, env: Any, cameras: Cameras) -> None:
+        super().__init__(env)
+        self._cameras = cameras
+
+    def observation(self, observation: Any) -> dict[str, torch.Tensor]:
+        seen = self._cameras.pictures(self.unwrapped, torch.zeros(1, dtype=torch.int64))
+        return {"state": observation, **{entry: picture.permute(0, 2, 3, 1) for entry, picture in seen.items()}}
 
 
 class _TargetsOnly(gymnasium.Wrapper):
@@ -138,11 +157,10 @@ def _find_solution(env_id: str) -> Any:
     return MP_SOLUTIONS[env_id]
 
 
-def _make_recorder(folder: Path, env_id: str, control_mode: str, max_episode_steps: int | None, sigma: float) -> Any:
-    env = make_gym_env(env_id, control_mode=control_mode, max_episode_steps=max_episode_steps)
+def _record(env: Any, folder: Path, sigma: float) -> Any:
     from mani_skill.utils.wrappers.record import RecordEpisode
 
-    space = env.unwrapped.single_action_space
+    space, control_mode = env.unwrapped.single_action_space, env.unwrapped.control_mode
     if sigma and not (np.allclose(space.low, -1) and np.allclose(space.high, 1)):
         env.close()
         raise UserError(

@@ -9,6 +9,7 @@ import dsrl_torchrl.conf
 from dsrl_torchrl.cli.compose import compose
 from dsrl_torchrl.cli.targets import make
 from dsrl_torchrl.data.readers.maniskill import read_demonstrations
+from dsrl_torchrl.envs.headless import rendering_available
 
 FILES = sorted(Path(dsrl_torchrl.conf.__path__[0]).glob("task/*.yaml"))
 TASKS = [file.stem for file in FILES if not file.stem.startswith("_")]
@@ -31,6 +32,8 @@ def test_task(name):
 def test_maniskill_task_steps(name):
     pytest.importorskip("mani_skill")
     task = load(name)
+    if "image_size" in task.env and not rendering_available()[0]:
+        pytest.skip(rendering_available()[1])
     env = make(task.env, seed=0)
     rollout = env.rollout(3)
     assert rollout.shape == (8, 3) and rollout["next", "reward"].eq(-1).all()
