@@ -41,3 +41,11 @@ def lerobot_checkpoint(name: str, folder: Path) -> Path:
         state = {key: kept[key] if key in kept else weights(key, tuple(shape)) for key, shape in shapes.items()}
         save_file(state, folder / "model.safetensors")
     return folder
+
+
+def maniskill_rgb_checkpoint(folder: Path) -> Path:
+    """The image policy's file, whose weights are made by their formula."""
+    shapes = json.loads((FIXTURES / "maniskill_rgb" / "shapes.json").read_text())
+    state = {key: weights(key, tuple(shape)) for key, shape in shapes.items()}
+    torch.save({"agent": {}, "ema_agent": state}, folder / "best.pt")
+    return folder / "best.pt"
