@@ -28,9 +28,7 @@ CASES = {"maniskill_state": "train", "maniskill_rgb": "train_rgbd"}
 
 def main() -> None:
     """Writes a checkpoint and the chunk that its code decodes for each case."""
-    import diffusers.optimization  # before the stubs, which it would find
-    import diffusers.training_utils
-    from diffusers import DDIMScheduler, DDPMScheduler  # noqa: F401
+    from diffusers import DDIMScheduler, DDPMScheduler, optimization, training_utils  # noqa: F401, before the stubs
 
     for name in STUBS:
         sys.modules.setdefault(name, mock.MagicMock())
