@@ -18,14 +18,31 @@ from dsrl_torchrl.policies.generative import GenerativePolicy, time_like
 MAX_BETA = 0.999  # keeps the last step of the cosine schedule invertible (Nichol and Dhariwal, 2021, section 3.2)
 
 
-def cosine_alpha_bars(train_steps: int) -> Tensor:
-    """``ᾱ_t = Π_{s <= t} (1 - β_s)`` of the cosine schedule (Nichol and Dhariwal, 2021): ``[train_steps]``."""
+def cosine_betas(train_steps: int) -> list[float]:
+    """``β_t`` of the cosine schedule (Nichol and Dhariwal, 2021), diffusers' ``squaredcos_cap_v2``."""
 
     def signal(u: float) -> float:
         return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
 
-    betas = [min(1 - signal((i + 1) / train_steps) / signal(i / train_steps), MAX_BETA) for i in range(train_steps)]
-    return torch.cumprod(1 - torch.tensor(betas, dtype=torch.float64), 0).float()
+    return [min(1 - signal((i + 1) / train_steps) / signal(i / train_steps), MAX_BETA) for i in range(train_steps)]
+
+
+def cosine_alpha_bars(train_steps: int) -> Tensor:
+    """``ᾱ_t = Π_{s <= t} (1 - β_s)`` of :func:`cosine_betas`: ``[train_steps]``."""
+    return torch.cumprod(1 - torch.tensor(cosine_betas(train_steps), dtype=torch.float64), 0).float()
+
+
+def check_sampler_steps(sampler_steps: int, train_steps: int) -> None:
+    """Raises :class:`UserError` unless DDIM steps, spaced from step 0 on, are few enough and start in noise."""
+    if sampler_steps > train_steps:
+        raise UserError(f"sampler_steps must be at most train_steps ({train_steps}), got {sampler_steps}")
+    if not _starts_in_noise(sampler_steps, train_steps):
+        good = [n for n in range(1, train_steps + 1) if _starts_in_noise(n, train_steps)]
+        nearest = min(good, key=lambda n: abs(n - sampler_steps))
+        raise UserError(
+            f"sampler_steps={sampler_steps} would start in the middle of the {train_steps} diffusion steps, where "
+            f"a chunk is no longer noise: use {nearest}, or another divisor of {train_steps} from 4 on"
+        )
 
 
 def _starts_in_noise(sampler_steps: int, train_steps: int) -> bool:
@@ -77,15 +94,7 @@ class DiffusionPolicy(GenerativePolicy):
             image_shapes,
         )
         self.train_steps = positive_int("train_steps", train_steps)
-        if sampler_steps > train_steps:
-            raise UserError(f"sampler_steps must be at most train_steps ({train_steps}), got {sampler_steps}")
-        if not _starts_in_noise(sampler_steps, train_steps):
-            good = [n for n in range(1, train_steps + 1) if _starts_in_noise(n, train_steps)]
-            nearest = min(good, key=lambda n: abs(n - sampler_steps))
-            raise UserError(
-                f"sampler_steps={sampler_steps} would start in the middle of the {train_steps} diffusion steps, where "
-                f"a chunk is no longer noise: use {nearest}, or another divisor of {train_steps} from 4 on"
-            )
+        check_sampler_steps(sampler_steps, train_steps)
         self.register_buffer("alpha_bars", cosine_alpha_bars(train_steps))
 
     @property

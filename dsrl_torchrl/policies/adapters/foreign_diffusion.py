@@ -1,0 +1,99 @@
+"""A diffusion policy that another project trained: entries -> condition, noise -> chunk by DDIM, all in env units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
+
+from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.policies.adapters.ddim import DDIM
+from dsrl_torchrl.policies.adapters.history_encoder import Affine, HistoryEncoder, Image, State
+from dsrl_torchrl.policies.base_policy import BasePolicy
+
+
+class ForeignDiffusionPolicy(BasePolicy):
+    """What the loaders of :mod:`dsrl_torchrl.policies.adapters` return, frozen.
+
+    Args:
+        features: how the network reads each entry, by the entry's name, in its order.
+        network: ``(x [B, H, A], timestep, condition [B, n * features]) -> [B, H, A]``.
+        sampler: see :class:`~dsrl_torchrl.policies.adapters.ddim.DDIM`.
+        action_scale: of ``[A]``: env units to the network's.
+        pred_horizon, obs_horizon, first_action, control_mode: :class:`~dsrl_torchrl.policies.BasePolicy`'s.
+    """
+
+    def __init__(
+        self,
+        features: Mapping[NestedKey, State | Image],
+        network: nn.Module,
+        sampler: DDIM,
+        action_scale: Affine,
+        *,
+        pred_horizon: int,
+        obs_horizon: int,
+        first_action: int,
+        control_mode: str = "",
+    ) -> None:
+        super().__init__(
+            action_scale.shift.numel(),
+            pred_horizon,
+            in_keys=list(features),
+            obs_horizon=obs_horizon,
+            first_action=first_action,
+            control_mode=control_mode,
+        )
+        self.encoder = HistoryEncoder(self.in_keys, list(features.values()), obs_horizon)
+        self.network, self.sampler, self.action_scale = network, sampler, action_scale
+        one = torch.ones(self.action_dim)
+        self.action_low, self.action_high = action_scale.inverse(-one), action_scale.inverse(one)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What changes the chunks and is not in the state dict."""
+        return {"sampler": self.sampler.config, "network": str(self.network)}
+
+    def observation_statistics(self, key: NestedKey) -> tuple[Tensor, Tensor] | None:
+        feature = dict(zip(self.in_keys, self.encoder.features, strict=True)).get(key)
+        if feature is None or feature.statistics is None:
+            return None
+        mean, std = (value.to(self.device).repeat(self.obs_horizon) for value in feature.statistics)
+        return mean, std
+
+    def forward(self, *entries_and_noise: Tensor) -> Tensor:
+        """Entries ``[*B, n * d]`` or ``[*B, n * C, H, W]``, noise ``[*B, pred_horizon, A]`` -> noise's shape."""
+        *entries, noise = entries_and_noise
+        if tuple(noise.shape[-2:]) != (self.pred_horizon, self.action_dim):
+            raise UserError(
+                f"the policy expects noise [*B, {self.pred_horizon}, {self.action_dim}], got {list(noise.shape)}"
+            )
+        dtype = self.action_low.dtype
+        condition = self.encoder(entries, noise.shape[:-2])
+        x = noise.to(dtype).reshape(-1, self.pred_horizon, self.action_dim)
+        chunk = self.sampler(lambda x, t: self.network(x, t, condition), x)
+        return self.action_scale.inverse(chunk).reshape(noise.shape)
+
+
+def named_entries(entries: Mapping[str, Any] | None, wanted: Sequence[str], where: str) -> dict[str, NestedKey]:
+    """Our entry for each of the checkpoint's inputs, in the checkpoint's order.
+
+    Args:
+        entries: the user's mapping, their name -> ours; a list is a nested key.
+        wanted: the checkpoint's inputs.
+        where: the checkpoint.
+
+    Raises:
+        UserError: an input without an entry, or an entry for an input that is not there.
+    """
+    entries = dict(entries or {})
+    unknown = sorted(set(entries) - set(wanted))
+    missing = [name for name in wanted if name not in entries]
+    if unknown or missing:
+        problem = f"{unknown[0]} is none of them" if unknown else f"none is given for {missing[0]}"
+        raise UserError(
+            f"entries should name an entry of the env for each input of {where} ({', '.join(wanted)}): {problem}"
+        )
+    return {name: tuple(e) if isinstance(e := entries[name], list) else e for name in wanted}
