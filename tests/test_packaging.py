@@ -19,10 +19,12 @@ EXTRAS = [
     "imageio",
     "mani_skill",
     "matplotlib",
+    "msgpack",
     "omegaconf",
     "tensorboard",
     "tqdm",
     "wandb",
+    "websockets",
 ]
 CORE = [
     "dsrl_torchrl",
