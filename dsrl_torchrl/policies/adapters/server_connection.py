@@ -22,8 +22,6 @@ except ImportError as error:
         f"a policy server needs msgpack and websockets: pip install 'dsrl-torchrl[server]' ({error})"
     ) from None
 
-#: What may be different after the server has been started again.
-LIMITS = ("max_batch", "max_bytes")
 #: What a request takes beside its arrays' bytes.
 OVERHEAD_BYTES = 16_384
 STOCK_OPENPI = (
@@ -94,10 +92,8 @@ class ServerConnection:
         chunk = answer.get("chunk") if isinstance(answer, dict) else None
         expected = (len(noise), *self.announcement["chunk_shape"])
         if not isinstance(chunk, np.ndarray) or chunk.shape != expected or chunk.dtype != np.float32:
-            got = f"{chunk.dtype} {list(chunk.shape)}" if isinstance(chunk, np.ndarray) else shown(answer)
-            raise UserError(
-                f"the policy server at {self.url} should answer float32 {list(expected)}, it answered {got}"
-            )
+            got = f"{chunk.dtype} {list(chunk.shape)}" if isinstance(chunk, np.ndarray) else one_line(shown(answer))
+            raise UserError(f"the policy server at {self.url} should answer float32 {list(expected)}, got {got}")
         if not np.isfinite(chunk).all():
             raise UserError(f"the policy server at {self.url} answered with NaN or infinite actions")
         return chunk
@@ -140,7 +136,7 @@ class ServerConnection:
     def _connect(self) -> dict[str, Any]:
         try:
             # Pings would end a connection while the server compiles; no proxy stands between a learner and its policy.
-            self._websocket = connect(
+            connecting = connect(
                 self.url,
                 compression=None,
                 max_size=None,
@@ -149,6 +145,7 @@ class ServerConnection:
                 open_timeout=self.timeout,
                 close_timeout=1,
             )
+            self._websocket = connecting.__enter__()  # it stays open until close()
         except (InvalidURI, ValueError) as error:
             raise UserError(f"url should be ws://host:port, got {self.url!r} ({_reason(error)})") from None
         except TimeoutError as error:  # an OSError, which would be tried again
@@ -166,12 +163,10 @@ class ServerConnection:
         return announced
 
     def _check_same(self, announced: dict[str, Any]) -> None:
-        before, self.announcement = self.announcement, announced
-        if changed := sorted(key for key in announced if key not in LIMITS and announced[key] != before.get(key)):
-            self.announcement = before
+        if changed := sorted(key for key in announced if announced[key] != self.announcement.get(key)):
             raise UserError(
-                f"the policy server at {self.url} came back with another policy ({', '.join(changed)} changed); start "
-                "it with the one that this run began with"
+                f"the policy server at {self.url} came back as another one ({', '.join(changed)} changed); start "
+                "the one that this run began with"
             )
 
 
@@ -179,18 +174,20 @@ def _check_announcement(announced: Any, url: str) -> None:
     if not isinstance(announced, dict) or announced.get("protocol") != PROTOCOL:
         raise UserError(f"the server at {url} does not speak {PROTOCOL}; {STOCK_OPENPI}")
     if announced.get("version") != VERSION:
+        version = one_line(shown(announced.get("version")))
         raise UserError(
-            f"the policy server at {url} speaks version {shown(announced.get('version'))} of {PROTOCOL}, this "
-            f"dsrl_torchrl {VERSION}: start it with the file that `dsrl serve-policy --print` writes"
+            f"the policy server at {url} speaks version {version} of {PROTOCOL}, this dsrl_torchrl {VERSION}: start it "
+            "with the file that `dsrl serve-policy --print` writes"
         )
     entries = announced.get("entries")
     sound = all(_sizes(announced.get(name), 2) for name in ("noise_shape", "chunk_shape"))
-    sound &= all(type(announced.get(name)) is int for name in ("first_action", "n_action_steps"))
-    sound &= all(_sizes([announced.get(name)], 1) for name in ("max_batch", "max_bytes"))
+    sound &= _sizes([announced.get(name) for name in ("n_action_steps", "max_batch", "max_bytes")])
+    first = announced.get("first_action")
+    sound = sound and type(first) is int and 0 <= first <= announced["chunk_shape"][0] - announced["n_action_steps"]
     sound &= isinstance(announced.get("content_hash"), (str, type(None)))
     sound &= isinstance(entries, dict) and bool(entries) and all(map(_is_entry, entries.values()))
     if not sound:
-        raise UserError(f"the policy server at {url} announces itself in a wrong way: {shown(announced)}")
+        raise UserError(f"the policy server at {url} announces itself in a wrong way: {one_line(shown(announced))}")
 
 
 def _is_entry(entry: Any) -> bool:
