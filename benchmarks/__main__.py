@@ -20,7 +20,18 @@ from types import ModuleType
 import torch
 from torchrl import logger
 
-from benchmarks import cold_start, end_to_end, gpu, latent_env, limits, na_cost, scaling, simulator, update
+from benchmarks import (
+    cold_start,
+    end_to_end,
+    gpu,
+    latent_env,
+    limits,
+    na_cost,
+    policy_server,
+    scaling,
+    simulator,
+    update,
+)
 from dsrl_torchrl.errors import UserError
 
 HERE = Path(__file__).parent
@@ -32,6 +43,7 @@ SUITE: dict[str, ModuleType] = {
     "end_to_end": end_to_end,
     "scaling": scaling,
     "limits": limits,
+    "policy_server": policy_server,
 }
 
 

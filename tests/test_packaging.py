@@ -20,11 +20,13 @@ EXTRAS = [
     "mani_skill",
     "matplotlib",
     "metaworld",
+    "msgpack",
     "mujoco",
     "omegaconf",
     "tensorboard",
     "tqdm",
     "wandb",
+    "websockets",
 ]
 CORE = [
     "dsrl_torchrl",

@@ -26,7 +26,7 @@ EVALUATION_FILE = "evaluation.json"
 BUDGETS = {"stage1": ("stage1", "updates"), "stage2": ("stage2", "total_env_steps")}
 #: What cannot change a result, wherever it stands.
 WITHOUT_EFFECT = ("log_env_steps", "check_episodes", "replay_memmap", "render")
-OUR_LOADER = "dsrl_torchrl.policies.load_policy"
+OUR_LOADERS = ("dsrl_torchrl.policies.load_policy", "dsrl_torchrl.policies.adapters.policy_server.PolicyServer")
 
 
 class RunFolder:
@@ -121,11 +121,11 @@ class RunFolder:
 def loaded_key(config: RunConfig, content_hash: str | None) -> dict[str, Any]:
     """What tells a loaded base policy: how it was loaded, and a hash of what it computes where it has one.
 
-    Both: what a load's arguments change need not be in the weights. A folder of ours is its hash alone, so that it may
-    be moved.
+    Both: what a load's arguments change need not be in the weights. A folder of ours, or a server's policy, is its hash
+    alone, so that it may be moved.
     """
     load = dict(config.base_policy.load or {})
-    ours = load.get("_target_") == OUR_LOADER
+    ours = load.get("_target_") in OUR_LOADERS
     return {"load": None if ours and content_hash else load, "content_hash": content_hash}
 
 

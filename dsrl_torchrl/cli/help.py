@@ -36,6 +36,12 @@ An option is `name=value` in Hydra's syntax, e.g.
   dsrl run base_policy=load base_policy.load._target_=my_pkg.load_mine     # your own base policy
   dsrl run -m task=push_cube,pick_cube seed=0,1,2                          # every combination, a run each
 
+A policy that has an environment of its own (SmolVLA, pi0.5, openpi) is served from there:
+
+  dsrl serve-policy --lerobot <folder> --task "pick up ..."    # or --callable module:function; see --help
+  dsrl serve-policy --print > serve_policy.py                  # the same as one file, where dsrl is not installed
+  dsrl run base_policy=server base_policy.load.url=ws://127.0.0.1:8000
+
 Results go to runs/<name>/. `dsrl <step> --help` lists every option with its value and meaning."""
 
 COMMON = ("name", "output", "seed", "resume", "progress", "device")

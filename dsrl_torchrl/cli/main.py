@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from dsrl_torchrl.cli.faults import machine_faults
 from dsrl_torchrl.cli.help import STEPS, step_usage, usage
+from dsrl_torchrl.cli.serve_policy import SERVE, serve_policy
 from dsrl_torchrl.cli.signals import Interruption
 from dsrl_torchrl.errors import UserError
 
@@ -85,10 +86,13 @@ def _main(arguments: list[str], interruption: Interruption) -> None:
         print(usage())
         return
     step, *words = arguments
+    if step == SERVE:
+        serve_policy(words)
+        return
     if step not in STEPS:
         from dsrl_torchrl.options import shown
 
-        raise UserError(f"unknown step {shown(step)}; it is one of {', '.join(STEPS)}")
+        raise UserError(f"unknown step {shown(step)}; it is one of {', '.join((*STEPS, SERVE))}")
 
     from dsrl_torchrl.cli.compose import compose
     from dsrl_torchrl.cli.sweep import FLAGS, Sweep, combinations

@@ -1,0 +1,3 @@
+"""tiny_vla.py is for LeRobot's interpreter."""
+
+collect_ignore = ["tiny_vla.py"]
