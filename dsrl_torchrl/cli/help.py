@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import textwrap
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # `dsrl --help` is quick: it imports no torch
@@ -27,6 +29,7 @@ USAGE = """usage: dsrl {step} [option ...]
 An option is `name=value` in Hydra's syntax, e.g.
 
   dsrl run task=push_cube seed=1            # another task, another seed
+  dsrl run suite=metaworld task=push-v3     # a task of a simulator by its own name; suites: {suites}
   dsrl run algorithm=dsrl_na                # another algorithm: {algorithms}
   dsrl stage2 name=try2 stage2.utd=3        # another run folder, another hyper-parameter
   dsrl run resume=true                      # go on after an interruption
@@ -34,6 +37,7 @@ An option is `name=value` in Hydra's syntax, e.g.
   dsrl base task.demonstrations.path=my.h5  # your own ManiSkill demonstrations
   dsrl run base_policy=checkpoint base_policy.load.folder=runs/demo/base   # the base policy of another run
   dsrl run base_policy=load base_policy.load._target_=my_pkg.load_mine     # your own base policy
+  dsrl run hydra.searchpath=[my_conf] task=mine                            # a task of your own, my_conf/task/mine.yaml
   dsrl run -m task=push_cube,pick_cube seed=0,1,2                          # every combination, a run each
 
 A policy that has an environment of its own (SmolVLA, pi0.5, openpi) is served from there:
@@ -60,14 +64,17 @@ SECTIONS["run"] = (*SECTIONS["stage2"], "evaluation")
 def usage() -> str:
     """The page of the command."""
     steps = "\n".join(f"  {name:<10}{text}" for name, text in STEPS.items())
-    return USAGE.format(step="{" + "|".join(STEPS) + "}", steps=steps, algorithms=", ".join(choices("algorithm")))
+    shown = {"algorithms": ", ".join(choices("algorithm")), "suites": ", ".join(choices("task/suite"))}
+    return USAGE.format(step="{" + "|".join(STEPS) + "}", steps=steps, **shown)
 
 
-def choices(group: str) -> list[str]:
-    """The files of a group in ``conf/``."""
+def choices(group: str, folders: Sequence[Path] = ()) -> list[str]:
+    """The files of a group in ``conf/``, and in the user's own ``folders``."""
     from importlib import resources
 
-    names = (entry.name for entry in resources.files("dsrl_torchrl.conf").joinpath(group).iterdir())
+    own = (folder / group for folder in folders if (folder / group).is_dir())
+    places = (resources.files("dsrl_torchrl.conf").joinpath(group), *own)
+    names = {entry.name for place in places for entry in place.iterdir()}
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml") and not name.startswith("_"))
 
 

@@ -6,10 +6,12 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from dsrl_torchrl.cli import search_path
 from dsrl_torchrl.cli.help import choices
 from dsrl_torchrl.cli.suites import FOLDER, expand
 from dsrl_torchrl.errors import UserError
@@ -25,13 +27,18 @@ def read_words(words: Sequence[str]) -> list[str]:
     """A command line as Hydra is to read it.
 
     Raises:
-        UserError: as :func:`read_word`, or a task without its suite.
+        UserError: as :func:`read_word`, a task without its suite, or a search path that is none.
     """
-    return [override for word in expand(words) if (override := read_word(word)) is not None]
+    found = search_path.folders(words)
+    options = expand([word for word in words if not search_path.is_search_path(word)])
+    read = [override for word in options if (override := read_word(word, found)) is not None]
+    return [search_path.override(found), *read] if found else read
 
 
-def read_word(word: str) -> str | None:
+def read_word(word: str, folders: Sequence[Path] = ()) -> str | None:
     """One word as Hydra is to read it: ``a.b=c`` sets an option, whether or not YAML lists it.
+
+    ``folders`` are the user's own, beside ``conf/``.
 
     Raises:
         UserError: it is no override, or names a choice that does not exist.
@@ -48,7 +55,7 @@ def read_word(word: str) -> str | None:
     if not NAME.fullmatch(key) or len(key) > SHOWN or key.partition(".")[0] == "hydra":
         raise UserError(f"unknown option {shown(key)}; dsrl run --help lists all options")
     if key in GROUPS:
-        choice = _choice(key, value.strip(" '\""))
+        choice = _choice(key, value.strip(" '\""), folders)
         return None if choice is None else f"{key}={choice}"
     override = f"++{key}={value}"
     try:
@@ -61,10 +68,11 @@ def read_word(word: str) -> str | None:
     return f"++{key}='{quoted}'"
 
 
-def _choice(group: str, name: str) -> str | None:
+def _choice(group: str, name: str, folders: Sequence[Path]) -> str | None:
     if group == "task" and name.startswith(f"{FOLDER}/"):
-        return f"{FOLDER}/{_choice(FOLDER, name.removeprefix(f'{FOLDER}/'))}"
-    known = choices(f"task/{FOLDER}" if group == FOLDER else group)
+        return f"{FOLDER}/{_choice(FOLDER, name.removeprefix(f'{FOLDER}/'), folders)}"
+    suites = choices(f"task/{FOLDER}", folders)
+    known = suites if group == FOLDER else choices(group, folders)
     if name in known:
         return name
     if (group, name) == ("experiment", "null"):
@@ -72,5 +80,5 @@ def _choice(group: str, name: str) -> str | None:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     if group == "task":
-        hint += f"; or {FOLDER}=<name> task=<its own name>: {', '.join(choices(f'task/{FOLDER}'))}"
+        hint += f"; or {FOLDER}=<name> task=<its own name>: {', '.join(suites)}"
     raise UserError(f"{group} needs a choice, {group}=<name>: one of {', '.join(known)}; got {shown(name)}{hint}")

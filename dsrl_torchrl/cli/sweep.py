@@ -80,6 +80,7 @@ class Sweep:
     def __init__(self, step: str, words: Sequence[str]) -> None:
         from dsrl_torchrl.cli.compose import compose
         from dsrl_torchrl.cli.overrides import read_words
+        from dsrl_torchrl.cli.search_path import is_search_path
 
         self.step = step
         self.launcher_words = [word for word in words if LAUNCHER.fullmatch(word)]
@@ -90,7 +91,8 @@ class Sweep:
             words = ["progress=false", *words]
         lines = combinations(words)
         configs = [compose(line) for line in lines]
-        self.runs = [read_words(line) for line in lines]
+        self.search_words = [word for word in read_words(lines[0]) if is_search_path(word)]
+        self.runs = [[word for word in read_words(line) if not is_search_path(word)] for line in lines]
         self.folders = [config.folder for config in configs]
         self._output = os.path.abspath(os.path.expanduser(configs[0].output))
         self._refuse_shared_folders(lines)
@@ -146,7 +148,9 @@ class Sweep:
                 config = hydra.compose_config("config", self._hydra_words(), run_mode=RunMode.MULTIRUN)
                 return plugins.instantiate_launcher(
                     hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks()),
-                    task_function=partial(run_once, [sys.executable, "-c", RUN, self.step], os.getcwd()),
+                    task_function=partial(
+                        run_once, [sys.executable, "-c", RUN, self.step, *self.search_words], os.getcwd()
+                    ),
                     config=config,
                 )
         except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -158,7 +162,7 @@ class Sweep:
         """Nothing of Hydra's own lies in a run folder, or is printed; what a launcher leaves is in ``output``."""
         quoted = self._output.replace("\\", "\\\\").replace("'", "\\'")
         quiet = ["hydra/hydra_logging=none", "hydra/job_logging=none", "hydra.output_subdir=null"]
-        return [f"hydra.sweep.dir='{quoted}'", "hydra.sweep.subdir=.", *quiet, *self.launcher_words]
+        return [f"hydra.sweep.dir='{quoted}'", "hydra.sweep.subdir=.", *quiet, *self.search_words, *self.launcher_words]
 
 
 def run_once(command: list[str], cwd: str, _: Any) -> int:
@@ -168,7 +172,7 @@ def run_once(command: list[str], cwd: str, _: Any) -> int:
     or random numbers from the one before. It has no part in the terminal's Ctrl-C: it ends with this process.
 
     Args:
-        command: what its options are appended to; the last word is the step.
+        command: what its options are appended to, from the step on.
         cwd: where the sweep was started; joblib's processes outlive a sweep, and may be elsewhere.
 
     Returns:
@@ -177,7 +181,7 @@ def run_once(command: list[str], cwd: str, _: Any) -> int:
     overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     assert isinstance(overrides, list)
     words = [str(word).lstrip("+") for word in overrides]
-    print(f"sweep: {shlex.join(['dsrl', command[-1], *words])}", flush=True)
+    print(f"sweep: {shlex.join(['dsrl', *command[command.index(RUN) + 1 :], *words])}", flush=True)
     return subprocess.run([*command, *words], cwd=cwd, start_new_session=True).returncode
 
 
