@@ -64,6 +64,8 @@ class LiberoEnv(EpisodicEnv):
 
     Attributes:
         instruction: the task in words.
+        task: what the suite has recorded of it.
+        simulations: one for each env.
 
     Raises:
         UserError: LIBERO is not installed; an unknown suite, task or camera; nothing to render with.
@@ -91,11 +93,11 @@ class LiberoEnv(EpisodicEnv):
         render_mode: Literal["rgb_array"] | None = None,
         observation_key: NestedKey = "observation",
     ) -> None:
-        self._task = find_task(suite, task_id)
+        self.task = find_task(suite, task_id)
         cameras = dict(cameras or {})
-        self._simulations = [Simulation(self._task)]
-        self._of_interest = self._simulations[0].objects_of_interest if state == "objects" else []
-        _check_cameras(cameras, self._simulations[0].env.sim.model.camera_names)
+        self.simulations = [Simulation(self.task)]
+        self._of_interest = self.simulations[0].objects_of_interest if state == "objects" else []
+        _check_cameras(cameras, self.simulations[0].env.sim.model.camera_names)
         super().__init__(
             num_envs=num_envs,
             obs_dim=8 + 9 * len(self._of_interest),
@@ -108,8 +110,8 @@ class LiberoEnv(EpisodicEnv):
             images={entry: (3, image_size, image_size) for entry in cameras},
         )
         self.is_closed = False  # EnvBase starts closed
-        self._simulations += [Simulation(self._task) for _ in range(1, num_envs)]
-        self.suite, self.task_id, self.instruction = suite, task_id, self._task.instruction
+        self.simulations += [Simulation(self.task) for _ in range(1, num_envs)]
+        self.suite, self.task_id, self.instruction = suite, task_id, self.task.instruction
         self.cameras, self.image_size, self.rotate_images = cameras, image_size, rotate_images
         self.fast_rendering, self.render_mode = fast_rendering, render_mode
         self.starts, self.settling_steps, self.max_episode_steps = starts, settling_steps, max_episode_steps
@@ -126,8 +128,8 @@ class LiberoEnv(EpisodicEnv):
 
     def _start(self, seeds: list[int], env_idx: torch.Tensor | None, asked: bool) -> tuple[torch.Tensor, torch.Tensor]:
         for i in range(len(seeds)) if env_idx is None else env_idx.tolist():
-            simulation = self._simulations[i]
-            starts = self._task.starts
+            simulation = self.simulations[i]
+            starts = self.task.starts
             simulation.reset(seeds[i], starts[seeds[i] % len(starts)] if self.starts == "suite" else None)
             for _ in range(self.settling_steps):
                 simulation.step(WAIT)
@@ -140,7 +142,7 @@ class LiberoEnv(EpisodicEnv):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         commands = action.detach().cpu().clamp(-1, 1).double().numpy()  # (N, 7)
         for i in np.flatnonzero(~self._ended):
-            self._simulations[i].step(commands[i])
+            self.simulations[i].step(commands[i])
             self._elapsed[i] += 1
             self._observe(i)
         success = torch.from_numpy(self._success)
@@ -150,7 +152,7 @@ class LiberoEnv(EpisodicEnv):
         return torch.from_numpy(self._observation), success, reward, success, truncated
 
     def _observe(self, i: int) -> None:
-        simulation = self._simulations[i]
+        simulation = self.simulations[i]
         parts = [simulation.robot_state()]
         for name in self._of_interest:
             position, rotation = simulation.pose(name)
@@ -178,15 +180,15 @@ class LiberoEnv(EpisodicEnv):
 
     def _render(self, i: int, camera: str, size: int) -> np.ndarray:
         if size not in self._eyes:
-            self._eyes[size] = MujocoCamera(self._simulations[0].model, size, size, fast=self.fast_rendering)
-        simulation = self._simulations[i]
+            self._eyes[size] = MujocoCamera(self.simulations[0].model, size, size, fast=self.fast_rendering)
+        simulation = self.simulations[i]
         return self._eyes[size].picture(simulation.model, simulation.data, camera)
 
     def render(self) -> torch.Tensor:
         """The current frame of each env, ``[N, 256, 256, 3]`` uint8, upright; needs ``render_mode="rgb_array"``."""
         if self.render_mode is None:
             raise UserError('render() needs LiberoEnv(render_mode="rgb_array")')
-        frames = [self._render(i, "agentview", FRAME_SIZE)[::-1] for i in range(len(self._simulations))]
+        frames = [self._render(i, "agentview", FRAME_SIZE)[::-1] for i in range(len(self.simulations))]
         return torch.from_numpy(np.stack(frames))
 
     def close(self, *, raise_if_closed: bool = True) -> None:
@@ -194,7 +196,7 @@ class LiberoEnv(EpisodicEnv):
         if not self.is_closed:
             for eyes in self._eyes.values():
                 eyes.close()
-            for simulation in self._simulations:
+            for simulation in self.simulations:
                 simulation.close()
         super().close(raise_if_closed=raise_if_closed)
 

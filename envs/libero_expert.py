@@ -48,12 +48,12 @@ class PickAndPlace:
         return action
 
     def _approach(self) -> tuple[np.ndarray, bool]:
-        above = self._rim + [0, 0, ABOVE]
+        above = _up(self._rim, ABOVE)
         error = np.abs(above - self._hand)
         return self._towards(above, OPEN), bool(np.hypot(*error[:2]) < 0.008 and error[2] < 0.03)
 
     def _descend(self) -> tuple[np.ndarray, bool]:
-        grasp = self._rim + [0, 0, GRASP_HEIGHT]
+        grasp = _up(self._rim, GRASP_HEIGHT)
         near = float(np.linalg.norm(grasp - self._hand)) < 0.008
         return self._towards(grasp, OPEN, speed=0.6), near or self._steps > 60
 
@@ -61,7 +61,7 @@ class PickAndPlace:
         return self._towards(self._at, CLOSED), self._steps >= 12
 
     def _lift(self) -> tuple[np.ndarray, bool]:
-        above = self._at + [0, 0, LIFT]
+        above = _up(self._at, LIFT)
         return self._towards(above, CLOSED, speed=0.8), self._hand[2] > above[2] - 0.02 or self._steps > 60
 
     def _carry(self) -> tuple[np.ndarray, bool]:
@@ -78,7 +78,7 @@ class PickAndPlace:
         return self._towards(self._at, OPEN), self._steps >= 10
 
     def _retreat(self) -> tuple[np.ndarray, bool]:
-        return self._towards(self._at + [0, 0, ABOVE], OPEN), False
+        return self._towards(_up(self._at, ABOVE), OPEN), False
 
     @property
     def _hand(self) -> np.ndarray:
@@ -86,7 +86,7 @@ class PickAndPlace:
 
     @property
     def _rim(self) -> np.ndarray:
-        return self._position(self._object) + [0, self._side * RIM, 0]
+        return self._position(self._object) + np.array([0, self._side * RIM, 0])
 
     def _position(self, name: str) -> np.ndarray:
         return self._simulation.pose(name)[0].copy()
@@ -101,3 +101,7 @@ class PickAndPlace:
         motion = (goal - self._hand) / METRES
         motion = motion / max(np.abs(motion).max() / speed, 1.0)
         return np.array([*motion, 0.0, 0.0, 0.0, gripper])
+
+
+def _up(position: np.ndarray, metres: float) -> np.ndarray:
+    return position + np.array([0, 0, metres])

@@ -135,6 +135,10 @@ class Simulation:
         body = self.env.obj_body_id[name]
         return self.data.xpos[body], self.data.xmat[body].reshape(3, 3)
 
+    def state(self) -> np.ndarray:
+        """MuJoCo's time, positions and velocities, ``[1 + nq + nv]``: what :meth:`reset` takes."""
+        return np.concatenate([[self.data.time], self.data.qpos, self.data.qvel])
+
     def success(self) -> bool:
         """Whether LIBERO's goal predicate holds now."""
         return bool(self.env._check_success())

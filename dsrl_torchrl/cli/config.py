@@ -26,7 +26,10 @@ from dsrl_torchrl.training.offline import OfflineConfig
 from dsrl_torchrl.training.online import OnlineConfig
 
 #: What a demonstration must have in common with the env that it is of.
-SHARED_WITH_ENV = ("env_id", "control_mode", "max_episode_steps", "goal", "image_size")
+SHARED_WITH_ENV = (
+    *("env_id", "control_mode", "max_episode_steps", "goal", "image_size"),
+    *("suite", "task_id", "cameras", "rotate_images", "fast_rendering", "starts", "settling_steps"),
+)
 #: Networks take the whole chunk, and the whole history, at once.
 MAX_HORIZON = 1_000
 
@@ -35,14 +38,14 @@ class DemonstrationOptions(Options):
     """The task's demonstrations: recorded by a generator, or the user's."""
 
     path: Annotated[str, Field(min_length=1), AfterValidator(values.path)] | None = option(
-        None, "your own ManiSkill .h5; null records `count` episodes with the generator"
+        None, "your own: ManiSkill .h5, robomimic or LIBERO .hdf5; null records `count` episodes with the generator"
     )
     count: int = option(100, "episodes to record", ge=1, le=DEMONSTRATIONS_PER_RUN)
     action_noise: float = option(
         0.0, "executed and recorded: without it the base policy ignores its noise and cannot be steered", ge=0
     )
     entries: dict[str, Annotated[str, Field(min_length=1)]] = option(
-        {"observation": "obs"}, "observation entries and their h5 data sets"
+        {"observation": "obs"}, "observation entries and their data sets"
     )
     generator: Target | None = option(None, "records demonstrations; gets path, count, action_noise, seed, progress")
 
