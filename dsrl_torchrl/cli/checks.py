@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 
-from dsrl_torchrl.cli.config import SHARED_WITH_ENV, LatentOptions, RunConfig
+from dsrl_torchrl.cli.config import LatentOptions, RunConfig
 from dsrl_torchrl.cli.steps.base import policy_keys
 from dsrl_torchrl.cli.steps.offline_data import check_demonstrated_reward
 from dsrl_torchrl.cli.targets import check_target
@@ -125,7 +125,7 @@ def _check_demonstrations(config: RunConfig) -> None:
     if options.generator is not None:
         given = ["path", "count", "action_noise", "seed", "progress"]
         check_target(task.generator_spec, "task.demonstrations.generator", given)
-        for name in SHARED_WITH_ENV:
+        for name in task.shared_arguments:
             if options.generator.get(name, task.env.get(name)) != task.env.get(name):
                 raise UserError(f"task.demonstrations.generator.{name} must be the env's, task.env.{name}")
     if _reads_demonstrations(config):

@@ -25,8 +25,9 @@ from dsrl_torchrl.training.metrics_log import LoggerConfig
 from dsrl_torchrl.training.offline import OfflineConfig
 from dsrl_torchrl.training.online import OnlineConfig
 
-#: What a demonstration must have in common with the env that it is of.
-SHARED_WITH_ENV = ("env_id", "control_mode", "max_episode_steps", "goal", "state", "cameras", "image_size")
+#: Arguments that an env and the generator of its demonstrations each have for themselves; all others that both take
+#: must be the same: a demonstration is one of that env.
+OWN_ARGUMENTS = frozenset({"path", "count", "action_noise", "seed", "progress", "num_envs", "device"})
 #: Networks take the whole chunk, and the whole history, at once.
 MAX_HORIZON = 1_000
 
@@ -35,14 +36,14 @@ class DemonstrationOptions(Options):
     """The task's demonstrations: recorded by a generator, or the user's."""
 
     path: Annotated[str, Field(min_length=1), AfterValidator(values.path)] | None = option(
-        None, "your own ManiSkill .h5; null records `count` episodes with the generator"
+        None, "your own: ManiSkill .h5, robomimic or LIBERO .hdf5; null records `count` episodes with the generator"
     )
     count: int = option(100, "episodes to record", ge=1, le=DEMONSTRATIONS_PER_RUN)
     action_noise: float = option(
         0.0, "executed and recorded: without it the base policy ignores its noise and cannot be steered", ge=0
     )
     entries: dict[str, Annotated[str, Field(min_length=1)]] = option(
-        {"observation": "obs"}, "observation entries and their h5 data sets"
+        {"observation": "obs"}, "observation entries and their data sets"
     )
     generator: Target | None = option(None, "records demonstrations; gets path, count, action_noise, seed, progress")
 
@@ -69,8 +70,14 @@ class TaskOptions(Options):
         spec = self.demonstrations.generator
         if spec is None:
             raise UserError("task.demonstrations.path is needed: this task has no generator of demonstrations")
+        return {name: self.env[name] for name in self.shared_arguments if name in self.env} | spec
+
+    @property
+    def shared_arguments(self) -> list[str]:
+        """Arguments of the env that the generator takes, too, and with the same value."""
+        spec = self.demonstrations.generator
         takes = parameters(find_target(spec, "task.demonstrations.generator"))
-        return {name: self.env[name] for name in SHARED_WITH_ENV if name in self.env and name in takes} | spec
+        return [name for name in parameters(find_target(self.env, "task.env")) if name in takes.keys() - OWN_ARGUMENTS]
 
     @model_validator(mode="after")
     def _fits(self) -> TaskOptions:

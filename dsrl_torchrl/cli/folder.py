@@ -15,7 +15,7 @@ from dsrl_torchrl.cli.artifacts import Artifact
 from dsrl_torchrl.cli.config import RunConfig
 from dsrl_torchrl.cli.config_differences import config_hash, differing
 from dsrl_torchrl.cli.schema import defaults, plain
-from dsrl_torchrl.data.readers.maniskill_json import trajectory_files
+from dsrl_torchrl.data.readers.any_format import demonstration_files
 from dsrl_torchrl.errors import CheckpointError, UserError
 from dsrl_torchrl.files import check_file, file_record, seal, sweep, unseal, write_atomically
 from dsrl_torchrl.training.metrics_log import LoggerConfig, MetricsLog
@@ -179,7 +179,7 @@ def _keys(
         base["base_policy"] = {name: values.get("base_policy", {}).get(name) for name in ("policy", "training")}
     given: dict[str, Any] = {}
     if config.task.demonstrations.path is not None:
-        files = trajectory_files(Path(config.task.demonstrations.path).expanduser())
+        files = demonstration_files(Path(config.task.demonstrations.path).expanduser())
         given = {"demonstrations_sha256": [file_record(file)["sha256"] for file in files]}
         task["demonstrations"] = {name: value for name, value in demonstrations.items() if name != "path"}
     base |= given if base_policy is None else {}

@@ -14,7 +14,7 @@ from torchrl.envs import EnvBase
 from dsrl_torchrl.cli.config import TaskOptions
 from dsrl_torchrl.cli.targets import make
 from dsrl_torchrl.data.episode import Episode
-from dsrl_torchrl.data.readers.maniskill import read_demonstrations
+from dsrl_torchrl.data.readers.any_format import read_any
 from dsrl_torchrl.envs.trajectory_file import RECORDING
 from dsrl_torchrl.errors import UserError
 
@@ -62,7 +62,7 @@ def record_demonstrations(task: TaskOptions, path: Path, *, seed: int, progress:
 def read_task_demonstrations(task: TaskOptions, path: Path, interface: TaskInterface | None = None) -> list[Episode]:
     """The successful episodes of ``path``, in the task's control mode and, if ``interface`` is given, of its sizes."""
     entries = {_key(name): dataset for name, dataset in task.demonstrations.entries.items()}
-    return read_demonstrations(
+    return read_any(
         path,
         entries=entries,
         control_mode=task.control_mode or None,

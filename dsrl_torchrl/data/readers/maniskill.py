@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import h5py
@@ -13,16 +13,15 @@ from tensordict import TensorDict
 from tensordict.utils import NestedKey
 
 from dsrl_torchrl.data.episode import Episode
-from dsrl_torchrl.data.macro_transitions import entry_name
+from dsrl_torchrl.data.readers.episode_checks import check_finite, check_same_sizes, check_sizes
+from dsrl_torchrl.data.readers.h5_values import FLAGS, NUMBERS, read_values, refuse_links, to_float
 from dsrl_torchrl.data.readers.maniskill_json import RecordedEpisode, read_description
-from dsrl_torchrl.errors import NonFiniteError, UserError
+from dsrl_torchrl.errors import UserError
 
 #: Where ManiSkill's ``state`` mode has its one flat observation.
 STATE_DATASET = "obs"
 FLAT_STATE: Mapping[NestedKey, str] = {"observation": STATE_DATASET}
 FLAG_DATASETS = ("success", "terminated", "truncated")
-#: Kinds of NumPy dtypes that are numbers; an object's or a string's bytes are never looked at.
-NUMBERS, FLAGS = "fiub", "iub"
 
 
 def read_demonstrations(
@@ -70,7 +69,7 @@ def read_demonstrations(
                 if name not in file:
                     raise UserError(f"{path} is incomplete: its json lists {name}, which the h5 has not")
                 where, group = f"{name} of {path}", file[name]
-                _refuse_links(file, group, ("actions", *FLAG_DATASETS, *entries.values()), where)
+                refuse_links(file, group, ("actions", *FLAG_DATASETS, *entries.values()), where)
                 if not _is_success(entry, group, where):
                     continue
                 mode = described.control_mode(entry)
@@ -83,9 +82,9 @@ def read_demonstrations(
                         f"{where} has {len(episode)} steps, its json says {entry.elapsed_steps}: is it the json of "
                         "another file?"
                     )
-                _check_sizes(episode, action_dim, shapes or {}, where)
+                check_sizes(episode, action_dim, shapes or {}, where)
                 if episodes:
-                    _check_same_sizes(episode, episodes[0], where)
+                    check_same_sizes(episode, episodes[0], where)
                 episodes.append(episode)
     except UserError:
         raise
@@ -103,14 +102,14 @@ def _is_success(entry: RecordedEpisode, group: h5py.Group, where: str) -> bool:
         return entry.success
     if "success" not in group:
         return False
-    flags = _read_array(group["success"], FLAGS, f"success in {where}")
+    flags = read_values(group["success"], FLAGS, f"success in {where}")
     return len(flags) > 0 and bool(flags[-1])
 
 
 def _read_episode(group: h5py.Group, where: str, entries: Mapping[NestedKey, str], hint: str) -> Episode:
     if not isinstance(group["actions"], h5py.Dataset) or group["actions"].ndim != 2:
         raise UserError(f"{where} has no flat actions [T, action_dim]; only single-robot tasks can be read")
-    action = _to_float(_read_array(group["actions"], NUMBERS, f"actions in {where}"))
+    action = to_float(read_values(group["actions"], NUMBERS, f"actions in {where}"))
     length = action.shape[0]
     observations = TensorDict({}, [length + 1])
     for key, dataset in entries.items():
@@ -124,13 +123,10 @@ def _read_episode(group: h5py.Group, where: str, entries: Mapping[NestedKey, str
     for name in FLAG_DATASETS:
         flags[name] = torch.zeros(length, dtype=torch.bool)
         if name in group:
-            flags[name] = torch.from_numpy(_read_array(group[name], FLAGS, f"{name} in {where}").astype(bool))
+            flags[name] = torch.from_numpy(read_values(group[name], FLAGS, f"{name} in {where}").astype(bool))
             if flags[name].shape != (length,):
                 raise UserError(f"{where} has {name} of shape {list(flags[name].shape)}, expected [{length}]")
-    for key, value in [*observations.items(True, True), ("action", action)]:
-        bad = ~torch.isfinite(value).flatten(1).all(1)  # (T or T + 1,)
-        if bad.any():
-            raise NonFiniteError(f"{entry_name(key)} in {where}", int(bad.int().argmax()), unit="step")
+    check_finite(observations, action, where)
     return Episode(observations, action, **flags)
 
 
@@ -138,9 +134,9 @@ def _read_entry(group: h5py.Group, dataset: str, where: str, hint: str) -> torch
     """Vectors ``[T + 1, d]`` float32 or images ``[T + 1, C, H, W]`` uint8."""
     values = group.get(dataset)
     if isinstance(values, h5py.Dataset) and values.ndim == 2:
-        return _to_float(_read_array(values, NUMBERS, f"{dataset} in {where}"))
+        return to_float(read_values(values, NUMBERS, f"{dataset} in {where}"))
     if isinstance(values, h5py.Dataset) and values.ndim == 4 and values.dtype == np.uint8:
-        return torch.from_numpy(_read_array(values, NUMBERS, f"{dataset} in {where}")).permute(0, 3, 1, 2).contiguous()
+        return torch.from_numpy(read_values(values, NUMBERS, f"{dataset} in {where}")).permute(0, 3, 1, 2).contiguous()
     if dataset == STATE_DATASET:
         raise UserError(f"{where} has no flat state observations: {hint}")
     present: list[str] = []
@@ -149,46 +145,6 @@ def _read_entry(group: h5py.Group, dataset: str, where: str, hint: str) -> torch
         f"{where} has no vectors [T + 1, d] or uint8 images [T + 1, H, W, C] in {dataset!r}; "
         f"its datasets are {', '.join(present)}"
     )
-
-
-def _read_array(values: h5py.Dataset, kinds: str, what: str) -> np.ndarray:
-    if values.dtype.kind not in kinds:
-        raise UserError(f"{what} should be {'flags' if kinds == FLAGS else 'numbers'}, but is of type {values.dtype}")
-    return np.asarray(values)
-
-
-def _refuse_links(file: h5py.File, group: h5py.Group, names: Iterable[str], where: str) -> None:
-    for name in names:
-        data = group.get(name)
-        if isinstance(data, h5py.Dataset) and (data.is_virtual or data.external or data.file.filename != file.filename):
-            raise UserError(f"{name} in {where} lies in another file that the h5 only links to: copy it in")
-
-
-def _to_float(values: np.ndarray) -> torch.Tensor:
-    with np.errstate(over="ignore"):  # infinity is refused by name
-        return torch.from_numpy(values.astype(np.float32))
-
-
-def _check_sizes(
-    episode: Episode, action_dim: int | None, shapes: Mapping[NestedKey, Sequence[int]], where: str
-) -> None:
-    if action_dim is not None and episode.action.shape[-1] != action_dim:
-        raise UserError(f"{where} has {episode.action.shape[-1]}-d actions, the task has {action_dim}-d ones")
-    for key, shape in shapes.items():
-        recorded = list(episode.observations.get(key).shape[1:])
-        if recorded != list(shape):
-            raise UserError(f"{where} has {entry_name(key)} of shape {recorded}, the task has {list(shape)}")
-
-
-def _check_same_sizes(episode: Episode, first: Episode, where: str) -> None:
-    sizes = [
-        {"actions": list(e.action.shape[1:])}
-        | {entry_name(key): list(value.shape[1:]) for key, value in e.observations.items(True, True)}
-        for e in (episode, first)
-    ]
-    for name, size in sizes[0].items():
-        if size != sizes[1][name]:
-            raise UserError(f"{where} has {name} of shape {size}, the episodes before it have {sizes[1][name]}")
 
 
 def _replay_hint(path: Path, control_mode: str | None) -> str:

@@ -1,0 +1,51 @@
+"""Demonstrations of whatever format: which it is shows in the file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import h5py
+from tensordict.utils import NestedKey
+
+from dsrl_torchrl.data.episode import Episode
+from dsrl_torchrl.data.readers.lerobot import lerobot_files, read_lerobot
+from dsrl_torchrl.data.readers.maniskill import read_demonstrations
+from dsrl_torchrl.data.readers.maniskill_json import trajectory_files
+from dsrl_torchrl.data.readers.robomimic import EPISODES, read_robomimic
+
+
+def read_any(
+    path: str | Path,
+    *,
+    entries: Mapping[NestedKey, str],
+    control_mode: str | None = None,
+    action_dim: int | None = None,
+    shapes: Mapping[NestedKey, Sequence[int]] | None = None,
+) -> list[Episode]:
+    """The successful episodes of ManiSkill's h5 and json, robomimic's or LIBERO's HDF5, or a LeRobot folder.
+
+    Arguments, results and errors are those of :func:`~dsrl_torchrl.data.readers.maniskill.read_demonstrations`;
+    ``control_mode`` is compared where the format tells it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return read_lerobot(path, entries=entries, action_dim=action_dim, shapes=shapes)
+    if _is_robomimic(path):
+        return read_robomimic(path, entries=entries, action_dim=action_dim, shapes=shapes)
+    return read_demonstrations(path, entries=entries, control_mode=control_mode, action_dim=action_dim, shapes=shapes)
+
+
+def demonstration_files(path: Path) -> tuple[Path, ...]:
+    """The files whose contents tell these demonstrations from every other."""
+    if path.is_dir():
+        return lerobot_files(path)
+    return (path,) if _is_robomimic(path) else trajectory_files(path)
+
+
+def _is_robomimic(path: Path) -> bool:
+    try:
+        with h5py.File(path, "r") as file:
+            return EPISODES in file
+    except (OSError, RuntimeError):  # missing or damaged: the name tells who is to say so
+        return path.suffix == ".hdf5"

@@ -1,0 +1,39 @@
+"""Arrays out of an h5 file that somebody else wrote: numbers only, and only those that lie in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import h5py
+import numpy as np
+import torch
+
+from dsrl_torchrl.errors import UserError
+
+#: Kinds of NumPy dtypes that are numbers; an object's or a string's bytes are never looked at.
+NUMBERS, FLAGS = "fiub", "iub"
+
+
+def read_values(values: h5py.Dataset, kinds: str, what: str) -> np.ndarray:
+    """The array, if it is of one of the ``kinds``; ``what`` names it in the message.
+
+    Raises:
+        UserError: it is of another kind.
+    """
+    if values.dtype.kind not in kinds:
+        raise UserError(f"{what} should be {'flags' if kinds == FLAGS else 'numbers'}, but is of type {values.dtype}")
+    return np.asarray(values)
+
+
+def refuse_links(file: h5py.File, group: h5py.Group, names: Iterable[str], where: str) -> None:
+    """Raises :class:`UserError` for data that lie in another file: a hash of this one would not tell their changes."""
+    for name in names:
+        data = group.get(name)
+        if isinstance(data, h5py.Dataset) and (data.is_virtual or data.external or data.file.filename != file.filename):
+            raise UserError(f"{name} in {where} lies in another file that the h5 only links to: copy it in")
+
+
+def to_float(values: np.ndarray) -> torch.Tensor:
+    """float32; what does not fit into it becomes infinity, which is refused by name."""
+    with np.errstate(over="ignore"):
+        return torch.from_numpy(values.astype(np.float32))
