@@ -37,7 +37,7 @@ class PolicyServer(BasePolicy):
         UserError: no server of this protocol at ``url``, or entries that are not the server's.
     """
 
-    differentiable: ClassVar[bool] = False
+    differentiable = False
     picklable: ClassVar[bool] = False
 
     def __init__(
