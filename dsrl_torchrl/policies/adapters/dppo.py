@@ -71,13 +71,13 @@ def load_dppo(
     Raises:
         UserError: a missing, damaged or foreign file, sizes that do not fit, or an argument that is missing.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     content = read_torch_file(path)
     state = part(content, weights if weights in content or "model" not in content else "model", path)
     scale = (
         None
         if normalization is None
-        else read_npz(Path(normalization), ["obs_min", "obs_max", "action_min", "action_max"])
+        else read_npz(Path(normalization).expanduser(), ["obs_min", "obs_max", "action_min", "action_max"])
     )
     if any(name.startswith("actor_ft.") for name in state):
         if fine_tuned_below is None:

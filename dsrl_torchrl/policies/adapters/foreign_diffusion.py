@@ -96,4 +96,10 @@ def named_entries(entries: Mapping[str, Any] | None, wanted: Sequence[str], wher
         raise UserError(
             f"entries should name an entry of the env for each input of {where} ({', '.join(wanted)}): {problem}"
         )
-    return {name: tuple(e) if isinstance(e := entries[name], list) else e for name in wanted}
+    found: dict[str, NestedKey] = {}
+    for name in wanted:
+        entry = tuple(entries[name]) if isinstance(entries[name], list) else entries[name]
+        if entry in found.values():
+            raise UserError(f"entries should name an entry of its own for each input of {where}: {entry} stands twice")
+        found[name] = entry
+    return found

@@ -58,7 +58,7 @@ def load_lerobot_diffusion(
         UserError: a missing, damaged or foreign file, another policy than diffusion, entries that do not fit, or a
             ResNet deeper than 34 layers.
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
     config = _Config(read_json(folder / "config.json"), folder)
     weights = folder / "model.safetensors"
     tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in read_safetensors(weights).items()}

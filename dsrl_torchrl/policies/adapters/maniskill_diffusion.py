@@ -70,7 +70,7 @@ def load_maniskill_diffusion(
     Raises:
         UserError: a missing, damaged or foreign file, sizes that do not fit, or entries that do not.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     content = part(read_torch_file(path), weights, path)
     unet = tensors_below(content, "noise_pred_net.")
     sizes = UnetSizes.of(unet, str(path))

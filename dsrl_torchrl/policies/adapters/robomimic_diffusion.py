@@ -43,7 +43,7 @@ def load_robomimic_diffusion(
     Raises:
         UserError: a missing, damaged or foreign file, a policy of another kind, or entries that do not fit.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     content = read_torch_file(path)
     config, model = _config(content, path), part(content, "model", path)
     state = part(model, weights if model.get(weights) is not None else "nets", path)

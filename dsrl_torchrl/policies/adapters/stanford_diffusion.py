@@ -41,7 +41,7 @@ def load_stanford_diffusion(
     Raises:
         UserError: a missing, damaged or foreign file, or a policy of another kind.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     content = read_torch_file(path)
     state = part(part(content, "state_dicts", path), weights, path)
     config = _Config(content.get("cfg"), path)

@@ -41,7 +41,7 @@ def main() -> None:
             obs_horizon=HISTORY,
             act_horizon=HORIZON - HISTORY + 1,
             pred_horizon=HORIZON,
-            diffusion_step_embed_dim=8,
+            diffusion_step_embed_dim=4,
             unet_dims=[8, 16],
             n_groups=4,
         )

@@ -1,4 +1,4 @@
-"""Fixtures of robomimic's diffusion policy (commit d309eaec), made with its algorithm, encoder and statistics.
+"""Fixtures of robomimic's diffusion policy (commit d309eaec), made with its algorithm and encoder.
 
 PYTHONPATH=.:<its checkout> python -m tests.policies.adapters.sources.robomimic
 """
