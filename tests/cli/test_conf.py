@@ -13,6 +13,7 @@ from dsrl_torchrl.cli.help import choices
 from dsrl_torchrl.cli.overrides import GROUPS
 from dsrl_torchrl.cli.schema import defaults
 
+FOREIGN = ("dppo", "lerobot_diffusion", "maniskill_diffusion", "robomimic_diffusion", "stanford_diffusion")
 FILES = [
     (group, path)
     for group in (*GROUPS, "task/suite")
@@ -59,6 +60,7 @@ def test_yaml_says_only_what_the_schema_does_not(group, path):
         ["base_policy=flow"],
         ["base_policy=load", "base_policy.load._target_=builtins.dict"],
         ["base_policy=shortcut"],
+        *[[f"base_policy={name}", "base_policy.load.path=x"] for name in FOREIGN],
         *[[f"logger={name}"] for name in choices("logger")],
         *[[f"networks={name}"] for name in choices("networks")],
     ],
