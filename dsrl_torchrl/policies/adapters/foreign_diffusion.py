@@ -66,12 +66,24 @@ class ForeignDiffusionPolicy(BasePolicy):
     def forward(self, *entries_and_noise: Tensor) -> Tensor:
         """Entries ``[*B, n * d]`` or ``[*B, n * C, H, W]``, noise ``[*B, pred_horizon, A]`` -> noise's shape."""
         *entries, noise = entries_and_noise
-        if tuple(noise.shape[-2:]) != (self.pred_horizon, self.action_dim):
+        return self.from_features(self.features(*entries), noise)
+
+    @property
+    def features_dim(self) -> int:
+        """Size of the network's condition: what its own encoders make of all steps of the history."""
+        return self.encoder.features_dim
+
+    def features(self, *entries: Tensor) -> Tensor:
+        return self.encoder(entries)
+
+    def from_features(self, features: Tensor, noise: Tensor) -> Tensor:
+        if noise.shape != (*features.shape[:-1], self.pred_horizon, self.action_dim):
             raise UserError(
-                f"the policy expects noise [*B, {self.pred_horizon}, {self.action_dim}], got {list(noise.shape)}"
+                f"the policy expects noise {[*features.shape[:-1], self.pred_horizon, self.action_dim]} beside these "
+                f"observations, got {list(noise.shape)}"
             )
         dtype = self.action_low.dtype
-        condition = self.encoder(entries, noise.shape[:-2])
+        condition = features.to(dtype).reshape(-1, self.features_dim)
         x = noise.to(dtype).reshape(-1, self.pred_horizon, self.action_dim)
         chunk = self.sampler(lambda x, t: self.network(x, t, condition), x)
         return self.action_scale.inverse(chunk).reshape(noise.shape)

@@ -65,6 +65,7 @@ class State(nn.Module):
         super().__init__()
         self.scale, self.statistics = scale, statistics
         self.size, self.rest = scale.shift.numel(), ()  # of a step: [size, *rest]
+        self.features = self.size
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, d]`` -> ``[N, d]``."""
@@ -77,12 +78,13 @@ class Image(nn.Module):
     Args:
         scale: of ``[C, 1, 1]``.
         encoder: ``[N, C, H, W]`` -> ``[N, features]``.
+        features: what it makes of an image.
         size: ``(H, W)`` that it takes; ``None``: any.
     """
 
-    def __init__(self, scale: Affine, encoder: nn.Module, size: tuple[int, int] | None = None) -> None:
+    def __init__(self, scale: Affine, encoder: nn.Module, features: int, size: tuple[int, int] | None = None) -> None:
         super().__init__()
-        self.scale, self.encoder = scale, encoder
+        self.scale, self.encoder, self.features = scale, encoder, features
         self.size, self.rest = scale.shift.shape[0], size or (None, None)
         self.statistics = None
 
@@ -107,25 +109,32 @@ class HistoryEncoder(nn.Module):
         self.names, self.obs_horizon = names, obs_horizon
         self.features = nn.ModuleList(features)
 
-    def forward(self, entries: Sequence[Tensor], batch: Sequence[int]) -> Tensor:
-        """Entries ``[*batch, ...]`` -> ``[prod(batch), n * features]``.
+    @property
+    def features_dim(self) -> int:
+        """``n`` times the features of all entries."""
+        return self.obs_horizon * sum(feature.features for feature in self.features)  # type: ignore[misc]
+
+    def forward(self, entries: Sequence[Tensor]) -> Tensor:
+        """Entries ``[*B, n * size, *rest]`` -> ``[*B, features_dim]``.
 
         Raises:
             UserError: an entry of another shape, or an image that is not uint8.
         """
-        n, found = self.obs_horizon, []
+        n, batch, found = self.obs_horizon, None, []
         for name, feature, entry in zip(self.names, self.features, entries, strict=True):
             assert isinstance(feature, (State, Image))
-            got, wanted = entry.shape[len(batch) :], (n * feature.size, *feature.rest)
-            if tuple(entry.shape[: len(batch)]) != tuple(batch) or not _fits(got, wanted):
+            wanted = (n * feature.size, *feature.rest)
+            own = max(entry.ndim - len(wanted), 0)
+            got, batch = entry.shape[own:], entry.shape[:own] if batch is None else batch
+            if entry.shape[:own] != batch or not _fits(got, wanted):
                 sizes = ", ".join("any" if size is None else str(size) for size in wanted)
                 raise UserError(
-                    f"the policy expects {name} [*B, {sizes}] ({n} steps of history) beside noise of the batch "
-                    f"{list(batch)}, got {list(entry.shape)}"
+                    f"the policy expects {name} [*B, {sizes}] ({n} steps of history), *B = {list(batch)}, "
+                    f"got {list(entry.shape)}"
                 )
             steps = entry.reshape(-1, feature.size, *got[1:])  # (B * n, ...)
             found.append(feature(steps).flatten(1).unflatten(0, (-1, n)))
-        return torch.cat(found, -1).flatten(1)
+        return torch.cat(found, -1).reshape(*(batch or ()), -1)
 
 
 def _fits(got: Sequence[int], wanted: Sequence[int | None]) -> bool:

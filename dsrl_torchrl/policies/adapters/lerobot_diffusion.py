@@ -141,7 +141,7 @@ def _features(
             prefix = f"diffusion.rgb_encoder.{i}." if separate else "diffusion.rgb_encoder."
             shared = _rgb_encoder(config, shape, tensors_below(tensors, prefix), weights)
         scale = normalisation(name, modes.get("VISUAL", "IDENTITY"), statistics, shape[0], 1, 1)
-        found[name] = Image(scale, shared, (shape[1], shape[2]))
+        found[name] = Image(scale, shared, shared.out.out_features, (shape[1], shape[2]))
     for name, shape in config.inputs("ENV").items():
         found[name] = state(name, "ENV", shape)
     return found

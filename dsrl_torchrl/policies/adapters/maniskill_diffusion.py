@@ -85,7 +85,7 @@ def load_maniskill_diffusion(
         raise UserError(
             f"{path} reads {sizes.condition_dim} numbers, which is no multiple of obs_horizon={obs_horizon}"
         )
-    state_dim = sizes.condition_dim // obs_horizon - (features["rgb"].encoder.fc[0].out_features if visual else 0)
+    state_dim = sizes.condition_dim // obs_horizon - (features["rgb"].features if visual else 0)
     if state_dim < 1:
         raise UserError(f"{path} reads {sizes.condition_dim} numbers, fewer than images make: obs_horizon is smaller")
     features["state"] = State(Affine.identity(state_dim))
@@ -115,4 +115,4 @@ def _image(tensors: dict[str, Tensor], path: Path) -> Image:
         raise UserError(f"{path} reads images of {channels} channels: depth is not read here, train with rgb")
     with torch.device("meta"):
         encoder = PlainConv(channels, features)
-    return Image(Affine.identity(channels, 1, 1), filled(encoder, tensors, path))
+    return Image(Affine.identity(channels, 1, 1), filled(encoder, tensors, path), features)

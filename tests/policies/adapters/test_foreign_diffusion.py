@@ -38,6 +38,13 @@ def test_any_leading_dims(policy, batch):
     torch.testing.assert_close(chunk.reshape(flat.shape), flat)
 
 
+def test_taken_apart_it_is_the_same(policy):
+    entries, noise = random_entries(policy, 2, 3), noise_for(policy, 2, 3)
+    features = policy.features(*entries)
+    assert features.shape == (2, 3, policy.features_dim)
+    assert torch.equal(policy.from_features(features, noise), policy(*entries, noise))
+
+
 def test_double_precision_of_a_simulator_is_taken(policy):
     entries, noise = random_entries(policy, 2), noise_for(policy, 2)
     doubled = [entry.double() if entry.is_floating_point() else entry for entry in entries]
@@ -83,7 +90,7 @@ def test_wrong_shapes_are_one_line(policy):
         policy(*entries, noise[..., :-1])
     with pytest.raises(UserError, match="steps of history"):
         policy(entries[0][:, 1:], *entries[1:], noise)
-    with pytest.raises(UserError, match="steps of history"):
+    with pytest.raises(UserError, match="beside these observations"):
         policy(*(entry[:1] for entry in entries), noise)
 
 
