@@ -63,6 +63,25 @@ def test_a_whole_steering(url, capsys, algorithm):
     assert summary["updates"] > 0 and "stage2_stochastic" in summary["evaluations"]
 
 
+@pytest.mark.slow
+def test_a_run_that_lost_its_policy_goes_on(capsys):
+    """A request that fails ends stage 2 in one line, after its first checkpoint; ``resume=true`` does the rest."""
+    left = [10_000]
+
+    def decode(observation, noise):
+        left[0] -= 1
+        return walk(observation, noise) if left[0] >= 0 else noise[:, :1]
+
+    words = ["algorithm=dsrl_sac", "stage2.total_env_steps=400", "stage2.warmup_env_steps=40", "name=r"]
+    with served(walking(decode=decode)) as url:
+        left[0] = 60
+        message = fails(capsys, *steer(url, "stage2", *words))
+        assert "the policy server at" in message and "walk should return numbers" in message
+        left[0] = 10_000
+        main(steer(url, "stage2", *words, "resume=true"))
+    assert "stage 2: " in capsys.readouterr().out
+
+
 def test_other_weights_are_noticed(capsys):
     for content, noticed in (("weights 1", False), ("weights 2", True)):
         with served(walking(content_hash=content)) as url:

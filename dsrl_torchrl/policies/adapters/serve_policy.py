@@ -244,12 +244,15 @@ def lerobot_policy(folder: str, task: str, device: str | None) -> Policy:
         from lerobot.policies.factory import get_policy_class, make_pre_post_processors
     except ImportError as error:
         raise Refused(f"--lerobot needs LeRobot in this environment ({one_line(error)}); run me in that one") from None
-    config = PreTrainedConfig.from_pretrained(path)
-    config.device = device = device or config.device or "cpu"
-    policy = get_policy_class(kind).from_pretrained(path, config=config).to(device).eval()
+    try:
+        config = PreTrainedConfig.from_pretrained(path)
+        config.device = device = device or config.device or "cpu"
+        policy = get_policy_class(kind).from_pretrained(path, config=config).to(device).eval()
+        there = {"device_processor": {"device": device}}
+        pre, post = make_pre_post_processors(config, str(path), preprocessor_overrides=there)
+    except Exception as error:  # a tokenizer that is not there, another version, no memory
+        raise Refused(f"--lerobot: LeRobot cannot load {path} ({type(error).__name__}: {one_line(error)})") from None
     check_weights(policy, path / "model.safetensors")
-    there = {"device_processor": {"device": device}}
-    pre, post = make_pre_post_processors(config, str(path), preprocessor_overrides=there)
 
     def decode(observation: dict[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
         batch: dict[str, Any] = {name: torch.from_numpy(entry) for name, entry in observation.items()}
@@ -283,15 +286,15 @@ def check_weights(policy: Any, file: Path) -> None:
         stored = {name.removeprefix("model."): name for name in weights.keys()}
         loaded = {name.removeprefix("model."): value for name, value in policy.state_dict().items()}
         common = stored.keys() & loaded.keys()
-        other = [
-            name
-            for name in sorted(common)
-            if not bool((weights.get_tensor(stored[name]).to(loaded[name].dtype) == loaded[name].cpu()).all())
-        ]
+        other = [name for name in sorted(common) if not _same(weights.get_tensor(stored[name]), loaded[name])]
     kept = {loaded[name].data_ptr() for name in common}  # of tied weights, one is stored
     other += [name for name in sorted(loaded.keys() - common) if loaded[name].data_ptr() not in kept]
     if other:
         raise Refused(f"--lerobot: {len(other)} weights are not those of {file}, e.g. {other[0]}: another version?")
+
+
+def _same(stored: Any, loaded: Any) -> bool:
+    return stored.shape == loaded.shape and bool((stored.to(loaded.dtype) == loaded.cpu()).all())
 
 
 def folder_hash(folder: Path, *more: str) -> str:

@@ -21,8 +21,8 @@ from lerobot.policies.factory import get_policy_class, make_policy_config, make_
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, PreTrainedTokenizerFast
 
-STATE, ACTION, SIDE = 8, 7, 64
-IMAGES = ("observation.images.image", "observation.images.image2")
+STATE, ACTION, SIDE = 4, 2, 64  # of the toy task with a goal of its own in each episode and a picture
+IMAGES = ("observation.images.image",)
 VOCABULARY = ["<unk>", "<pad>", "<image>", "<fake>", "<global-img>", "<end>", "pick", "up", "the", "bowl", "\n"]
 SIZES = {"chunk_size": 10, "n_action_steps": 5, "device": "cpu"}
 
