@@ -161,6 +161,7 @@ BROKEN = {
     "size": f"{WALK}\ndecode.noise_shape = (4,)",
     "entries": f"{WALK}\ndecode.entries = {{'a': ('O', (2,))}}",
     "steps": f"{WALK}\ndecode.n_action_steps = 5",
+    "hashed": f"{WALK}\ndecode.content_hash = 3",
     "needs": "import nowhere_to_be_found",
 }
 
@@ -180,6 +181,7 @@ BROKEN = {
         (["--callable", "size:decode"], "size:decode.noise_shape should be two positive numbers"),
         (["--callable", "entries:decode"], "entries:decode.entries should be {name: (dtype, shape)}"),
         (["--callable", "steps:decode"], "n_action_steps 5 should lie in the chunk"),
+        (["--callable", "hashed:decode"], "hashed:decode.content_hash should be a text, got 3"),
         (["--lerobot", "nowhere"], 'needs the instruction, e.g. --task "pick up'),
         (["--lerobot", "nowhere", "--task", "x"], "nowhere has no config.json"),
         (["--lerobot", "act", "--task", "x"], "serves smolvla, pi0, pi05, act is a act"),

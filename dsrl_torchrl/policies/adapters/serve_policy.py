@@ -160,7 +160,7 @@ class Policy:
         if len(noise) > max_batch:
             raise Refused(f"a request should have at most {max_batch} observations, got {len(noise)}")
         if not isinstance(observation, dict) or observation.keys() != self.entries.keys():
-            got = sorted(observation) if isinstance(observation, dict) else type(observation).__name__
+            got = list(map(str, observation)) if isinstance(observation, dict) else type(observation).__name__
             raise Refused(f"the observation should have the entries {sorted(self.entries)}, got {got}")
         for name, (dtype, _) in self.entries.items():
             self._check(name, observation[name], len(noise), dtype)
@@ -198,6 +198,9 @@ def callable_policy(name: str) -> Policy:
     rest = chunk_shape[0] - first if type(first) is int and first >= 0 else 0
     if rest < 1 or not (steps is None or (_positive(steps) and steps <= rest)):
         raise Refused(f"--callable: {name}.first_action {first!r} and n_action_steps {steps!r} should lie in the chunk")
+    content_hash = getattr(decode, "content_hash", None)
+    if not isinstance(content_hash, (str, type(None))):
+        raise Refused(f"--callable: {name}.content_hash should be a text, got {content_hash!r}")
     return Policy(
         name,
         decode,
@@ -206,7 +209,7 @@ def callable_policy(name: str) -> Policy:
         {str(key): (str(np.dtype(dtype)), tuple(shape)) for key, (dtype, shape) in entries.items()},
         first,
         steps,
-        getattr(decode, "content_hash", None),
+        content_hash,
     )
 
 
@@ -336,8 +339,10 @@ def listening(policy: Policy, host: str, port: int, max_batch: int, max_bytes: i
 
     logger = logging.getLogger("serve_policy")  # a client that is no websocket is not worth a traceback
     logger.setLevel(logging.CRITICAL)
+    # Browsers say where a page came from: no page that somebody looks at here shall reach the server.
+    options: dict[str, Any] = {"origins": [None], "compression": None, "max_size": max_bytes, "close_timeout": 1}
     try:
-        server = serve(handle, host, port, compression=None, max_size=max_bytes, close_timeout=1, logger=logger)
+        server = serve(handle, host, port, logger=logger, **options)
     except OSError as error:
         raise Refused(f"cannot listen at {host}:{port} ({one_line(error)}); choose another --port") from None
     try:
