@@ -58,6 +58,7 @@ def test_yaml_says_only_what_the_schema_does_not(group, path):
         ["base_policy=diffusion"],
         ["base_policy=flow"],
         ["base_policy=load", "base_policy.load._target_=builtins.dict"],
+        ["base_policy=server"],
         ["base_policy=shortcut"],
         *[[f"logger={name}"] for name in choices("logger")],
         *[[f"networks={name}"] for name in choices("networks")],
