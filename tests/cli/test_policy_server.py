@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dsrl_torchrl.cli.main import main
+from dsrl_torchrl.policies import adapters
 from dsrl_torchrl.policies.adapters import serve_policy
 from dsrl_torchrl.policies.adapters.policy_server import PolicyServer
 
@@ -155,6 +156,16 @@ def test_the_printed_server_is_the_file(capsys):
     main(["serve-policy", "--print"])
     assert capsys.readouterr().out == Path(serve_policy.__file__).read_text()
     assert "takes no other word" in fails(capsys, "serve-policy", "--print", "--port", "1")
+
+
+def test_without_its_packages_both_ends_say_what_to_install(capsys, monkeypatch):
+    for module in ("policy_server", "server_connection"):
+        monkeypatch.delitem(sys.modules, f"{adapters.__name__}.{module}")
+        monkeypatch.delattr(adapters, module)
+    monkeypatch.setitem(sys.modules, "websockets.sync.client", None)
+    assert "pip install 'dsrl-torchrl[server]'" in fails(capsys, *steer("ws://127.0.0.1:1", "base"))
+    monkeypatch.setattr("dsrl_torchrl.cli.serve_policy.find_spec", {"msgpack": True}.get)
+    assert "serve-policy needs websockets: pip install" in fails(capsys, "serve-policy", "--port", "1")
 
 
 BROKEN = {
