@@ -59,6 +59,7 @@ def test_yaml_says_only_what_the_schema_does_not(group, path):
         ["base_policy=diffusion"],
         ["base_policy=flow"],
         ["base_policy=load", "base_policy.load._target_=builtins.dict"],
+        ["base_policy=server"],
         ["base_policy=shortcut"],
         *[[f"base_policy={name}", "base_policy.load.path=x"] for name in FOREIGN],
         *[[f"logger={name}"] for name in choices("logger")],

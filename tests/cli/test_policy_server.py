@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dsrl_torchrl.cli.main import main
+from dsrl_torchrl.policies import adapters
 from dsrl_torchrl.policies.adapters import serve_policy
 from dsrl_torchrl.policies.adapters.policy_server import PolicyServer
 
@@ -61,6 +62,25 @@ def test_a_whole_steering(url, capsys, algorithm):
     assert "stage2_deterministic" in capsys.readouterr().out
     summary = json.loads(Path("runs/s/summary.json").read_text())
     assert summary["updates"] > 0 and "stage2_stochastic" in summary["evaluations"]
+
+
+@pytest.mark.slow
+def test_a_run_that_lost_its_policy_goes_on(capsys):
+    """A request that fails ends stage 2 in one line, after its first checkpoint; ``resume=true`` does the rest."""
+    left = [10_000]
+
+    def decode(observation, noise):
+        left[0] -= 1
+        return walk(observation, noise) if left[0] >= 0 else noise[:, :1]
+
+    words = ["algorithm=dsrl_sac", "stage2.total_env_steps=400", "stage2.warmup_env_steps=40", "name=r"]
+    with served(walking(decode=decode)) as url:
+        left[0] = 60
+        message = fails(capsys, *steer(url, "stage2", *words))
+        assert "the policy server at" in message and "walk should return numbers" in message
+        left[0] = 10_000
+        main(steer(url, "stage2", *words, "resume=true"))
+    assert "stage 2: " in capsys.readouterr().out
 
 
 def test_other_weights_are_noticed(capsys):
@@ -138,10 +158,21 @@ def test_the_printed_server_is_the_file(capsys):
     assert "takes no other word" in fails(capsys, "serve-policy", "--print", "--port", "1")
 
 
+def test_without_its_packages_both_ends_say_what_to_install(capsys, monkeypatch):
+    for module in ("policy_server", "server_connection"):
+        monkeypatch.delitem(sys.modules, f"{adapters.__name__}.{module}")
+        monkeypatch.delattr(adapters, module)
+    monkeypatch.setitem(sys.modules, "websockets.sync.client", None)
+    assert "pip install 'dsrl-torchrl[server]'" in fails(capsys, *steer("ws://127.0.0.1:1", "base"))
+    monkeypatch.setattr("dsrl_torchrl.cli.serve_policy.find_spec", {"msgpack": True}.get)
+    assert "serve-policy needs websockets: pip install" in fails(capsys, "serve-policy", "--port", "1")
+
+
 BROKEN = {
     "size": f"{WALK}\ndecode.noise_shape = (4,)",
     "entries": f"{WALK}\ndecode.entries = {{'a': ('O', (2,))}}",
     "steps": f"{WALK}\ndecode.n_action_steps = 5",
+    "hashed": f"{WALK}\ndecode.content_hash = 3",
     "needs": "import nowhere_to_be_found",
 }
 
@@ -161,6 +192,7 @@ BROKEN = {
         (["--callable", "size:decode"], "size:decode.noise_shape should be two positive numbers"),
         (["--callable", "entries:decode"], "entries:decode.entries should be {name: (dtype, shape)}"),
         (["--callable", "steps:decode"], "n_action_steps 5 should lie in the chunk"),
+        (["--callable", "hashed:decode"], "hashed:decode.content_hash should be a text, got 3"),
         (["--lerobot", "nowhere"], 'needs the instruction, e.g. --task "pick up'),
         (["--lerobot", "nowhere", "--task", "x"], "nowhere has no config.json"),
         (["--lerobot", "act", "--task", "x"], "serves smolvla, pi0, pi05, act is a act"),

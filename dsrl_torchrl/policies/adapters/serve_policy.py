@@ -160,7 +160,7 @@ class Policy:
         if len(noise) > max_batch:
             raise Refused(f"a request should have at most {max_batch} observations, got {len(noise)}")
         if not isinstance(observation, dict) or observation.keys() != self.entries.keys():
-            got = sorted(observation) if isinstance(observation, dict) else type(observation).__name__
+            got = list(map(str, observation)) if isinstance(observation, dict) else type(observation).__name__
             raise Refused(f"the observation should have the entries {sorted(self.entries)}, got {got}")
         for name, (dtype, _) in self.entries.items():
             self._check(name, observation[name], len(noise), dtype)
@@ -198,6 +198,9 @@ def callable_policy(name: str) -> Policy:
     rest = chunk_shape[0] - first if type(first) is int and first >= 0 else 0
     if rest < 1 or not (steps is None or (_positive(steps) and steps <= rest)):
         raise Refused(f"--callable: {name}.first_action {first!r} and n_action_steps {steps!r} should lie in the chunk")
+    content_hash = getattr(decode, "content_hash", None)
+    if not isinstance(content_hash, (str, type(None))):
+        raise Refused(f"--callable: {name}.content_hash should be a text, got {content_hash!r}")
     return Policy(
         name,
         decode,
@@ -206,7 +209,7 @@ def callable_policy(name: str) -> Policy:
         {str(key): (str(np.dtype(dtype)), tuple(shape)) for key, (dtype, shape) in entries.items()},
         first,
         steps,
-        getattr(decode, "content_hash", None),
+        content_hash,
     )
 
 
@@ -244,12 +247,15 @@ def lerobot_policy(folder: str, task: str, device: str | None) -> Policy:
         from lerobot.policies.factory import get_policy_class, make_pre_post_processors
     except ImportError as error:
         raise Refused(f"--lerobot needs LeRobot in this environment ({one_line(error)}); run me in that one") from None
-    config = PreTrainedConfig.from_pretrained(path)
-    config.device = device = device or config.device or "cpu"
-    policy = get_policy_class(kind).from_pretrained(path, config=config).to(device).eval()
+    try:
+        config = PreTrainedConfig.from_pretrained(path)
+        config.device = device = device or config.device or "cpu"
+        policy = get_policy_class(kind).from_pretrained(path, config=config).to(device).eval()
+        there = {"device_processor": {"device": device}}
+        pre, post = make_pre_post_processors(config, str(path), preprocessor_overrides=there)
+    except Exception as error:  # a tokenizer that is not there, another version, no memory
+        raise Refused(f"--lerobot: LeRobot cannot load {path} ({type(error).__name__}: {one_line(error)})") from None
     check_weights(policy, path / "model.safetensors")
-    there = {"device_processor": {"device": device}}
-    pre, post = make_pre_post_processors(config, str(path), preprocessor_overrides=there)
 
     def decode(observation: dict[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
         batch: dict[str, Any] = {name: torch.from_numpy(entry) for name, entry in observation.items()}
@@ -283,15 +289,15 @@ def check_weights(policy: Any, file: Path) -> None:
         stored = {name.removeprefix("model."): name for name in weights.keys()}
         loaded = {name.removeprefix("model."): value for name, value in policy.state_dict().items()}
         common = stored.keys() & loaded.keys()
-        other = [
-            name
-            for name in sorted(common)
-            if not bool((weights.get_tensor(stored[name]).to(loaded[name].dtype) == loaded[name].cpu()).all())
-        ]
+        other = [name for name in sorted(common) if not _same(weights.get_tensor(stored[name]), loaded[name])]
     kept = {loaded[name].data_ptr() for name in common}  # of tied weights, one is stored
     other += [name for name in sorted(loaded.keys() - common) if loaded[name].data_ptr() not in kept]
     if other:
         raise Refused(f"--lerobot: {len(other)} weights are not those of {file}, e.g. {other[0]}: another version?")
+
+
+def _same(stored: Any, loaded: Any) -> bool:
+    return stored.shape == loaded.shape and bool((stored.to(loaded.dtype) == loaded.cpu()).all())
 
 
 def folder_hash(folder: Path, *more: str) -> str:
@@ -333,8 +339,10 @@ def listening(policy: Policy, host: str, port: int, max_batch: int, max_bytes: i
 
     logger = logging.getLogger("serve_policy")  # a client that is no websocket is not worth a traceback
     logger.setLevel(logging.CRITICAL)
+    # Browsers say where a page came from: no page that somebody looks at here shall reach the server.
+    options: dict[str, Any] = {"origins": [None], "compression": None, "max_size": max_bytes, "close_timeout": 1}
     try:
-        server = serve(handle, host, port, compression=None, max_size=max_bytes, close_timeout=1, logger=logger)
+        server = serve(handle, host, port, logger=logger, **options)
     except OSError as error:
         raise Refused(f"cannot listen at {host}:{port} ({one_line(error)}); choose another --port") from None
     try:

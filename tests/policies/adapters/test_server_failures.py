@@ -9,7 +9,7 @@ import msgpack
 import numpy as np
 import pytest
 import torch
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from dsrl_torchrl.errors import UserError
@@ -43,6 +43,7 @@ def changed(**changes):
         (changed(noise=np.zeros((2, 4, 3), np.float32)), "got float32 [2, 4, 3]"),
         (changed(noise=np.zeros((5, 4, 2), np.float32)), "at most 4 observations, got 5"),
         (changed(observation={}), "should have the entries ['observation'], got []"),
+        (changed(observation={b"observation": 1, "a": 2}), "got [\"b'observation'\", 'a']"),
         (changed(observation=[]), "should have the entries ['observation'], got list"),
         (changed(observation={"observation": np.zeros((3, 2), np.float32)}), "got float32 [3, 2]"),
         (changed(observation={"observation": np.zeros((2, 2), np.uint8)}), "got uint8 [2, 2]"),
@@ -71,6 +72,11 @@ def test_a_request_beyond_the_limit_ends_its_connection_alone():
             other.recv()
             other.send(pack(REQUEST))
             assert "chunk" in unpack(other.recv())
+
+
+def test_a_web_page_is_not_let_in():
+    with served() as url, pytest.raises(InvalidStatus, match="403"), connect(url, origin="http://localhost:8000"):
+        pass
 
 
 def test_an_observation_beyond_the_limit_is_refused_here():

@@ -21,9 +21,10 @@ from lerobot.policies.factory import get_policy_class, make_policy_config, make_
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, PreTrainedTokenizerFast
 
-STATE, ACTION, SIDE = 8, 7, 64
-IMAGES = ("observation.images.image", "observation.images.image2")
+STATE, ACTION, SIDE = 4, 2, 64  # of the toy task with a goal of its own in each episode and a picture
+IMAGES = ("observation.images.image",)
 VOCABULARY = ["<unk>", "<pad>", "<image>", "<fake>", "<global-img>", "<end>", "pick", "up", "the", "bowl", "\n"]
+VOCABULARY += list("0123456789")  # π0.5 reads the state as text
 SIZES = {"chunk_size": 10, "n_action_steps": 5, "device": "cpu"}
 
 
@@ -56,7 +57,8 @@ def make(kind: str, folder: Path) -> None:
 
 def tokenizer() -> PreTrainedTokenizerFast:
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    words.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), digits])
     extra = {"fake_image_token": "<fake>", "image_token": "<image>", "global_image_token": "<global-img>"}
     extra["end_of_utterance_token"] = "<end>"
     return PreTrainedTokenizerFast(
