@@ -30,6 +30,7 @@ from benchmarks import (
     policy_server,
     scaling,
     simulator,
+    suites,
     update,
 )
 from dsrl_torchrl.errors import UserError
@@ -39,6 +40,7 @@ SUITE: dict[str, ModuleType] = {
     "update": update,
     "na_cost": na_cost,
     "simulator": simulator,
+    "suites": suites,
     "latent_env": latent_env,
     "end_to_end": end_to_end,
     "scaling": scaling,

@@ -12,6 +12,7 @@ from dsrl_torchrl.errors import UserError
 
 MARKS = {
     "simulator": pytest.mark.simulator,
+    "suites": pytest.mark.simulator,
     "latent_env": pytest.mark.simulator,
     "end_to_end": pytest.mark.slow,
     "scaling": pytest.mark.slow,
@@ -43,7 +44,17 @@ def test_all_names_every_benchmark_but_the_long_one(monkeypatch):
     for name, module in SUITE.items():
         monkeypatch.setattr(module, "main", lambda arguments, name=name: ran.append(name))
     main(["all", "--smoke"])
-    assert ran == ["update", "na_cost", "simulator", "latent_env", "end_to_end", "scaling", "limits", "policy_server"]
+    assert ran == [
+        "update",
+        "na_cost",
+        "simulator",
+        "suites",
+        "latent_env",
+        "end_to_end",
+        "scaling",
+        "limits",
+        "policy_server",
+    ]
 
 
 def test_an_unknown_name_is_refused(capsys):

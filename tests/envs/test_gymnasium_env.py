@@ -9,6 +9,8 @@ import torch
 from gymnasium import spaces
 from torchrl.envs import check_env_specs
 
+from dsrl_torchrl.cli.compose import compose
+from dsrl_torchrl.cli.targets import make
 from dsrl_torchrl.envs.gymnasium_env import GymnasiumEnv
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.macro_step import make_macro_env
@@ -152,3 +154,17 @@ def test_a_success_that_info_never_has_is_named():
     with pytest.raises(UserError, match="info never had 'is_success', it has won"):
         for _ in range(6):
             now = forward(env, now, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("Hopper-v4", (11, 3)), ("Walker2d-v4", (17, 6)), ("HalfCheetah-v4", (17, 6))]
+)
+def test_the_locomotion_suite_has_the_sizes_of_d4rl(name, sizes):
+    pytest.importorskip("mujoco")
+    words = ["suite=locomotion", f"task={name}", "base_policy=load", "base_policy.load._target_=builtins.dict"]
+    env = make(compose(words).task.env)
+    assert (env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]) == sizes
+    assert env.max_episode_steps == 1000
+    now = env.step(env.rand_action(env.reset(seed=0)))["next"]
+    assert not now["success"].any() and now["reward"].ne(0).all()
+    env.close()

@@ -12,6 +12,7 @@ from dsrl_torchrl.data.episode import Episode
 from dsrl_torchrl.data.readers.lerobot import lerobot_files, read_lerobot
 from dsrl_torchrl.data.readers.maniskill import read_demonstrations
 from dsrl_torchrl.data.readers.maniskill_json import trajectory_files
+from dsrl_torchrl.data.readers.npz import read_npz
 from dsrl_torchrl.data.readers.robomimic import EPISODES, read_robomimic
 
 
@@ -23,7 +24,7 @@ def read_any(
     action_dim: int | None = None,
     shapes: Mapping[NestedKey, Sequence[int]] | None = None,
 ) -> list[Episode]:
-    """The successful episodes of ManiSkill's h5 and json, robomimic's or LIBERO's HDF5, or a LeRobot folder.
+    """The successful episodes of ManiSkill's h5 and json, robomimic's or LIBERO's HDF5, an npz, or a LeRobot folder.
 
     Arguments, results and errors are those of :func:`~dsrl_torchrl.data.readers.maniskill.read_demonstrations`;
     ``control_mode`` is compared where the format tells it.
@@ -31,6 +32,8 @@ def read_any(
     path = Path(path)
     if path.is_dir():
         return read_lerobot(path, entries=entries, action_dim=action_dim, shapes=shapes)
+    if _is_npz(path):
+        return read_npz(path, entries=entries, action_dim=action_dim, shapes=shapes)
     if _is_robomimic(path):
         return read_robomimic(path, entries=entries, action_dim=action_dim, shapes=shapes)
     return read_demonstrations(path, entries=entries, control_mode=control_mode, action_dim=action_dim, shapes=shapes)
@@ -40,7 +43,11 @@ def demonstration_files(path: Path) -> tuple[Path, ...]:
     """The files whose contents tell these demonstrations from every other."""
     if path.is_dir():
         return lerobot_files(path)
-    return (path,) if _is_robomimic(path) else trajectory_files(path)
+    return (path,) if _is_npz(path) or _is_robomimic(path) else trajectory_files(path)
+
+
+def _is_npz(path: Path) -> bool:
+    return path.suffix == ".npz"
 
 
 def _is_robomimic(path: Path) -> bool:

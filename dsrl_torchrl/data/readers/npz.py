@@ -1,0 +1,118 @@
+"""Reading episodes from plain NumPy arrays (one npz file), as D4RL's and DPPO's data are kept."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+from tensordict.utils import NestedKey
+
+from dsrl_torchrl.data.episode import Episode
+from dsrl_torchrl.data.readers.episode_checks import check_finite, check_sizes
+from dsrl_torchrl.data.readers.h5_values import NUMBERS, to_float
+from dsrl_torchrl.errors import UserError
+
+#: Arrays that tell where episodes end, of each step: by the task, or by a time limit.
+TERMINALS, TIMEOUTS, SUCCESS = "terminals", "timeouts", "success"
+#: DPPO's: the length of each episode.
+LENGTHS = "traj_lengths"
+
+
+def read_npz(
+    path: str | Path,
+    *,
+    entries: Mapping[NestedKey, str],
+    action_dim: int | None = None,
+    shapes: Mapping[NestedKey, Sequence[int]] | None = None,
+) -> list[Episode]:
+    """Reads the episodes of arrays that hold one step after the other, ``n`` in all.
+
+    The format: ``actions`` ``[n, action_dim]``, an array for each entry, and where episodes end: ``terminals`` and
+    ``timeouts`` ``[n]`` (D4RL), or ``traj_lengths`` ``[k]`` (DPPO's ``states``, ``actions``, ``traj_lengths``). What
+    follows a step of the array ``x`` is taken from ``next_x`` if there is one; else the last observation of an episode
+    stands for what comes after it, which nothing learns from where the episode ends in success. With ``success``
+    ``[n]`` only the episodes that have it are read; without, all are. Rewards are not read, pickled objects refused.
+
+    Args:
+        path: the ``.npz``.
+        entries: entry name -> array, such as ``{"observation": "states"}``: vectors ``[n, d]`` become float32, images
+            ``[n, H, W, C]`` stay uint8 and become ``[n, C, H, W]``.
+        action_dim: the action size that must match; ``None`` takes any.
+        shapes: entry name -> the shape of one observation that must match; those left out may have any.
+
+    Returns:
+        At least one episode.
+
+    Raises:
+        UserError: the file is missing, damaged or of another format or size, or without the entries.
+        NonFiniteError: NaN or infinity, with the quantity, the episode and the step.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"demonstrations not found: {path}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            wanted = {"actions", LENGTHS, TERMINALS, TIMEOUTS, SUCCESS, *entries.values()}
+            wanted |= {f"next_{name}" for name in entries.values()}
+            arrays = {name: file[name] for name in file.files if name in wanted}
+            known = ", ".join(file.files)
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError, MemoryError) as error:
+        raise UserError(f"{path} is truncated or not an npz of plain arrays ({' '.join(str(error).split())})") from None
+    for name in ("actions", *entries.values()):
+        if name not in arrays:
+            hint = "" if name == "actions" else "; set task.demonstrations.entries, e.g. entries.observation=states"
+            raise UserError(f"{path} has no array {name!r}; it has {known}{hint}")
+    length = len(arrays["actions"])
+    for name, values in arrays.items():
+        if values.dtype.kind not in NUMBERS or (name != LENGTHS and len(values) != length) or not length:
+            raise UserError(f"{path}: {name} should be {length} rows of numbers, is {values.shape} of {values.dtype}")
+    ends = _ends(arrays, length, path)
+    episodes = []
+    for number, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+        episode = _episode(arrays, slice(start, end), entries, f"episode {number} of {path}")
+        if SUCCESS not in arrays or episode.success.any():
+            check_sizes(episode, action_dim, shapes or {}, f"episode {number} of {path}")
+            episodes.append(episode)
+    if not episodes:
+        raise UserError(f"{path} has no successful episode among {len(ends)}")
+    return episodes
+
+
+def _ends(arrays: Mapping[str, np.ndarray], length: int, path: Path) -> list[int]:
+    """One past the last step of each episode."""
+    if LENGTHS in arrays:
+        ends = np.cumsum(arrays[LENGTHS].astype(np.int64).ravel())
+        if not len(ends) or (arrays[LENGTHS] < 1).any() or ends[-1] != length:
+            raise UserError(f"{path}: {LENGTHS} should add up to the {length} actions, each at least 1")
+        return ends.tolist()
+    told = [arrays[name].astype(bool).reshape(length) for name in (TERMINALS, TIMEOUTS) if name in arrays]
+    if not told:
+        raise UserError(f"{path} does not tell where episodes end: it needs {LENGTHS}, or {TERMINALS} and {TIMEOUTS}")
+    ends = (np.flatnonzero(np.any(told, axis=0)) + 1).tolist()
+    return ends if ends and ends[-1] == length else [*ends, length]
+
+
+def _episode(arrays: Mapping[str, np.ndarray], steps: slice, entries: Mapping[NestedKey, str], where: str) -> Episode:
+    action = to_float(arrays["actions"][steps])
+    observations = TensorDict({}, [len(action) + 1])
+    for key, name in entries.items():
+        values = arrays[name][steps]
+        after = arrays.get(f"next_{name}", arrays[name])[steps][-1:]
+        values = np.concatenate([values, after.astype(values.dtype)])
+        if values.ndim == 4 and values.dtype == np.uint8:
+            observations.set(key, torch.from_numpy(values.transpose(0, 3, 1, 2).copy()))
+        elif values.ndim == 2:
+            observations.set(key, to_float(values))
+        else:
+            raise UserError(f"{where}: {name} should be vectors [n, d] or uint8 images [n, H, W, C]")
+    check_finite(observations, action, where)
+
+    def flags(name: str) -> torch.Tensor:
+        given = arrays.get(name)
+        return torch.zeros(len(action), dtype=torch.bool) if given is None else torch.from_numpy(given[steps] > 0)
+
+    return Episode(observations, action, flags(SUCCESS), flags(TERMINALS), flags(TIMEOUTS))

@@ -1,0 +1,83 @@
+"""Plain arrays as episodes: where they end, what follows them, and mistakes in one line."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dsrl_torchrl.data.readers.any_format import demonstration_files, read_any
+from dsrl_torchrl.errors import NonFiniteError, UserError
+
+ENTRIES = {"observation": "states"}
+
+
+def arrays(**more):
+    """Two episodes of 3 and 2 steps; every number is another."""
+    states = np.arange(10.0).reshape(5, 2)
+    return {"states": states, "actions": 100 + np.arange(5.0).reshape(5, 1), "traj_lengths": np.array([3, 2])} | more
+
+
+def write(path, values):
+    np.savez(path, **{name: value for name, value in values.items() if value is not None})
+    return path
+
+
+def test_dppos_arrays(tmp_path):
+    path = write(tmp_path / "train.npz", arrays(rewards=np.zeros(5)))
+    first, second = read_any(path, entries=ENTRIES, action_dim=1, shapes={"observation": [2]})
+    assert first.action.flatten().tolist() == [100, 101, 102] and second.action.flatten().tolist() == [103, 104]
+    assert second.observations["observation"].tolist() == [[6, 7], [8, 9], [8, 9]]  # the last stands for what follows
+    assert first.observations["observation"].dtype == torch.float32
+    assert demonstration_files(path) == (path,)
+
+
+def test_d4rls_arrays(tmp_path):
+    flags = {"terminals": np.array([0, 0, 1, 0, 0]), "timeouts": np.array([False] * 4 + [True])}
+    values = arrays(traj_lengths=None, next_states=arrays()["states"] + 0.5, **flags)
+    first, second = read_any(write(tmp_path / "a.npz", values), entries=ENTRIES)
+    assert first.terminated.tolist() == [False, False, True] and not first.truncated.any()
+    assert second.truncated.tolist() == [False, True] and not second.terminated.any()
+    assert first.observations["observation"][-1].tolist() == [4.5, 5.5]
+
+
+def test_episodes_without_the_success_that_the_file_tells_are_left_out(tmp_path):
+    (episode,) = read_any(write(tmp_path / "a.npz", arrays(success=np.array([0, 0, 0, 0, 1]))), entries=ENTRIES)
+    assert episode.success.tolist() == [False, True]
+
+
+def test_pictures(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 255, (5, 4, 6, 3), dtype=np.uint8)
+    first, _ = read_any(write(tmp_path / "a.npz", arrays(seen=pictures)), entries=ENTRIES | {"pixels": "seen"})
+    assert first.observations["pixels"].shape == (4, 3, 4, 6)
+    assert (first.observations["pixels"][1].permute(1, 2, 0).numpy() == pictures[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"states": None}, "no array 'states'; it has actions, traj_lengths; set task.demonstrations.entries"),
+        ({"actions": None}, "no array 'actions'"),
+        ({"traj_lengths": None}, "does not tell where episodes end"),
+        ({"traj_lengths": np.array([3, 3])}, "should add up to the 5 actions"),
+        ({"states": np.zeros((4, 2))}, r"states should be 5 rows of numbers, is \(4, 2\)"),
+        ({"states": np.zeros((5, 2, 2))}, r"states should be vectors \[n, d\]"),
+        ({"states": np.array([object()] * 5)}, "is truncated or not an npz of plain arrays"),
+        ({"success": np.zeros(5)}, "no successful episode among 2"),
+        ({"actions": np.zeros((5, 2))}, "has 2-d actions, the task has 1-d ones"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, more, message):
+    with pytest.raises(UserError, match=message):
+        read_any(write(tmp_path / "a.npz", arrays(**more)), entries=ENTRIES, action_dim=1)
+
+
+def test_damaged_missing_and_not_finite(tmp_path):
+    path = write(tmp_path / "a.npz", arrays())
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="truncated"):
+        read_any(path, entries=ENTRIES)
+    with pytest.raises(UserError, match="not found"):
+        read_any(tmp_path / "b.npz", entries=ENTRIES)
+    with pytest.raises(NonFiniteError, match="observation in episode 1"):
+        read_any(write(path, arrays(states=np.diag([1, 1, 1, np.nan, 1])[:, :4])), entries=ENTRIES)
