@@ -6,6 +6,7 @@ import atexit
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -20,32 +21,37 @@ _OPEN: WeakSet[MujocoPictures] = WeakSet()
 class MujocoPictures:
     """Offscreen pictures of any state of one model, by its named cameras.
 
-    Shadows, reflections and multisampling are off: without a GPU they cost ten times the rest (Mesa's llvmpipe, 64² of
-    Meta-World: 158 ms against 11). ``MUJOCO_GL`` says how to draw as everywhere in MuJoCo; where it is not set, EGL,
-    which needs no display, whatever was imported before.
+    ``fast`` has shadows, reflections and multisampling off: without a GPU they cost ten times the rest (Mesa's
+    llvmpipe, 64² of Meta-World: 158 ms against 11). ``MUJOCO_GL`` says how to draw as everywhere in MuJoCo; where it is
+    not set, EGL, which needs no display, whatever was imported before.
 
     Args:
         model: a ``mujoco.MjModel``. Models that differ in numbers alone (the same task started anew) may be drawn, too.
         size: height and width in pixels.
+        fast: see above; ``False`` draws as the model says, for policies that were trained on such pictures.
+        hidden: groups of geometries that are not drawn, beside those that MuJoCo hides; robosuite has collision meshes
+            in group 0.
 
     Raises:
         UserError: there is no OpenGL to draw with.
     """
 
-    def __init__(self, model: Any, size: int) -> None:
+    def __init__(self, model: Any, size: int, *, fast: bool = True, hidden: Sequence[int] = ()) -> None:
         import mujoco
 
         self.size = size
-        model.vis.quality.offsamples = model.vis.quality.shadowsize = 0
+        if fast:
+            model.vis.quality.offsamples = model.vis.quality.shadowsize = 0
         model.vis.global_.offwidth = model.vis.global_.offheight = size
         self._gl = _gl_context(size)
         self._gl.make_current()
         self._scene = mujoco.MjvScene(model, maxgeom=10_000)
-        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION) if fast else ():
             self._scene.flags[flag] = 0
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._option, self._camera = mujoco.MjvOption(), mujoco.MjvCamera()
+        self._option.geomgroup[list(hidden)] = 0
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._rect = mujoco.MjrRect(0, 0, size, size)
         _OPEN.add(self)
