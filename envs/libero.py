@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -13,12 +13,15 @@ from tensordict.utils import NestedKey
 from dsrl_torchrl.data.demonstration_transitions import step_penalty
 from dsrl_torchrl.envs.episodic import EpisodicEnv
 from dsrl_torchrl.envs.libero_task import Simulation, find_task
-from dsrl_torchrl.envs.mujoco_camera import MujocoCamera
+from dsrl_torchrl.envs.mujoco_pictures import MujocoPictures, camera_names
 from dsrl_torchrl.errors import UserError
 
 #: Does nothing and holds the gripper open: what openpi and LeRobot execute while the objects settle.
 WAIT = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 ACTION_DIM = 7
+CAMERAS: Mapping[str, str] = {"main_images": "agentview"}
+#: robosuite's collision meshes are in group 0.
+HIDDEN = (0,)
 #: Side of a video's frame, in pixels.
 FRAME_SIZE = 256
 
@@ -33,19 +36,21 @@ class LiberoEnv(EpisodicEnv):
     seeds in a row are the suite's own 50 starts, each once) and the placement of the fixtures, which the recording does
     not hold. An episode that has ended is not simulated any further before its reset.
 
-    The state is ``robot`` ``[8]``: position of the end effector (metres), its axis-angle (radians) and the two finger
-    joints (metres): what RLinf, openpi and LeRobot call state. ``objects`` appends for each object of interest of the
-    task, in the order of its BDDL file, 9 numbers that no camera has: its position (metres) and the first two columns
-    of its rotation matrix (a rotation without jumps, https://arxiv.org/abs/1812.07035).
+    The state ``proprioception`` is ``[8]``: position of the end effector (metres), its axis-angle (radians) and the two
+    finger joints (metres): what RLinf, openpi and LeRobot call state. ``full`` appends for each object of interest of
+    the task, in the order of its BDDL file, 9 numbers that no robot knows: its position (metres) and the first two
+    columns of its rotation matrix (a rotation without jumps, https://arxiv.org/abs/1812.07035).
+
+    Pictures show the end of a step. robosuite's own, like the robot's state, were taken at its beginning: they lag by
+    a twentieth of a second.
 
     Args:
+        env_id: number of the task in its suite.
         suite: ``libero_spatial``, ``libero_object``, ``libero_goal``, ``libero_10``, ``libero_90``.
-        task_id: number of the task in its suite.
         num_envs: ``N``; each takes 300 MB and some seconds to make.
         state: what the observation holds, see above.
-        cameras: entry -> camera: ``{main_images: agentview, wrist_images: robot0_eye_in_hand}`` are RLinf's names;
-            ``None`` for state alone, which needs no renderer.
-        image_size: side of a picture, in pixels.
+        image_size: ``S`` adds what the cameras see, ``[3, S, S]`` each; ``None`` for state alone, without a renderer.
+        cameras: entry -> camera: ``{main_images: agentview, wrist_images: robot0_eye_in_hand}`` are RLinf's names.
         rotate_images: by 180 degrees, as openpi and LeRobot do; ``False`` leaves them upside down, as they lie in
             LIBERO's own files.
         fast_rendering: pictures without shadows and multisampling, three times as fast without a GPU; ``False`` for
@@ -74,12 +79,12 @@ class LiberoEnv(EpisodicEnv):
 
     def __init__(
         self,
+        env_id: Annotated[int, Field(ge=0)] = 0,
         suite: str = "libero_spatial",
-        task_id: Annotated[int, Field(ge=0)] = 0,
         num_envs: Annotated[int, Field(ge=1)] = 1,
-        state: Literal["objects", "robot"] = "objects",
-        cameras: Mapping[str, str] | None = None,
-        image_size: Annotated[int, Field(ge=8, le=1024)] = 64,
+        state: Literal["full", "proprioception"] = "full",
+        image_size: Annotated[int, Field(ge=8, le=2048)] | None = None,
+        cameras: Mapping[str, str] = CAMERAS,
         rotate_images: bool = True,
         fast_rendering: bool = True,
         starts: Literal["suite", "sampled"] = "suite",
@@ -93,11 +98,11 @@ class LiberoEnv(EpisodicEnv):
         render_mode: Literal["rgb_array"] | None = None,
         observation_key: NestedKey = "observation",
     ) -> None:
-        self.task = find_task(suite, task_id)
-        cameras = dict(cameras or {})
+        self.task = find_task(suite, env_id)
+        cameras = {} if image_size is None else dict(cameras)
         self.simulations = [Simulation(self.task)]
-        self._of_interest = self.simulations[0].objects_of_interest if state == "objects" else []
-        _check_cameras(cameras, self.simulations[0].env.sim.model.camera_names)
+        self._of_interest = self.simulations[0].objects_of_interest if state == "full" else []
+        _check_cameras(cameras, camera_names(self.simulations[0].model))
         super().__init__(
             num_envs=num_envs,
             obs_dim=8 + 9 * len(self._of_interest),
@@ -107,11 +112,11 @@ class LiberoEnv(EpisodicEnv):
             seed=seed,
             device=device,
             observation_key=observation_key,
-            images={entry: (3, image_size, image_size) for entry in cameras},
+            images={entry: (3, image_size or 0, image_size or 0) for entry in cameras},
         )
         self.is_closed = False  # EnvBase starts closed
         self.simulations += [Simulation(self.task) for _ in range(1, num_envs)]
-        self.suite, self.task_id, self.instruction = suite, task_id, self.task.instruction
+        self.suite, self.env_id, self.instruction = suite, env_id, self.task.instruction
         self.cameras, self.image_size, self.rotate_images = cameras, image_size, rotate_images
         self.fast_rendering, self.render_mode = fast_rendering, render_mode
         self.starts, self.settling_steps, self.max_episode_steps = starts, settling_steps, max_episode_steps
@@ -121,10 +126,12 @@ class LiberoEnv(EpisodicEnv):
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
         self._ended = np.zeros(num_envs, dtype=bool)
         self._looked = np.zeros(num_envs, dtype=bool)  # since it has ended
-        self._eyes: dict[int, MujocoCamera] = {}  # size of the picture -> renderer
+        self._draw: dict[int, MujocoPictures] = {}  # by the size of the picture
+        if image_size is not None:
+            self._drawn(image_size)  # before the first episode, so that a machine without OpenGL says so at once
 
     def __repr__(self) -> str:
-        return f"LiberoEnv({self.suite}, {self.task_id}, num_envs={self.batch_size.numel()})"
+        return f"LiberoEnv({self.suite}, {self.env_id}, num_envs={self.batch_size.numel()})"
 
     def _start(self, seeds: list[int], env_idx: torch.Tensor | None, asked: bool) -> tuple[torch.Tensor, torch.Tensor]:
         for i in range(len(seeds)) if env_idx is None else env_idx.tolist():
@@ -174,34 +181,37 @@ class LiberoEnv(EpisodicEnv):
 
     def _look_at(self, i: int, camera: str) -> torch.Tensor:
         """``[3, S, S]`` uint8."""
-        picture = self._render(i, camera, self.image_size)
-        picture = picture[::-1, ::-1] if self.rotate_images else picture
+        assert self.image_size is not None
+        upright = self._render(i, camera, self.image_size)
+        picture = upright[:, ::-1] if self.rotate_images else upright[::-1]  # robosuite's own are upside down
         return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
 
     def _render(self, i: int, camera: str, size: int) -> np.ndarray:
-        if size not in self._eyes:
-            self._eyes[size] = MujocoCamera(self.simulations[0].model, size, size, fast=self.fast_rendering)
-        simulation = self.simulations[i]
-        return self._eyes[size].picture(simulation.model, simulation.data, camera)
+        return self._drawn(size)(self.simulations[i].model, self.simulations[i].data, camera)
+
+    def _drawn(self, size: int) -> MujocoPictures:
+        if size not in self._draw:
+            self._draw[size] = MujocoPictures(self.simulations[0].model, size, fast=self.fast_rendering, hidden=HIDDEN)
+        return self._draw[size]
 
     def render(self) -> torch.Tensor:
         """The current frame of each env, ``[N, 256, 256, 3]`` uint8, upright; needs ``render_mode="rgb_array"``."""
         if self.render_mode is None:
             raise UserError('render() needs LiberoEnv(render_mode="rgb_array")')
-        frames = [self._render(i, "agentview", FRAME_SIZE)[::-1] for i in range(len(self.simulations))]
+        frames = [self._render(i, "agentview", FRAME_SIZE) for i in range(len(self.simulations))]
         return torch.from_numpy(np.stack(frames))
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Frees the simulations and the renderer."""
         if not self.is_closed:
-            for eyes in self._eyes.values():
-                eyes.close()
+            for draw in self._draw.values():
+                draw.close()
             for simulation in self.simulations:
                 simulation.close()
         super().close(raise_if_closed=raise_if_closed)
 
 
-def _check_cameras(cameras: Mapping[str, str], known: tuple[str, ...]) -> None:
+def _check_cameras(cameras: Mapping[str, str], known: Sequence[str]) -> None:
     for entry, camera in cameras.items():
         if camera not in known:
             raise UserError(f"cameras.{entry}: LIBERO has no camera {camera!r}, only {', '.join(known)}")

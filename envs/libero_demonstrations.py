@@ -13,9 +13,9 @@ import torch
 from pydantic import Field
 from tqdm import tqdm
 
-from dsrl_torchrl.envs.libero import LiberoEnv
+from dsrl_torchrl.envs.libero import CAMERAS, LiberoEnv
 from dsrl_torchrl.envs.libero_expert import PickAndPlace
-from dsrl_torchrl.envs.trajectory_file import STEM, publishing
+from dsrl_torchrl.envs.trajectory_file import STEM, publishing, written_at_once
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.seeds import demonstration_seeds
 
@@ -28,10 +28,10 @@ def make_libero_demonstrations(
     count: int,
     seed: int = 0,
     action_noise: float = 0.0,
-    suite: Literal["libero_spatial"] = "libero_spatial",
-    task_id: Annotated[int, Field(ge=0)] = 0,
-    cameras: Mapping[str, str] | None = None,
-    image_size: Annotated[int, Field(ge=8, le=1024)] = 64,
+    env_id: Annotated[int, Field(ge=0)] = 0,
+    suite: str = "libero_spatial",
+    image_size: Annotated[int, Field(ge=8, le=2048)] | None = None,
+    cameras: Mapping[str, str] = CAMERAS,
     rotate_images: bool = True,
     fast_rendering: bool = True,
     starts: Literal["suite", "sampled"] = "suite",
@@ -53,10 +53,10 @@ def make_libero_demonstrations(
         seed: the run's: its episodes start from :func:`~dsrl_torchrl.seeds.demonstration_seeds`; seeds the noise, too.
         action_noise: standard deviation on the three directions of the hand, executed and recorded, in units of the
             action (its range is [-1, 1]; the sum is clipped to it).
+        env_id: number of the task.
         suite: of the task; the expert knows ``libero_spatial`` alone.
-        task_id: of the task.
-        cameras: as :class:`~dsrl_torchrl.envs.libero.LiberoEnv`'s, and the following, too.
-        image_size: of a picture.
+        image_size: as :class:`~dsrl_torchrl.envs.libero.LiberoEnv`'s, and the following, too.
+        cameras: entry -> camera.
         rotate_images: pictures as openpi and LeRobot have them.
         fast_rendering: pictures without shadows.
         starts: recorded or sampled ones.
@@ -78,10 +78,10 @@ def make_libero_demonstrations(
     path = Path(path)
     provenance: dict[str, Any] = {"seed": seed, "action_noise": action_noise, "attempts": 0}
     env = LiberoEnv(
+        env_id,
         suite,
-        task_id,
-        cameras=cameras,
         image_size=image_size,
+        cameras=cameras,
         rotate_images=rotate_images,
         fast_rendering=fast_rendering,
         starts=starts,
@@ -89,10 +89,10 @@ def make_libero_demonstrations(
         max_episode_steps=max_episode_steps,
     )
     episodes: list[dict[str, Any]] = []
-    shown = {"total": count, "desc": f"{suite} {task_id} demonstrations", "unit": "ep", "disable": not progress}
+    shown = {"total": count, "desc": f"{suite} {env_id} demonstrations", "unit": "ep", "disable": not progress}
     try:
         with publishing(path, provenance) as folder, tqdm(**shown) as bar:
-            with h5py.File(folder / f"{STEM}.h5", "w") as file:
+            with written_at_once(folder / f"{STEM}.h5") as file:
                 group = file.create_group("data")
                 for episode_seed in demonstration_seeds(seed)[: 3 * count + 10]:
                     if len(episodes) == count:
@@ -115,10 +115,10 @@ def make_libero_demonstrations(
                 group.attrs["macros_image_convention"] = "rotated" if rotate_images else "opengl"
             if len(episodes) < count:
                 raise UserError(
-                    f"only {len(episodes)} of {count} demonstrations of {suite} {task_id} in {provenance['attempts']} "
+                    f"only {len(episodes)} of {count} demonstrations of {suite} {env_id} in {provenance['attempts']} "
                     f"attempts: lower action_noise ({action_noise}) or raise max_episode_steps ({max_episode_steps})"
                 )
-            info = {"env_id": suite, "env_kwargs": {"task_id": task_id, "starts": starts}}
+            info = {"env_id": suite, "env_kwargs": {"task": env_id, "starts": starts}}
             (folder / f"{STEM}.json").write_text(json.dumps({"env_info": info, "episodes": episodes}))
     finally:
         env.close()
@@ -131,7 +131,7 @@ def record_episode(
     """One episode by the names of its data sets; ``None`` if it fails.
 
     Args:
-        env: of one simulation, with the state ``objects``.
+        env: of one simulation, with the state ``full``.
         seed: of the start.
         action_noise: see :func:`make_libero_demonstrations`.
         noise: draws it.

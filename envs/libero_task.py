@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -12,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from dsrl_torchrl.envs.mujoco_camera import choose_gl
 from dsrl_torchrl.errors import UserError
 
 #: LIBERO's own; the package knows their variations (LIBERO-PRO) by further names.
@@ -31,7 +32,7 @@ class LiberoTask:
     starts: np.ndarray  #: ``[50, 1 + nq + nv]``: MuJoCo's time, positions and velocities
 
 
-def find_task(suite: str, task_id: int) -> LiberoTask:
+def find_task(suite: str, number: int) -> LiberoTask:
     """Looks a task up.
 
     Raises:
@@ -43,14 +44,14 @@ def find_task(suite: str, task_id: int) -> LiberoTask:
         raise UserError(f"unknown LIBERO suite {suite!r}; one of {', '.join(SUITES)}")
     with redirect_stdout(io.StringIO()):  # it tells in which order it has put its tasks
         tasks = known[suite.lower()]()
-    if not 0 <= task_id < tasks.get_num_tasks():
-        raise UserError(f"{suite} has the tasks 0..{tasks.get_num_tasks() - 1}, got task_id={task_id}")
-    task = tasks.get_task(task_id)
+    if not 0 <= number < tasks.get_num_tasks():
+        raise UserError(f"{suite} has the tasks 0..{tasks.get_num_tasks() - 1}, got {number}")
+    task = tasks.get_task(number)
     try:
-        starts = np.asarray(tasks.get_task_init_states(task_id), dtype=np.float64)
+        starts = np.asarray(tasks.get_task_init_states(number), dtype=np.float64)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"task {task_id} of {suite} has no initial states that can be read ({reason})") from None
+        raise UserError(f"task {number} of {suite} has no initial states that can be read ({reason})") from None
     folder = _import("libero.libero").get_libero_path("bddl_files")
     return LiberoTask(task.name, task.language, Path(folder) / task.problem_folder / task.bddl_file, starts)
 
@@ -159,9 +160,7 @@ def axis_angle(quaternion: np.ndarray) -> np.ndarray:
 
 
 def _import(name: str) -> Any:
-    import importlib
-
-    choose_gl()
+    _choose_gl()
     # robosuite warns on every import that nobody has written a private macro file.
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -171,6 +170,15 @@ def _import(name: str) -> Any:
         raise UserError(f"LIBERO cannot be imported ({error}): pip install 'dsrl-torchrl[libero]'") from None
     finally:
         logging.disable(disabled)
+
+
+def _choose_gl() -> None:
+    """robosuite reads once how to render, and on which device; where nobody says it: EGL on the first."""
+    os.environ.setdefault("MUJOCO_GL", "egl")
+    # It refuses a device that CUDA_VISIBLE_DEVICES hides, and knows devices by number only.
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+    if os.environ["MUJOCO_GL"] == "egl" and (not visible or visible.isdigit()):
+        os.environ.setdefault("MUJOCO_EGL_DEVICE_ID", visible or "0")
 
 
 @contextmanager

@@ -14,15 +14,13 @@ from tensordict.utils import NestedKey
 
 from dsrl_torchrl.data.demonstration_transitions import step_penalty
 from dsrl_torchrl.envs.episodic import EpisodicEnv
-from dsrl_torchrl.envs.mujoco_camera import MujocoCamera, choose_gl
+from dsrl_torchrl.envs.mujoco_pictures import MujocoPictures, camera_names
 from dsrl_torchrl.errors import UserError
 
 #: Meta-World's whole observation (hand, gripper and objects, now and one step ago, and the goal), and the part that a
 #: robot knows of itself: the hand's position and the gripper's opening.
 STATE_DIM, PROPRIOCEPTION_DIM = 39, 4
 CAMERAS: Mapping[str, str] = {"pixels": "corner4"}
-#: MuJoCo's own choice of geometries: without those for collisions alone.
-DRAWN = (0, 1, 2)
 #: These hang head down in Meta-World's scene.
 UPSIDE_DOWN = ("corner", "corner2", "corner3", "corner4")
 
@@ -72,8 +70,7 @@ class MetaWorldEnv(EpisodicEnv):
     ) -> None:
         self._tasks = [make_task(env_id) for _ in range(num_envs)]
         cameras = {} if image_size is None else dict(cameras)
-        model = self._tasks[0].model
-        known = [name for index in range(model.ncam) if (name := model.camera(index).name)]
+        known = camera_names(self._tasks[0].model)
         for camera in cameras.values():
             if camera not in known:
                 raise UserError(f"{env_id} has no camera {camera!r}; it has {', '.join(known)}")
@@ -98,9 +95,7 @@ class MetaWorldEnv(EpisodicEnv):
         self._success = np.zeros(num_envs, dtype=bool)
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
         # Made before the first episode, so that a machine without OpenGL says so at once.
-        self._view = None
-        if image_size is not None:
-            self._view = MujocoCamera(model, image_size, image_size, fast=True, geom_groups=DRAWN)
+        self._draw = None if image_size is None else MujocoPictures(self._tasks[0].model, image_size)
 
     def __repr__(self) -> str:
         return f"MetaWorldEnv({self.env_id}, num_envs={self.batch_size.numel()})"
@@ -134,19 +129,18 @@ class MetaWorldEnv(EpisodicEnv):
         return {entry: self._pictures_of(camera, env_idx) for entry, camera in self.cameras.items()}
 
     def _pictures_of(self, camera: str, env_idx: torch.Tensor) -> torch.Tensor:
-        view = self._view
-        assert view is not None
+        assert self._draw is not None
         tasks = [self._tasks[index] for index in env_idx.tolist()]
-        pictures = np.stack([view.picture(task.model, task.data, camera) for task in tasks])  # (n, H, W, 3)
-        # OpenGL's first row is the lowest: turned by 180 degrees, the picture has its columns in reverse.
-        pictures = pictures[:, :, ::-1] if camera in UPSIDE_DOWN else pictures[:, ::-1]
+        pictures = np.stack([self._draw(task.model, task.data, camera) for task in tasks])  # (n, H, W, 3)
+        if camera in UPSIDE_DOWN:
+            pictures = pictures[:, ::-1, ::-1]
         return torch.from_numpy(pictures.transpose(0, 3, 1, 2).copy())
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Frees the simulations."""
         if not self.is_closed:
-            if self._view is not None:
-                self._view.close()
+            if self._draw is not None:
+                self._draw.close()
             for task in self._tasks:
                 task.close()
         super().close(raise_if_closed=raise_if_closed)
@@ -175,7 +169,6 @@ def make_task(env_id: str) -> Any:
 @cache
 def import_metaworld() -> tuple[dict[str, Any], dict[str, Any]]:
     """The tasks' classes and the scripted experts' by the tasks' names."""
-    choose_gl()
     try:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
         from metaworld.policies import ENV_POLICY_MAP
