@@ -15,6 +15,7 @@ from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.options import Options, option, shown
 
 Point = tuple[float, float, float]
+Views = Mapping[str, str | Mapping[str, Any]]
 
 
 class View(Options):
@@ -39,13 +40,13 @@ class Cameras:
 
     Args:
         image_size: ``S``; pictures are uint8 ``[3, S, S]``.
-        views: entry -> the options of its :class:`View`.
+        views: entry -> the name of a camera, or the options of a :class:`View`.
 
     Raises:
         UserError: options that are none, or two entries with one camera.
     """
 
-    def __init__(self, image_size: int, views: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(self, image_size: int, views: Views) -> None:
         self.image_size = image_size
         self.views = {entry: _view(entry, options) for entry, options in views.items()}
         cameras = [view.camera for view in self.views.values()]
@@ -96,7 +97,7 @@ class Cameras:
                 raise UserError(f"cameras.{entry}.camera: {env_id} has no {view.camera!r}, it has {', '.join(has)}")
 
 
-def make_cameras(image_size: int | None, views: Mapping[str, Mapping[str, Any]] | None) -> Cameras | None:
+def make_cameras(image_size: int | None, views: Views | None) -> Cameras | None:
     """The task's ``base_camera`` as ``pixels`` unless there are ``views``; ``None`` without a size.
 
     Raises:
@@ -109,7 +110,8 @@ def make_cameras(image_size: int | None, views: Mapping[str, Mapping[str, Any]] 
     return None
 
 
-def _view(entry: str, options: Mapping[str, Any]) -> View:
+def _view(entry: str, options: str | Mapping[str, Any]) -> View:
+    options = {"camera": options} if isinstance(options, str) else options
     given: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
     }

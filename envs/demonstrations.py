@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +10,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from dsrl_torchrl.collect.spawned_process import available_cores
-from dsrl_torchrl.envs.cameras import make_cameras
+from dsrl_torchrl.envs.cameras import Views, make_cameras
 from dsrl_torchrl.envs.in_order import in_order
 from dsrl_torchrl.envs.planned_episode import record_episode
 from dsrl_torchrl.envs.trajectory_file import join_parts, publishing
@@ -34,7 +33,7 @@ def make_demonstrations(
     max_attempts: Annotated[int, Field(ge=1)] | None = None,
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto",
     image_size: Annotated[int, Field(ge=8, le=1024)] | None = None,
-    cameras: Mapping[str, Mapping[str, Any]] | None = None,
+    cameras: Views | None = None,
     state: Literal["full", "proprioception"] = "full",
 ) -> Path:
     """Records ``count`` successful episodes of ``env_id`` into a ManiSkill h5 + json.

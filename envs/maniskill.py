@@ -10,7 +10,7 @@ from pydantic import Field
 from tensordict.utils import NestedKey
 
 from dsrl_torchrl.data.demonstration_transitions import step_penalty
-from dsrl_torchrl.envs.cameras import make_cameras
+from dsrl_torchrl.envs.cameras import Views, make_cameras
 from dsrl_torchrl.envs.episodic import EpisodicEnv
 from dsrl_torchrl.envs.maniskill_task import make_gym_env
 from dsrl_torchrl.envs.serial_maniskill import SerialTasks
@@ -55,8 +55,8 @@ class ManiSkillEnv(EpisodicEnv):
         observation_key: name of the observation's entry.
         image_size: ``S`` adds an entry ``[3, S, S]`` for each of ``cameras``; ``None`` for state alone. Needs a Vulkan
             device, or Mesa >= 25 (docs/cameras.md).
-        cameras: entry -> options of its :class:`~dsrl_torchrl.envs.cameras.View`; the task's ``base_camera`` as
-            ``pixels`` by default.
+        cameras: entry -> a camera of the task, or the options of a :class:`~dsrl_torchrl.envs.cameras.View` that move
+            it; ``base_camera`` as ``pixels`` by default.
         state: what is in the observation: ``full``, or ``proprioception``, what a robot has beside its pictures
             (:func:`~dsrl_torchrl.envs.proprioception.hide_privileged_state`).
 
@@ -83,7 +83,7 @@ class ManiSkillEnv(EpisodicEnv):
         env: Any = None,
         observation_key: NestedKey = "observation",
         image_size: Annotated[int, Field(ge=8, le=1024)] | None = None,
-        cameras: Mapping[str, Mapping[str, Any]] | None = None,
+        cameras: Views | None = None,
         state: Literal["full", "proprioception"] = "full",
     ) -> None:
         if reward not in REWARD_MODES:

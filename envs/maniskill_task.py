@@ -81,7 +81,9 @@ def make_gym_env(
         if cameras is None or "CameraConfig" not in str(error):
             raise
         # ManiSkill takes the name of a camera that it doesn't know for an option of all; made without, it lists them.
-        env = _make(env_id, 1, max_episode_steps, "physx_cpu", batched, kwargs | {"sensor_configs": {}})
+        bare = _make(env_id, 1, max_episode_steps, "physx_cpu", batched, kwargs | {"sensor_configs": {}})
+        cameras.check(env_id, bare.unwrapped)
+        raise
     if cameras is not None:
         cameras.check(env_id, env.unwrapped)
     if state == "proprioception":

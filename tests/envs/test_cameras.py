@@ -11,7 +11,7 @@ from dsrl_torchrl.latent_env.macro_step import make_macro_env
 from tests.envs.fake_cameras import give_cameras
 from tests.envs.fake_maniskill import FakeManiSkill
 
-VIEWS = {"pixels": {}, "wrist": {"camera": "hand_camera"}}
+VIEWS = {"pixels": {}, "wrist": "hand_camera"}
 
 
 def make_env(num_envs=4, limit=10, **kwargs):
