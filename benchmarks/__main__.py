@@ -27,6 +27,7 @@ from benchmarks import (
     latent_env,
     limits,
     na_cost,
+    pixels,
     policy_server,
     scaling,
     simulator,
@@ -38,6 +39,7 @@ from dsrl_torchrl.errors import UserError
 HERE = Path(__file__).parent
 SUITE: dict[str, ModuleType] = {
     "update": update,
+    "pixels": pixels,
     "na_cost": na_cost,
     "simulator": simulator,
     "suites": suites,

@@ -77,7 +77,7 @@ def _sac(report: Report, shipped: Setting, arguments: argparse.Namespace) -> Non
     }
     cell = shipped.num_critics, shipped.width
     case = f"N={cell[0]} width={cell[1]}"
-    times = _time(report, case, sides, arguments)
+    times = time_in_turns(report, case, sides, arguments)
     if AVAILABLE:
         report.ratio(f"{case}: SB3 / SAC plain", ratio(times, "SB3", "SAC plain"), FASTER_THAN_SB3.get(cell))
         report.ratio(f"{case}: SB3 / SAC shipped", ratio(times, "SB3", "SAC shipped"))
@@ -99,14 +99,16 @@ def _na(report: Report, setting: Setting, arguments: argparse.Namespace) -> None
     }
     cell = setting.num_critics, setting.width
     case = f"N={cell[0]} width={cell[1]}"
-    times = _time(report, case, sides, arguments)
+    times = time_in_turns(report, case, sides, arguments)
     for clock, seconds in (("", times), (", CPU", times.cpu)):
         found = ratio(seconds, "NA shipped", "bare NA shipped")
         report.ratio(f"{case}: NA shipped / bare{clock}", found, LEVEL_WITH_BARE.get(cell))
     report.ratio(f"{case}: NA shipped / floor", ratio(times, "NA shipped", "floor of NA shipped"))
 
 
-def _time(report: Report, case: str, sides: dict[str, Callable[[int], None]], arguments: argparse.Namespace) -> Times:
+def time_in_turns(
+    report: Report, case: str, sides: dict[str, Callable[[int], None]], arguments: argparse.Namespace
+) -> Times:
     """Turns of as many updates as the first side makes in ``arguments.seconds``."""
     first = next(iter(sides.values()))
     first(1)

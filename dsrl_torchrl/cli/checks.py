@@ -32,7 +32,13 @@ def check_together(config: RunConfig, find: Callable[[str], str]) -> None:
     _check_updates(config)
     _check_batches(config)
     _check_ray(config)
+    _check_actor_encoder(config)
     _check_targets(config)
+
+
+def _check_actor_encoder(config: RunConfig) -> None:
+    if config.networks.actor_encoder == "own" and not config.agent.actor_can_encode:
+        raise UserError(f"networks.actor_encoder=own is not for {config.agent.__name__}: choose shared")
 
 
 def _check_stage1(config: RunConfig, find: Callable[[str], str]) -> None:

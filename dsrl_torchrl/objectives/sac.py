@@ -6,7 +6,6 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import model_validator
 from tensordict import TensorDictBase
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,22 +31,13 @@ class SACOptions(Options):
     alpha_lr: float = option(3e-4, "Adam's learning rate of the temperature", gt=0)
     alpha_parameterisation: Literal["log", "softplus"] = option("log", "of the temperature")
     fixed_alpha: bool = option(False, "keep alpha_init")
-    target_entropy_per_dim: float | None = option(-0.5, "for noise scaled to [-1, 1]; the official runs use 0")
-    target_entropy: float | None = option(None, "of all dimensions, for noise scaled to [-1, 1], in its place")
+    target_entropy_per_dim: float = option(-0.5, "for noise scaled to [-1, 1]; the official runs use 0")
+    target_entropy: float | None = option(None, "of all dimensions at once, in place of target_entropy_per_dim")
     backup_entropy: bool = option(True, "the critics' targets hold the policy's entropy")
-
-    @model_validator(mode="after")
-    def _one_target(self) -> SACOptions:
-        if (self.target_entropy is None) == (self.target_entropy_per_dim is None):
-            raise ValueError("give target_entropy or target_entropy_per_dim, and null for the other")
-        return self
 
     def total_target_entropy(self, latent_dim: int) -> float:
         """Of all ``latent_dim`` dimensions, for noise scaled to [-1, 1]."""
-        if self.target_entropy is not None:
-            return self.target_entropy
-        assert self.target_entropy_per_dim is not None
-        return latent_dim * self.target_entropy_per_dim
+        return latent_dim * self.target_entropy_per_dim if self.target_entropy is None else self.target_entropy
 
 
 class LatentSACLoss(MacroDiscountLoss, SACLoss):

@@ -46,6 +46,7 @@ def test_all_names_every_benchmark_but_the_long_one(monkeypatch):
     main(["all", "--smoke"])
     assert ran == [
         "update",
+        "pixels",
         "na_cost",
         "simulator",
         "suites",

@@ -8,6 +8,7 @@ from dsrl_torchrl import LatentActionEnv
 from dsrl_torchrl.agents import DSRLSAC
 from dsrl_torchrl.cli.compose import compose
 from dsrl_torchrl.envs.toy import PointReachEnv
+from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.networks.config import NetworkConfig
 from dsrl_torchrl.training.metrics_log import LoggerConfig, MetricsLog
 from dsrl_torchrl.training.online import OnlineConfig, train_online
@@ -43,7 +44,6 @@ RLINF = [
     ("algorithm.alpha_init", 1.0, "doc: initial_alpha"),
     ("algorithm.fixed_alpha", False, "doc: entropy_tuning"),
     ("algorithm.target_entropy", -16.0, "doc: target_entropy, of all dimensions"),
-    ("algorithm.target_entropy_per_dim", None, "in its place"),
     ("algorithm.backup", "mean", "yaml: agg_q, actor_agg_q"),
     ("algorithm.backup_entropy", False, "yaml: backup_entropy"),
     ("algorithm.critic_only_updates", 10, "doc: train_actor_steps"),
@@ -167,3 +167,9 @@ def test_a_mirror_has_rlinfs_names_and_the_csv_ours(tmp_path, monkeypatch):
     assert mirror.seen["train/sac/critic_loss"] == log.rows[-1]["q_noise/loss"]
     assert len(mirror.seen) == len(log.rows[-1]) - 1  # nothing under two names
     assert log.rows[-1]["env/reward"] == pytest.approx(log.rows[-1]["env/return"] / log.rows[-1]["env/episode_len"])
+
+
+@pytest.mark.parametrize("algorithm", ["td3", "best_of_n"])
+def test_actors_that_cannot_encode_are_refused_before_any_work(algorithm):
+    with pytest.raises(UserError, match=r"networks\.actor_encoder=own is not for .*: choose shared"):
+        compose(["task=toy", f"algorithm={algorithm}", "networks.actor_encoder=own"])
