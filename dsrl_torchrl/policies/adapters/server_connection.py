@@ -18,9 +18,8 @@ try:
 
     from dsrl_torchrl.policies.adapters.serve_policy import NAMES, PROTOCOL, VERSION, Refused, one_line, pack, unpack
 except ImportError as error:
-    raise ImportError(
-        f"a policy server needs msgpack and websockets: pip install 'dsrl-torchrl[server]' ({error})"
-    ) from None
+    needed = "a policy server needs msgpack and websockets: pip install 'dsrl-torchrl[server]'"
+    raise UserError(f"{needed} ({error})") from None  # an ImportError would be lost where a _target_ is resolved
 
 #: What a request takes beside its arrays' bytes.
 OVERHEAD_BYTES = 16_384
