@@ -67,7 +67,7 @@ def test_cited_equations_exist():
 def test_named_files_exist(page):
     """Paths in backticks, of a file in the repository or in the library."""
     named = re.findall(r"`((?:[\w.]+/)+[\w.]*\.(?:py|yaml|json|png|md))`", page.read_text())
-    written = ("runs/", "stage1/", "diagnosis/")  # by a run
+    written = ("runs/", "stage1/", "diagnosis/", "demos/")  # by a run
     missing = [
         name
         for name in named

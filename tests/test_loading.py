@@ -7,8 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 UNPICKLES = re.compile(
-    r"^\s*(?:import|from)\s+(?:pickle|cloudpickle|dill|joblib|shelve|marshal)\b"
-    r"|(?<!safetensors\.)torch\.load\((?!.*weights_only=True)|\bnp\.load\(|allow_pickle=True|load_memmap\(|tensordict\.load\("
+    r"^\s*(?:import|from)\s+(?!pickle import UnpicklingError$)(?:pickle|cloudpickle|dill|joblib|shelve|marshal)\b"
+    r"|(?<!safetensors\.)torch\.load\((?!.*weights_only=True)|\bnp\.load\((?!.*allow_pickle=False)|allow_pickle=True|load_memmap\(|tensordict\.load\("
     r"|yaml\.(?:load|unsafe_load|full_load)\(",
     re.MULTILINE,
 )

@@ -136,7 +136,7 @@ def test_every_task_with_every_algorithm(task, algorithm):
 def test_every_experiment_with_every_algorithm(experiment, algorithm):
     """An experiment has the last word on the sizes, and leaves the algorithm to the command line."""
     config = compose([f"experiment={experiment}", f"algorithm={algorithm}"])
-    steps = {"lift_peg_upright": 40_000, "pick_cube_long": 150_000, "smoke": 400}
+    steps = {"lift_peg_upright": 40_000, "metaworld_hammer_pixels": 40_000, "pick_cube_long": 150_000, "smoke": 400}
     assert config.stage2.total_env_steps == steps.get(experiment, 30_000)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import numpy as np
@@ -45,7 +45,7 @@ def read_torch_file(path: Path) -> Mapping[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror or error}") from None
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         found = re.search(
             r"Unsupported \w+|unsupported GLOBAL [\w.]+|Unsupported operand \d+|GLOBAL [\w.]+", str(error)
         )
