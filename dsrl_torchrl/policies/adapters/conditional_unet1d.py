@@ -98,11 +98,10 @@ class ConditionalUnet1D(nn.Module):
         super().__init__()
         self.sizes = sizes
         act = ACTIVATIONS[activation]
-        bad = [c for c in sizes.channels if sizes.norm and c % groups] or [
-            c for c in sizes.channels[:1] if c % final_groups
-        ]
-        if bad:
-            raise UserError(f"a U-Net of {bad[0]} channels cannot be normalised in {groups} groups: set n_groups")
+        pairs = [*((width, groups) for width in sizes.channels), (sizes.channels[0], final_groups)]
+        for width, number in pairs if sizes.norm else []:
+            if width % number:
+                raise UserError(f"a U-Net of {width} channels cannot be normalised in {number} groups: set n_groups")
 
         def conv(into: int, out: int, groups: int = groups) -> nn.Module:
             return _ConvBlock(into, out, sizes.kernel_size, groups if sizes.norm else None, act, eps)
@@ -113,14 +112,14 @@ class ConditionalUnet1D(nn.Module):
 
         step, channels = sizes.step_dim, sizes.channels
         self.diffusion_step_encoder = nn.ModuleDict({"1": nn.Linear(step, 4 * step), "3": nn.Linear(4 * step, step)})
-        pairs = list(zip((sizes.action_dim, *channels[:-1]), channels, strict=True))
+        levels = list(zip((sizes.action_dim, *channels[:-1]), channels, strict=True))
         self.down_modules, self.up_modules = nn.ModuleList(), nn.ModuleList()
-        for i, (into, out) in enumerate(pairs):
-            last = i + 1 == len(pairs)
+        for i, (into, out) in enumerate(levels):
+            last = i + 1 == len(levels)
             down = nn.Identity() if last else _Resampled(nn.Conv1d(out, out, 3, 2, 1))
             self.down_modules.append(nn.ModuleList([block(into, out), block(out, out), down]))
         self.mid_modules = nn.ModuleList([block(channels[-1], channels[-1]) for _ in range(2)])
-        for out, into in reversed(pairs[1:]):
+        for out, into in reversed(levels[1:]):
             up = _Resampled(nn.ConvTranspose1d(out, out, 4, 2, 1))
             self.up_modules.append(nn.ModuleList([block(2 * into, out), block(out, out), up]))
         self.final_conv = nn.Sequential(

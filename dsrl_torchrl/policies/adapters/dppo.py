@@ -73,7 +73,7 @@ def load_dppo(
     """
     path = Path(path).expanduser()
     content = read_torch_file(path)
-    state = part(content, weights if weights in content or "model" not in content else "model", path)
+    state = part(content, weights, path)
     scale = (
         None
         if normalization is None

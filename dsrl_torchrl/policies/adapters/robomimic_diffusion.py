@@ -38,7 +38,7 @@ def load_robomimic_diffusion(
             entry, ``in_key``, one behind the other in the alphabetical order of their names, the checkpoint's.
         in_key: see ``entries``.
         sampler_steps: DDIM steps; default: the checkpoint's if it samples by DDIM, 10 otherwise.
-        weights: the moving average, which its evaluation uses, or the last weights.
+        weights: the moving average, which its evaluation uses if there is one, or the last weights.
 
     Raises:
         UserError: a missing, damaged or foreign file, a policy of another kind, or entries that do not fit.

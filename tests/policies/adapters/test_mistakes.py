@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.policies.adapters.conditional_unet1d import ConditionalUnet1D, UnetSizes
 from dsrl_torchrl.policies.adapters.dppo import load_dppo
 from dsrl_torchrl.policies.adapters.foreign_files import read_torch_file
 from dsrl_torchrl.policies.adapters.lerobot_diffusion import load_lerobot_diffusion
@@ -213,3 +214,16 @@ def test_a_configuration_that_says_too_little(tmp_path):
 @pytest.mark.parametrize("source", SOURCES)
 def test_too_many_sampler_steps(tmp_path, source):
     assert "sampler_steps must be at most" in one_line(load_source, source, tmp_path, sampler_steps=1001)
+
+
+def test_an_average_that_is_not_there():
+    path = FIXTURES / "dppo_fine_tuned" / "state_3.pt"
+    assert "should hold 'ema', it holds itr, model" in one_line(load_dppo, path, action_dim=2, weights="ema")
+
+
+def test_without_norms_any_width_will_do(tmp_path):
+    sizes = UnetSizes(2, 5, (6, 10), 3, 4, film_scale=True, film_layers=1, norm=False)
+    state = {f"network.{key}": t for key, t in ConditionalUnet1D(sizes).state_dict().items()}
+    state = {key.replace("diffusion_step_encoder", "time_mlp"): t for key, t in state.items()}
+    policy = load_dppo(saved(tmp_path, {"model": state}), pred_horizon=4, sampler_steps=10)
+    assert policy(torch.zeros(1, 5), torch.zeros(1, 4, 2)).isfinite().all()
