@@ -14,6 +14,7 @@ from tqdm import tqdm
 from dsrl_torchrl import seeds
 from dsrl_torchrl.collect.episodes import run_episodes
 from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.latent_env.base_features import FeaturePolicy
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.latent_env.macro_step import CHUNK_KEY, STEPS_KEY, SUCCESS_ONCE_KEY
 from dsrl_torchrl.latent_env.prior_noise import PriorNoise
@@ -117,11 +118,13 @@ def _run_group(env: LatentActionEnv, starts: list[int], keys: Sequence[NestedKey
 
 def with_layout(env: LatentActionEnv, noise_layout: str) -> LatentActionEnv:
     """The same env and base policy in another noise layout; it shares the simulation, so close only one of them."""
-    decoder = env.decoder
+    decoder, policy = env.decoder, env.decoder.base_policy
+    whole = policy.policy if isinstance(policy, FeaturePolicy) else policy
     return LatentActionEnv(
         env.base_env,
-        decoder.base_policy,
+        whole,
         act_horizon=decoder.act_horizon,
         noise_layout=noise_layout,
         action_magnitude=decoder.action_magnitude,
+        base_features=whole is not policy,
     )

@@ -14,6 +14,7 @@ from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.base_features import BASE_FEATURES_KEY, add_base_features
 from dsrl_torchrl.networks.config import NetworkConfig
 from dsrl_torchrl.policies import BasePolicy, FlowPolicy
+from dsrl_torchrl.steerability.prior_rollouts import with_layout
 
 
 class Counting(FlowPolicy):
@@ -44,6 +45,14 @@ def test_the_episodes_are_those_of_the_whole_policy():
         for key in ("observation", "pixels", "reward", "done", "action_chunk"):
             torch.testing.assert_close(same[key], now[key])
         torch.testing.assert_close(same[BASE_FEATURES_KEY], policy.encode(same))
+
+
+def test_another_layout_reads_the_same_features():
+    env, policy = make(base_features=True)
+    repeated = with_layout(env, "repeat")
+    now = repeated.reset(seed=[1, 2, 3])
+    torch.testing.assert_close(now[BASE_FEATURES_KEY], policy.encode(now))
+    assert repeated.rollout(2).shape[0] == 3
 
 
 def test_an_image_is_encoded_once_per_macro_step():
