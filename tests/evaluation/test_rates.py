@@ -16,3 +16,10 @@ def test_rate():
     rate = make_rate([True, False, True, True])
     assert (rate.value, rate.n) == (0.75, 4)
     assert rate.low < 0.75 < rate.high
+
+
+def test_an_interval_holds_its_own_rate():
+    """In floats, too: 4 of 4 was once above its interval, and no noise layout was left to recommend."""
+    for n in range(1, 200):
+        for rate in (make_rate([True] * n), make_rate([False] * n)):
+            assert rate.low <= rate.value <= rate.high
