@@ -99,7 +99,8 @@ def _base_policy(config: RunConfig) -> GenerativePolicy:
     env = make(task.env)
     sizes = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
     env.close()
-    return make_cloned(config.base_policy.policy, task, task.obs_horizon * sizes[0], sizes[1], seed=0).freeze()
+    shapes = {"observation": (task.obs_horizon * sizes[0],)}
+    return make_cloned(config.base_policy.policy, task, shapes, sizes[1], seed=0).freeze()
 
 
 class Parts:
