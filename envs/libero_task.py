@@ -166,8 +166,15 @@ def _import(name: str) -> Any:
     logging.disable(logging.WARNING)
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f"LIBERO cannot be imported ({error}): pip install 'dsrl-torchrl[libero]'") from None
+    except ModuleNotFoundError as error:
+        raise UserError(f"LIBERO is not installed ({error}): pip install 'dsrl-torchrl[libero]'") from None
+    # robosuite loads OpenGL at once, which fails in any way where there is none, or MUJOCO_GL is odd.
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(
+            f"LIBERO cannot be imported ({reason}): it needs OpenGL's libraries (Debian: libegl1 libgl1-mesa-dri), "
+            "also where nothing is drawn; MUJOCO_GL may be egl or osmesa"
+        ) from None
     finally:
         logging.disable(disabled)
 

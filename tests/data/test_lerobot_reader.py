@@ -54,6 +54,14 @@ def test_max_episodes_ends_the_video_early():
     assert [len(e) for e in read_lerobot(WRITTEN / "video", entries=ENTRIES, max_episodes=1)] == [5]
 
 
+def test_the_episodes_of_one_task():
+    (second,) = read_lerobot(WRITTEN / "video", entries=ENTRIES, instruction="Task 1")
+    assert len(second) == 3 and second.observations["observation"][0].tolist() == [100, 1, 0]
+    assert second.observations["pixels"][0].float().mean() == pytest.approx(40, abs=1.5)
+    with pytest.raises(UserError, match="has 2 tasks, none of which is the env's, 'fly': task 0; task 1"):
+        read_lerobot(WRITTEN / "video", entries=ENTRIES, instruction="fly")
+
+
 def test_its_hash_is_of_description_rows_and_videos(folder):
     assert {path.relative_to(folder) for path in demonstration_files(folder)} >= {VIDEO, ROWS, Path("meta/info.json")}
 

@@ -9,7 +9,7 @@ from dsrl_torchrl.data.readers.any_format import read_any
 from dsrl_torchrl.envs.libero import LiberoEnv
 from dsrl_torchrl.envs.libero_demonstrations import make_libero_demonstrations
 from dsrl_torchrl.envs.libero_expert import PickAndPlace
-from dsrl_torchrl.envs.libero_task import Simulation, axis_angle, find_task
+from dsrl_torchrl.envs.libero_task import Simulation, find_task
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.macro_step import make_macro_env
 
@@ -135,13 +135,6 @@ def test_mistakes_are_one_line(wrong, message):
     with pytest.raises(UserError, match=message) as error:
         LiberoEnv(**wrong)
     assert "\n" not in str(error.value)
-
-
-def test_axis_angle_of_a_hand_that_points_down_does_not_jump():
-    near = [axis_angle(np.array([np.cos(e), 0, 0, np.sin(e)])) for e in (-1e-3, 1e-3)]
-    assert np.allclose(near, [[np.pi, 0, 0]] * 2, atol=5e-3)
-    assert np.allclose(axis_angle(np.array([0, 0, np.sin(0.1), np.cos(0.1)])), [0, 0, 0.2])
-    assert (axis_angle(np.array([0.0, 0, 0, 1])) == 0).all()
 
 
 def test_demonstrations_are_read_back_and_fit_the_env(tmp_path):

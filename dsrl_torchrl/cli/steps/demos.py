@@ -28,6 +28,7 @@ class TaskInterface:
     shapes: Mapping[NestedKey, tuple[int, ...]]  #: entry -> the shape of one observation
     low: Tensor  #: lowest action, ``[action_dim]``
     high: Tensor  #: highest action, ``[action_dim]``
+    instruction: str | None = None  #: the task in words, where the env has it
 
 
 def task_interface(task: TaskOptions) -> TaskInterface:
@@ -38,8 +39,9 @@ def task_interface(task: TaskOptions) -> TaskInterface:
     try:
         entries = env.observation_spec.items(True, True)
         space = env.action_spec.space
-        bounds = (bound.reshape(-1, bound.shape[-1])[0].cpu() for bound in (space.low, space.high))
-        return TaskInterface({key: tuple(spec.shape[env.batch_dims :]) for key, spec in entries}, *bounds)
+        low, high = (bound.reshape(-1, bound.shape[-1])[0].cpu() for bound in (space.low, space.high))
+        shapes = {key: tuple(spec.shape[env.batch_dims :]) for key, spec in entries}
+        return TaskInterface(shapes, low, high, env.__dict__.get("instruction"))
     finally:
         env.close()
 
@@ -68,6 +70,7 @@ def read_task_demonstrations(task: TaskOptions, path: Path, interface: TaskInter
         control_mode=task.control_mode or None,
         action_dim=None if interface is None else len(interface.low),
         shapes=None if interface is None else {key: s for key, s in interface.shapes.items() if key in entries},
+        instruction=None if interface is None else interface.instruction,
     )
 
 

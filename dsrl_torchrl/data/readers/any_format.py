@@ -23,15 +23,17 @@ def read_any(
     control_mode: str | None = None,
     action_dim: int | None = None,
     shapes: Mapping[NestedKey, Sequence[int]] | None = None,
+    instruction: str | None = None,
 ) -> list[Episode]:
     """The successful episodes of ManiSkill's h5 and json, robomimic's or LIBERO's HDF5, an npz, or a LeRobot folder.
 
     Arguments, results and errors are those of :func:`~dsrl_torchrl.data.readers.maniskill.read_demonstrations`;
-    ``control_mode`` is compared where the format tells it.
+    ``control_mode`` is compared where the format tells it, and ``instruction`` chooses the task of a LeRobot data set
+    that has several.
     """
     path = Path(path)
     if path.is_dir():
-        return read_lerobot(path, entries=entries, action_dim=action_dim, shapes=shapes)
+        return read_lerobot(path, entries=entries, action_dim=action_dim, shapes=shapes, instruction=instruction)
     if _is_npz(path):
         return read_npz(path, entries=entries, action_dim=action_dim, shapes=shapes)
     if _is_robomimic(path):

@@ -16,7 +16,7 @@ from torch import Tensor
 from dsrl_torchrl.data.episode import Episode
 from dsrl_torchrl.data.readers.episode_checks import check_finite, check_same_sizes, check_sizes
 from dsrl_torchrl.data.readers.h5_values import NUMBERS, to_float
-from dsrl_torchrl.data.readers.lerobot_index import Info, Recorded, read_info, recorded_episodes
+from dsrl_torchrl.data.readers.lerobot_index import Info, Recorded, of_instruction, read_info, recorded_episodes
 from dsrl_torchrl.data.readers.lerobot_pictures import embedded_pictures, video_frames
 from dsrl_torchrl.data.readers.robomimic import JOIN
 from dsrl_torchrl.errors import UserError
@@ -30,6 +30,7 @@ def read_lerobot(
     entries: Mapping[NestedKey, str],
     action_dim: int | None = None,
     shapes: Mapping[NestedKey, Sequence[int]] | None = None,
+    instruction: str | None = None,
     max_episodes: int | None = None,
 ) -> list[Episode]:
     """Reads the successful episodes of a LeRobot data set of version 2.0, 2.1 or 3.0.
@@ -44,6 +45,7 @@ def read_lerobot(
             ``+``. Vectors become float32 ``[T, d]``, pictures uint8 ``[T, 3, H, W]``, of the size that they have.
         action_dim: the action size that must match; ``None`` takes any.
         shapes: entry name -> the shape of one observation that must match; those left out may have any.
+        instruction: of a data set with several tasks, read the episodes of this one; ``None`` reads all.
         max_episodes: read the first so many successful ones; ``None`` reads all.
 
     Returns:
@@ -61,7 +63,8 @@ def read_lerobot(
     episodes: list[Episode] = []
     try:
         data = _DataSet(folder, info, entries)
-        for episode in data.episodes:
+        wanted = of_instruction(folder, data.episodes, instruction)
+        for episode in wanted:
             if max_episodes is not None and len(episodes) == max_episodes:
                 break
             where = f"episode {episode.number} of {folder}"
@@ -79,7 +82,7 @@ def read_lerobot(
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{folder} is damaged or not a LeRobot data set ({reason})") from None
     if not episodes:
-        raise UserError(f"{folder} has no successful episode among {len(data.episodes)}")
+        raise UserError(f"{folder} has no successful episode among {len(wanted)}")
     return episodes
 
 
@@ -96,7 +99,7 @@ class _DataSet:
         self._check_entries()
         self.episodes = recorded_episodes(folder, info)
         self._table: tuple[Path, Any] | None = None
-        self._videos: dict[str, tuple[Path, Iterator[Tensor]]] = {}
+        self._videos: dict[str, tuple[Path, Iterator[tuple[int, Tensor]]]] = {}
 
     def read(self, episode: Recorded, where: str) -> Episode | None:
         """``None`` for an episode that failed."""
@@ -159,8 +162,10 @@ class _DataSet:
         path = episode.frames[name][0]
         if name not in self._videos or self._videos[name][0] != path:
             together = [other for other in self.episodes if other.frames[name][0] == path]
-            self._videos[name] = path, video_frames(path, [(o.frames[name][1], o.length) for o in together])
-        return next(self._videos[name][1])
+            frames = video_frames(path, [(other.frames[name][1], other.length) for other in together])
+            self._videos[name] = path, zip((other.number for other in together), frames, strict=True)
+        # Episodes of other tasks, in the same mp4, are passed over.
+        return next(frames for number, frames in self._videos[name][1] if number == episode.number)
 
 
 def _vectors(column: Any, what: str) -> Tensor:

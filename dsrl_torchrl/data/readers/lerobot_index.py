@@ -47,11 +47,13 @@ class Recorded:
     length: int
     rows: Path  #: the parquet file with its rows, maybe among others
     frames: dict[str, tuple[Path, int]]  #: of a video feature: the mp4, and the number of the first frame
+    tasks: tuple[str, ...]  #: what was to be done, in words
 
 
 class _Listed(BaseModel):
     episode_index: int = Field(ge=0)
     length: int = Field(ge=1)
+    tasks: tuple[str, ...] = ()
 
 
 def read_info(folder: Path) -> Info:
@@ -94,7 +96,7 @@ def recorded_episodes(folder: Path, info: Info) -> list[Recorded]:
             path = _inside(folder, info.video_path or "", names | told | {"video_key": key})
             frames[key] = path, round(float(begin) * info.fps)
         rows = _inside(folder, info.data_path, names)
-        found.append(Recorded(listed.episode_index, listed.length, rows, frames))
+        found.append(Recorded(listed.episode_index, listed.length, rows, frames, listed.tasks))
     if not found:
         raise UserError(f"{folder} has no episodes")
     return sorted(found, key=lambda episode: episode.number)
@@ -120,3 +122,21 @@ def _inside(folder: Path, template: str, names: dict[str, Any]) -> Path:
     if not path.is_relative_to(folder.resolve()):
         raise UserError(f"{folder / INFO} leads to {path}, which is outside of the data set")
     return path
+
+
+def of_instruction(folder: Path, episodes: list[Recorded], instruction: str | None) -> list[Recorded]:
+    """The episodes of one task, of a data set that has several; of one task or without ``instruction`` all.
+
+    Raises:
+        UserError: it has several tasks, and none is that.
+    """
+    tasks = sorted({task for episode in episodes for task in episode.tasks})
+    if instruction is None or len(tasks) < 2:
+        return episodes
+    kept = [
+        episode for episode in episodes if instruction.strip().lower() in {t.strip().lower() for t in episode.tasks}
+    ]
+    if not kept:
+        few = "; ".join(tasks[:3]) + ("; ..." if len(tasks) > 3 else "")
+        raise UserError(f"{folder} has {len(tasks)} tasks, none of which is the env's, {instruction!r}: {few}")
+    return kept
