@@ -23,6 +23,8 @@ except ImportError as error:
 
 #: What a request takes beside its arrays' bytes.
 OVERHEAD_BYTES = 16_384
+#: In one entry, noise or chunk: an announcement of a few bytes must not reserve memory.
+MOST_NUMBERS = 2**26
 STOCK_OPENPI = (
     "a stock openpi server takes no noise and cannot be steered: wrap its policy in `def decode(observation, noise): "
     'return np.stack([policy.infer({k: v[i] for k, v in observation.items()}, noise=w)["actions"] for i, w in '
@@ -180,7 +182,7 @@ def _check_announcement(announced: Any, url: str) -> None:
         )
     entries = announced.get("entries")
     sound = all(_sizes(announced.get(name), 2) for name in ("noise_shape", "chunk_shape"))
-    sound &= _sizes([announced.get(name) for name in ("n_action_steps", "max_batch", "max_bytes")])
+    sound &= all(map(_positive, (announced.get(name) for name in ("n_action_steps", "max_batch", "max_bytes"))))
     first = announced.get("first_action")
     sound = sound and type(first) is int and 0 <= first <= announced["chunk_shape"][0] - announced["n_action_steps"]
     sound &= isinstance(announced.get("content_hash"), (str, type(None)))
@@ -194,8 +196,12 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _sizes(value: Any, length: int | None = None) -> bool:
-    numbers = isinstance(value, list) and all(type(size) is int and size > 0 for size in value)
-    return numbers and length in (None, len(value)) and math.prod(value) <= 2**40
+    numbers = isinstance(value, list) and all(map(_positive, value))
+    return numbers and length in (None, len(value)) and math.prod(value) <= MOST_NUMBERS
+
+
+def _positive(value: Any) -> bool:
+    return type(value) is int and value > 0
 
 
 def _reason(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from tensordict import TensorDict
 
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.policies import probe, steerability
+from dsrl_torchrl.policies.adapters.serve_policy import MAX_MEGABYTES
 
 from .served import served, steered, walk, walking
 
@@ -119,6 +120,13 @@ def test_no_gradient_no_copy(policy):
     assert not policy(observation, noise.requires_grad_()).requires_grad
     with pytest.raises(UserError, match="cannot be sent to another process"):
         copy.deepcopy(policy)
+
+
+def test_a_vlas_sizes_with_the_servers_own_limits():
+    """SmolVLA's and π0's as they are published: 50 actions executed, noise of 32."""
+    vla = walking(noise_shape=(50, 32), chunk_shape=(50, 7), n_action_steps=50, decode=lambda o, noise: noise[..., :7])
+    with served(vla, max_bytes=MAX_MEGABYTES * 2**20) as url, steered(url) as policy:
+        assert policy(torch.zeros(2, 2), torch.ones(2, 50, 32)).shape == (2, 50, 7)
 
 
 def test_the_hash_is_of_what_the_server_announces():

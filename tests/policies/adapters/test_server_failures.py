@@ -203,6 +203,7 @@ def test_a_server_that_announces_nothing():
         ({"noise_shape": [4, 0]}, "announces itself in a wrong way"),
         ({"chunk_shape": [4, 2.5]}, "announces itself in a wrong way"),
         ({"chunk_shape": [2**40, 2**40]}, "announces itself in a wrong way"),
+        ({"chunk_shape": [4, 2**33]}, "announces itself in a wrong way"),
         ({"first_action": 4}, "announces itself in a wrong way"),
         ({"first_action": 1}, "announces itself in a wrong way"),
         ({"entries": {}}, "announces itself in a wrong way"),
