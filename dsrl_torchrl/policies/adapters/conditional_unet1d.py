@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.policies.arguments import positive_int
 
 ACTIVATIONS = {"Mish": nn.Mish, "ReLU": nn.ReLU}
 MAX_PERIOD = 10_000.0  # of the sinusoids of the diffusion step (Vaswani et al., 2017)
@@ -100,7 +101,7 @@ class ConditionalUnet1D(nn.Module):
         act = ACTIVATIONS[activation]
         pairs = [*((width, groups) for width in sizes.channels), (sizes.channels[0], final_groups)]
         for width, number in pairs if sizes.norm else []:
-            if width % number:
+            if width % positive_int("n_groups", number):
                 raise UserError(f"a U-Net of {width} channels cannot be normalised in {number} groups: set n_groups")
 
         def conv(into: int, out: int, groups: int = groups) -> nn.Module:
@@ -130,7 +131,7 @@ class ConditionalUnet1D(nn.Module):
         """Raises :class:`UserError` unless a chunk of ``horizon`` steps can be halved between all levels."""
         levels = len(self.sizes.channels)
         factor = 2 ** (levels - 1)
-        if horizon % factor:
+        if positive_int("pred_horizon", horizon) % factor:
             raise UserError(
                 f"pred_horizon should be a multiple of {factor} for a U-Net of {levels} levels, got {horizon}"
             )

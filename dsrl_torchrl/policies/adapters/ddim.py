@@ -18,6 +18,7 @@ from dsrl_torchrl.policies.diffusion import MAX_BETA, check_sampler_steps, cosin
 #: to 16 DDIM steps of 100).
 SAMPLER_STEPS = 10
 BETA_START, BETA_END = 0.0001, 0.02  # diffusers' defaults
+MAX_TRAIN_STEPS = 100_000  # a hundred times what anybody trains with: a damaged number must not fill the memory
 
 
 def dppo_cosine_betas(train_steps: int) -> list[float]:
@@ -31,9 +32,10 @@ def betas(schedule: str, train_steps: int, start: float = BETA_START, end: float
     """``β_t`` ``[train_steps]`` float32, by diffusers' names or ``dppo_cosine``.
 
     Raises:
-        UserError: an unknown schedule.
+        UserError: an unknown schedule, or too many steps.
     """
-    positive_int("the number of diffusion steps", train_steps)
+    if positive_int("the number of diffusion steps", train_steps) > MAX_TRAIN_STEPS:
+        raise UserError(f"the number of diffusion steps should be at most {MAX_TRAIN_STEPS}, got {train_steps}")
     if schedule == "squaredcos_cap_v2":
         return torch.tensor(cosine_betas(train_steps))
     if schedule == "dppo_cosine":
@@ -62,7 +64,7 @@ class DDIM(nn.Module):
         last_alpha_bar_is_one: diffusers' ``set_alpha_to_one``; otherwise the last step goes to ``ᾱ_0``.
 
     Raises:
-        UserError: too many steps, or such that the first one is not in noise; another prediction.
+        UserError: too many steps, or such that the first one is not in noise; another prediction; numbers out of range.
     """
 
     alpha_bars: Tensor  # (T,)
@@ -83,6 +85,11 @@ class DDIM(nn.Module):
         check_sampler_steps(positive_int("sampler_steps", sampler_steps), train_steps)
         if prediction not in ("epsilon", "sample"):
             raise UserError(f"the network should predict epsilon or sample, got {prediction!r}")
+        if not bool(((betas > 0) & (betas < 1)).all()):
+            raise UserError(f"the noise schedule should have all β between 0 and 1, got {betas[0]:g} to {betas[-1]:g}")
+        if clip is not None and (isinstance(clip, bool) or not clip > 0):
+            raise UserError(f"the bound of clipping should be a positive number, got {clip!r}")
+        positive_int("steps_offset", offset, at_least=0)
         self.config: dict[str, Any] = {
             "sampler_steps": sampler_steps,
             "prediction": prediction,
@@ -125,6 +132,17 @@ class DDIM(nn.Module):
         return torch.ones_like(self.alpha_bars[0]) if self.last_alpha_bar_is_one else self.alpha_bars[0]
 
 
+def clip_bound(clip_sample: object, bound: float = 1.0) -> float | None:
+    """What diffusers' ``clip_sample`` and ``clip_sample_range`` come to; a text would count as true.
+
+    Raises:
+        UserError: ``clip_sample`` is neither true nor false.
+    """
+    if not isinstance(clip_sample, bool):
+        raise UserError(f"clip_sample should be true or false, got {clip_sample!r}")
+    return bound if clip_sample else None
+
+
 def deterministic_steps(scheduler: str, own_steps: int, train_steps: int, asked: int | None) -> int:
     """How many DDIM steps stand for the scheduler that a checkpoint names.
 
@@ -148,6 +166,6 @@ def deterministic_steps(scheduler: str, own_steps: int, train_steps: int, asked:
     warnings.warn(
         f"DDPM of {own_steps} steps draws fresh noise in each and cannot be steered: decoded by DDIM with eta=0 in "
         f"{steps} steps (sampler_steps=)",
-        stacklevel=3,
+        stacklevel=4,  # whoever calls the loader
     )
     return steps

@@ -18,6 +18,7 @@ from dsrl_torchrl.policies.adapters.dppo_mlp import DiffusionMLP, EncodedConditi
 from dsrl_torchrl.policies.adapters.foreign_diffusion import ForeignDiffusionPolicy
 from dsrl_torchrl.policies.adapters.foreign_files import (
     filled,
+    one_line_errors,
     part,
     read_npz,
     read_torch_file,
@@ -25,10 +26,12 @@ from dsrl_torchrl.policies.adapters.foreign_files import (
     tensors_below,
 )
 from dsrl_torchrl.policies.adapters.history_encoder import Affine, State
+from dsrl_torchrl.policies.arguments import positive_int
 
 OBSERVATION_EPS = 1e-6  # added to the range of observations by its env wrappers
 
 
+@one_line_errors
 def load_dppo(
     path: str | os.PathLike[str],
     normalization: str | os.PathLike[str] | None = None,
@@ -88,7 +91,7 @@ def load_dppo(
         before = _network(tensors_below(state, "network."), activation, n_groups, path)
         network = before
     action_dim, pred_horizon, condition_dim = _sizes(before, scale, action_dim, pred_horizon, path)
-    if condition_dim % obs_horizon:
+    if condition_dim % positive_int("obs_horizon", obs_horizon):
         raise UserError(f"{path} reads {condition_dim} numbers, which is no multiple of obs_horizon={obs_horizon}")
     observation, action = Affine.identity(condition_dim // obs_horizon), Affine.identity(action_dim)
     if scale is not None:

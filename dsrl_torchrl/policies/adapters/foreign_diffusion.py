@@ -54,7 +54,7 @@ class ForeignDiffusionPolicy(BasePolicy):
     @property
     def config(self) -> dict[str, Any]:
         """What changes the chunks and is not in the state dict."""
-        return {"sampler": self.sampler.config, "network": str(self.network)}
+        return {"sampler": self.sampler.config, "network": str(self.network), "encoder": str(self.encoder)}
 
     def observation_statistics(self, key: NestedKey) -> tuple[Tensor, Tensor] | None:
         feature = dict(zip(self.in_keys, self.encoder.features, strict=True)).get(key)
@@ -111,6 +111,8 @@ def named_entries(entries: Mapping[str, Any] | None, wanted: Sequence[str], wher
     found: dict[str, NestedKey] = {}
     for name in wanted:
         entry = tuple(entries[name]) if isinstance(entries[name], list) else entries[name]
+        if not all(isinstance(step, str) for step in (entry if isinstance(entry, tuple) and entry else (entry,))):
+            raise UserError(f"entries should give the name of an entry of the env for {name}, got {entry!r}")
         if entry in found.values():
             raise UserError(f"entries should name an entry of its own for each input of {where}: {entry} stands twice")
         found[name] = entry

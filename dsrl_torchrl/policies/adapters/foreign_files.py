@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dsrl_torchrl.errors import CheckpointError
+from dsrl_torchrl.errors import CheckpointError, UserError
 from dsrl_torchrl.tensor_files import check_fit, load_tensors
 
 Module = TypeVar("Module", bound=nn.Module)
+Loader = TypeVar("Loader", bound=Callable[..., Any])
+
+
+def one_line_errors(load: Loader) -> Loader:
+    """``load(path, ...)``, whose every failure is one line that names the file.
+
+    A file of somebody else's can say anything anywhere (a text for a number, a list for a dict, tensors without
+    values), and Python, NumPy and PyTorch raise all kinds where they stumble over it.
+    """
+
+    @functools.wraps(load)
+    def loaded(path: Any, *arguments: Any, **options: Any) -> Any:
+        try:
+            return load(path, *arguments, **options)
+        except UserError:
+            raise
+        except Exception as error:
+            raise CheckpointError(
+                f"{path} does not say what {load.__name__} reads, or an argument does not fit "
+                f"({type(error).__name__}: {_first_line(error)})"
+            ) from error
+
+    return cast(Loader, loaded)
 
 
 class Inert:
@@ -41,8 +66,11 @@ def read_torch_file(path: Path) -> Mapping[str, Any]:
         CheckpointError: missing, no file of ``torch.save``, or no dict.
     """
     try:
+        _check_sums(path)
         with torch.serialization.safe_globals([(type(n, (Inert,), {}), n) for n in _foreign_names(path)]):
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except OSError as error:
         raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror or error}") from None
     except UnpicklingError as error:
@@ -60,6 +88,15 @@ def read_torch_file(path: Path) -> Mapping[str, Any]:
             f"{path} should hold a dict of tensors, it holds a {type(content).__name__}: save its state_dict()"
         )
     return content
+
+
+def _check_sums(path: Path) -> None:
+    """PyTorch does not look at its zip's checksums when it reads: a flipped bit would be another policy."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+        if damaged is not None:
+            raise CheckpointError(f"{path} is damaged, the checksum of {damaged} in it is another: copy it again")
 
 
 def _foreign_names(path: Path) -> list[str]:
@@ -137,9 +174,16 @@ def filled(module: Module, tensors: Mapping[str, Tensor], path: Path) -> Module:
     """``module``, built on the meta device, with ``tensors`` as its state.
 
     Raises:
-        CheckpointError: names the first tensor that is missing, left over, of another shape or not finite.
+        CheckpointError: names the first tensor that is missing, left over, of another shape, no real number or not
+            finite.
     """
-    check_fit(tensors, module.state_dict(), path)
+    wanted = module.state_dict()
+    check_fit(tensors, wanted, path)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() != wanted[name].is_floating_point() or tensor.is_complex():
+            raise CheckpointError(
+                f"{path} does not fit: tensor {name!r} should be {wanted[name].dtype}, is {tensor.dtype}"
+            )
     module.load_state_dict(dict(tensors), assign=True)
     return module
 

@@ -133,8 +133,8 @@ class HistoryEncoder(nn.Module):
                     f"got {list(entry.shape)}"
                 )
             steps = entry.reshape(-1, feature.size, *got[1:])  # (B * n, ...)
-            found.append(feature(steps).flatten(1).unflatten(0, (-1, n)))
-        return torch.cat(found, -1).reshape(*(batch or ()), -1)
+            found.append(feature(steps).reshape(-1, n, feature.features))
+        return torch.cat(found, -1).reshape(*(batch or ()), self.features_dim)
 
 
 def _fits(got: Sequence[int], wanted: Sequence[int | None]) -> bool:

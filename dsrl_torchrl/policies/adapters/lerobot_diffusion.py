@@ -13,10 +13,11 @@ from torch import Tensor
 
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.policies.adapters.conditional_unet1d import ConditionalUnet1D, UnetSizes
-from dsrl_torchrl.policies.adapters.ddim import DDIM, betas, deterministic_steps
+from dsrl_torchrl.policies.adapters.ddim import DDIM, betas, clip_bound, deterministic_steps
 from dsrl_torchrl.policies.adapters.foreign_diffusion import ForeignDiffusionPolicy, named_entries
 from dsrl_torchrl.policies.adapters.foreign_files import (
     filled,
+    one_line_errors,
     read_json,
     read_safetensors,
     renamed,
@@ -25,6 +26,7 @@ from dsrl_torchrl.policies.adapters.foreign_files import (
 from dsrl_torchrl.policies.adapters.history_encoder import Image, State
 from dsrl_torchrl.policies.adapters.lerobot_statistics import Statistics, normalisation, of_feature, read_statistics
 from dsrl_torchrl.policies.adapters.resnet import RgbEncoder
+from dsrl_torchrl.policies.arguments import positive_int
 
 STATE, ENVIRONMENT, ACTION = "observation.state", "observation.environment_state", "action"
 #: ``DiffusionConfig``'s defaults, for what an older ``config.json`` does not say.
@@ -36,6 +38,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+@one_line_errors
 def load_lerobot_diffusion(
     path: str | os.PathLike[str],
     entries: dict[str, NestedKey] | None = None,
@@ -76,7 +79,7 @@ def load_lerobot_diffusion(
     network = filled(network, unet, weights)
     network.check_horizon(config["horizon"])
 
-    obs_horizon = config["n_obs_steps"]
+    obs_horizon = positive_int("n_obs_steps", config["n_obs_steps"])
     features = _features(config, tensors, statistics, modes, weights)
     names = named_entries(entries, list(features), str(folder))
     scheduler, train_steps = config["noise_scheduler_type"], config["num_train_timesteps"]
@@ -85,7 +88,7 @@ def load_lerobot_diffusion(
         betas(config["beta_schedule"], train_steps, config["beta_start"], config["beta_end"]),
         deterministic_steps(scheduler, own, train_steps, sampler_steps),
         prediction=config["prediction_type"],
-        clip=config["clip_sample_range"] if config["clip_sample"] else None,
+        clip=clip_bound(config["clip_sample"], config["clip_sample_range"]),
     )
     return ForeignDiffusionPolicy(
         {names[name]: feature for name, feature in features.items()},

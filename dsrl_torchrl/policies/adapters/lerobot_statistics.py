@@ -42,8 +42,13 @@ def read_statistics(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[Statis
         for step in read_json(file).get("steps", []):
             name = step.get("registry_name") or step.get("class", "?")
             if name in ("normalizer_processor", "unnormalizer_processor"):
-                modes |= step["config"]["norm_map"]
-                for key, tensor in read_safetensors(folder / step["state_file"]).items():
+                config, state = step["config"], step["state_file"]
+                if config.get("normalize_observation_keys") or config.get("eps", EPS) != EPS:
+                    raise UserError(f"{file}: a normaliser of some observations only, or with another eps, is not read")
+                if Path(state).name != state:  # what lies elsewhere is not of this checkpoint
+                    raise UserError(f"{file} leads to {state!r}, which is outside of the checkpoint")
+                modes |= config["norm_map"]
+                for key, tensor in read_safetensors(folder / state).items():
                     feature, statistic = key.rsplit(".", 1)
                     found.setdefault(feature, {})[statistic] = tensor.float()
             elif name not in NEUTRAL:

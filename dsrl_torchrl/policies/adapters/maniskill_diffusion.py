@@ -14,8 +14,9 @@ from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.policies.adapters.conditional_unet1d import ConditionalUnet1D, UnetSizes
 from dsrl_torchrl.policies.adapters.ddim import DDIM, betas, deterministic_steps
 from dsrl_torchrl.policies.adapters.foreign_diffusion import ForeignDiffusionPolicy, named_entries
-from dsrl_torchrl.policies.adapters.foreign_files import filled, part, read_torch_file, tensors_below
+from dsrl_torchrl.policies.adapters.foreign_files import filled, one_line_errors, part, read_torch_file, tensors_below
 from dsrl_torchrl.policies.adapters.history_encoder import Affine, Image, State
+from dsrl_torchrl.policies.arguments import positive_int
 
 TRAIN_STEPS = 100  # fixed in its code, as are the schedule and the clipping to [-1, 1]
 
@@ -41,6 +42,7 @@ class PlainConv(nn.Module):
         return self.fc(self.cnn(image).amax((-2, -1)))
 
 
+@one_line_errors
 def load_maniskill_diffusion(
     path: str | os.PathLike[str],
     entries: dict[str, NestedKey] | None = None,
@@ -81,7 +83,7 @@ def load_maniskill_diffusion(
     features: dict[str, Any] = {}
     if visual := tensors_below(content, "visual_encoder."):
         features["rgb"] = _image(visual, path)
-    if sizes.condition_dim % obs_horizon:
+    if sizes.condition_dim % positive_int("obs_horizon", obs_horizon):
         raise UserError(
             f"{path} reads {sizes.condition_dim} numbers, which is no multiple of obs_horizon={obs_horizon}"
         )

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.policies.adapters.conditional_unet1d import ConditionalUnet1D, UnetSizes
-from dsrl_torchrl.policies.adapters.ddim import DDIM, betas, deterministic_steps
+from dsrl_torchrl.policies.adapters.ddim import DDIM, betas, clip_bound, deterministic_steps
 from dsrl_torchrl.policies.adapters.foreign_diffusion import ForeignDiffusionPolicy, named_entries
-from dsrl_torchrl.policies.adapters.foreign_files import filled, part, read_torch_file, tensors_below
+from dsrl_torchrl.policies.adapters.foreign_files import filled, one_line_errors, part, read_torch_file, tensors_below
 from dsrl_torchrl.policies.adapters.history_encoder import Affine, State
 
 
+@one_line_errors
 def load_robomimic_diffusion(
     path: str | os.PathLike[str],
     entries: dict[str, NestedKey] | None = None,
@@ -75,7 +76,7 @@ def load_robomimic_diffusion(
         betas(scheduler["beta_schedule"], train_steps),
         steps,
         prediction=scheduler["prediction_type"],
-        clip=1.0 if scheduler["clip_sample"] else None,
+        clip=clip_bound(scheduler["clip_sample"]),
         offset=scheduler.get("steps_offset", 0),
         last_alpha_bar_is_one=scheduler.get("set_alpha_to_one", True),
     )

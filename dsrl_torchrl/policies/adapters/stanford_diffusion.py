@@ -14,12 +14,20 @@ from torch import Tensor
 
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.policies.adapters.conditional_unet1d import ConditionalUnet1D, UnetSizes
-from dsrl_torchrl.policies.adapters.ddim import BETA_END, BETA_START, DDIM, betas, deterministic_steps
+from dsrl_torchrl.policies.adapters.ddim import BETA_END, BETA_START, DDIM, betas, clip_bound, deterministic_steps
 from dsrl_torchrl.policies.adapters.foreign_diffusion import ForeignDiffusionPolicy
-from dsrl_torchrl.policies.adapters.foreign_files import Inert, filled, part, read_torch_file, tensors_below
+from dsrl_torchrl.policies.adapters.foreign_files import (
+    Inert,
+    filled,
+    one_line_errors,
+    part,
+    read_torch_file,
+    tensors_below,
+)
 from dsrl_torchrl.policies.adapters.history_encoder import Affine, State
 
 
+@one_line_errors
 def load_stanford_diffusion(
     path: str | os.PathLike[str],
     in_key: NestedKey = "observation",
@@ -71,6 +79,9 @@ def load_stanford_diffusion(
             f"{observation[0].shift.numel()}"
         )
     scheduler = {name: config.get(f"policy.noise_scheduler.{name}", default) for name, default in _SCHEDULER.items()}
+    for name, default in _NOT_READ.items():
+        if (value := config.get(f"policy.noise_scheduler.{name}", default)) != default:
+            raise UserError(f"{path}: its noise scheduler has {name}={value}, which is not read here")
     train_steps, kind = scheduler["num_train_timesteps"], _class(scheduler["_target_"])
     own = config.get("policy.num_inference_steps", None) or train_steps
     steps = deterministic_steps(kind, own, train_steps, sampler_steps)
@@ -78,7 +89,7 @@ def load_stanford_diffusion(
         betas(scheduler["beta_schedule"], train_steps, scheduler["beta_start"], scheduler["beta_end"]),
         steps,
         prediction=scheduler["prediction_type"],
-        clip=1.0 if scheduler["clip_sample"] else None,
+        clip=clip_bound(scheduler["clip_sample"], scheduler["clip_sample_range"]),
         offset=scheduler["steps_offset"],
         last_alpha_bar_is_one=scheduler["set_alpha_to_one"],
     )
@@ -102,8 +113,16 @@ _SCHEDULER = {
     "beta_end": BETA_END,
     "prediction_type": "epsilon",
     "clip_sample": True,
+    "clip_sample_range": 1.0,
     "steps_offset": 0,
     "set_alpha_to_one": True,
+}
+#: Which would make another sampler; off by default.
+_NOT_READ = {
+    "timestep_spacing": "leading",
+    "thresholding": False,
+    "rescale_betas_zero_snr": False,
+    "trained_betas": None,
 }
 
 

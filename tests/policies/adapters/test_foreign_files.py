@@ -94,3 +94,14 @@ def test_arrays_of_numbers_only(tmp_path):
         file.writestr("a.npy", b"torn")
     with pytest.raises(CheckpointError, match="should hold the arrays"):
         read_npz(tmp_path / "b.npz", ["a"])
+
+
+def test_a_flipped_bit_of_the_weights_is_found(tmp_path):
+    """PyTorch itself reads on: it would be another policy."""
+    path = tmp_path / "a.pt"
+    torch.save({"model": {"w": torch.ones(1000)}}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(np.ones(4, np.float32).tobytes()) + 402] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"a\.pt is damaged, the checksum of a/data/0 in it"):
+        read_torch_file(path)

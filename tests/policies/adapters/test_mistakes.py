@@ -227,3 +227,74 @@ def test_without_norms_any_width_will_do(tmp_path):
     state = {key.replace("diffusion_step_encoder", "time_mlp"): t for key, t in state.items()}
     policy = load_dppo(saved(tmp_path, {"model": state}), pred_horizon=4, sampler_steps=10)
     assert policy(torch.zeros(1, 5), torch.zeros(1, 4, 2)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_obs_steps": "2"}, "n_obs_steps"),
+        ({"horizon": "8"}, "pred_horizon must be an integer of at least 1, got '8'"),
+        ({"input_features": []}, "load_lerobot_diffusion"),
+        ({"input_features": {"observation.state": {"type": "STATE", "shape": 3}}}, "load_lerobot_diffusion"),
+        ({"num_train_timesteps": 10**9}, "diffusion steps should be at most"),
+        ({"beta_start": -1, "beta_schedule": "linear"}, "all β between 0 and 1, got -1"),
+        ({"clip_sample": "false"}, "clip_sample should be true or false, got 'false'"),
+        ({"clip_sample_range": 0}, "bound of clipping should be a positive number, got 0"),
+    ],
+)
+def test_lerobots_configuration_of_wrong_types(tmp_path, changes, message):
+    assert message in one_line(load_lerobot_diffusion, lerobot(tmp_path, **changes), LEROBOT_STATES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config": {"eps": 0.1}}, "another eps"),
+        ({"config": {"normalize_observation_keys": ["observation.state"]}}, "of some observations only"),
+        ({"state_file": "../other.safetensors"}, "outside of the checkpoint"),
+    ],
+)
+def test_lerobots_normaliser_that_is_another_one(tmp_path, changes, message):
+    folder = lerobot(tmp_path)
+    file = folder / "policy_preprocessor.json"
+    content = json.loads(file.read_text())
+    step = content["steps"][-1]
+    step |= changes | {"config": step["config"] | changes.get("config", {})}
+    file.write_text(json.dumps(content))
+    assert message in one_line(load_lerobot_diffusion, folder, LEROBOT_STATES)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_weights_that_are_no_real_numbers(tmp_path, dtype):
+    content = read_torch_file(MANISKILL)
+    content["ema_agent"]["noise_pred_net.final_conv.1.bias"] = torch.zeros(2, dtype=dtype)
+    assert "'final_conv.1.bias' should be torch.float32" in one_line(
+        load_maniskill_diffusion, saved(tmp_path, content), n_groups=4, pred_horizon=8
+    )
+
+
+def test_a_tensor_that_only_claims_its_size(tmp_path):
+    content = read_torch_file(MANISKILL)
+    content["ema_agent"]["noise_pred_net.down_modules.0.0.blocks.0.block.0.weight"] = torch.zeros(1).expand(10**15)
+    one_line(load_maniskill_diffusion, saved(tmp_path, content), n_groups=4, pred_horizon=8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"obs_horizon": 0}, "obs_horizon must be an integer of at least 1"),
+        ({"obs_horizon": -2}, "obs_horizon must be an integer of at least 1"),
+        ({"n_groups": -4}, "n_groups must be an integer of at least 1"),
+        ({"entries": {"state": None}}, "the name of an entry of the env for state, got None"),
+    ],
+)
+def test_arguments_that_would_pass_for_others(options, message):
+    assert message in one_line(load_maniskill_diffusion, MANISKILL, **{"pred_horizon": 8, "n_groups": 4} | options)
+
+
+@pytest.mark.parametrize("name", ["timestep_spacing", "thresholding"])
+def test_a_scheduler_of_stanfords_that_is_another_one(tmp_path, name):
+    content = dict(read_torch_file(STANFORD))
+    config = {"obs_as_global_cond": True, "n_obs_steps": 2, "horizon": 8, "noise_scheduler": {name: "trailing"}}
+    path = saved(tmp_path, content | {"cfg": {"policy": config | {"model": {"n_groups": 4}}}})
+    assert f"its noise scheduler has {name}=trailing" in one_line(load_stanford_diffusion, path)
