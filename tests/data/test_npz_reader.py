@@ -46,6 +46,19 @@ def test_episodes_without_the_success_that_the_file_tells_are_left_out(tmp_path)
     assert episode.success.tolist() == [False, True]
 
 
+def test_flags_in_a_column_are_flags(tmp_path):
+    """A flag [n, 1] would broadcast with the steps."""
+    episodes = read_any(write(tmp_path / "a.npz", arrays(success=np.array([[0], [0], [1], [0], [1]]))), entries=ENTRIES)
+    assert [episode.success.tolist() for episode in episodes] == [[False, False, True], [False, True]]
+
+
+def test_an_array_alone_is_no_npz(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    path = (tmp_path / "a.npy").rename(tmp_path / "a.npz")
+    with pytest.raises(UserError, match="not an npz of plain arrays"):
+        read_any(path, entries=ENTRIES)
+
+
 def test_pictures(tmp_path):
     pictures = np.random.default_rng(0).integers(0, 255, (5, 4, 6, 3), dtype=np.uint8)
     first, _ = read_any(write(tmp_path / "a.npz", arrays(seen=pictures)), entries=ENTRIES | {"pixels": "seen"})
@@ -64,6 +77,12 @@ def test_pictures(tmp_path):
         ({"states": np.zeros((5, 2, 2))}, r"states should be vectors \[n, d\]"),
         ({"states": np.array([object()] * 5)}, "is truncated or not an npz of plain arrays"),
         ({"success": np.zeros(5)}, "no successful episode among 2"),
+        ({"actions": np.array(1.0)}, r"actions should be \[n, action_dim\], is of shape \[\]"),
+        ({"states": np.array(1.0)}, "states should be 5 rows of numbers"),
+        ({"success": np.array([0, 0, 0.5, 0, 1])}, "success should be 5 flags, 0 or 1"),
+        ({"traj_lengths": None, "terminals": np.full(5, np.nan)}, "terminals should be 5 flags, 0 or 1"),
+        ({"traj_lengths": None, "terminals": np.zeros((5, 2))}, "terminals should be 5 flags, 0 or 1"),
+        ({"next_states": np.zeros((5, 3))}, r"next_states is of shape \[3\], states \[2\]"),
         ({"actions": np.zeros((5, 2))}, "has 2-d actions, the task has 1-d ones"),
     ],
 )

@@ -60,16 +60,23 @@ def read_npz(
             wanted |= {f"next_{name}" for name in entries.values()}
             arrays = {name: file[name] for name in file.files if name in wanted}
             known = ", ".join(file.files)
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError, MemoryError) as error:
+    except (OSError, TypeError, ValueError, zipfile.BadZipFile, EOFError, KeyError, MemoryError) as error:
         raise UserError(f"{path} is truncated or not an npz of plain arrays ({' '.join(str(error).split())})") from None
     for name in ("actions", *entries.values()):
         if name not in arrays:
             hint = "" if name == "actions" else "; set task.demonstrations.entries, e.g. entries.observation=states"
             raise UserError(f"{path} has no array {name!r}; it has {known}{hint}")
+    if arrays["actions"].ndim != 2:
+        raise UserError(f"{path}: actions should be [n, action_dim], is of shape {list(arrays['actions'].shape)}")
     length = len(arrays["actions"])
     for name, values in arrays.items():
-        if values.dtype.kind not in NUMBERS or (name != LENGTHS and len(values) != length) or not length:
+        rows = values.shape[:1] == (length,) or name == LENGTHS
+        if values.dtype.kind not in NUMBERS or not rows or not length:
             raise UserError(f"{path}: {name} should be {length} rows of numbers, is {values.shape} of {values.dtype}")
+        if name in (TERMINALS, TIMEOUTS, SUCCESS):
+            if values.size != length or not np.isin(values, (0, 1)).all():
+                raise UserError(f"{path}: {name} should be {length} flags, 0 or 1, is {values.shape} of other values")
+            arrays[name] = values.reshape(length)  # [n, 1], too: it would make rewards of every step of every other
     ends = _ends(arrays, length, path)
     episodes = []
     for number, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
@@ -89,7 +96,7 @@ def _ends(arrays: Mapping[str, np.ndarray], length: int, path: Path) -> list[int
         if not len(ends) or (arrays[LENGTHS] < 1).any() or ends[-1] != length:
             raise UserError(f"{path}: {LENGTHS} should add up to the {length} actions, each at least 1")
         return ends.tolist()
-    told = [arrays[name].astype(bool).reshape(length) for name in (TERMINALS, TIMEOUTS) if name in arrays]
+    told = [arrays[name].astype(bool) for name in (TERMINALS, TIMEOUTS) if name in arrays]
     if not told:
         raise UserError(f"{path} does not tell where episodes end: it needs {LENGTHS}, or {TERMINALS} and {TIMEOUTS}")
     ends = (np.flatnonzero(np.any(told, axis=0)) + 1).tolist()
@@ -102,6 +109,10 @@ def _episode(arrays: Mapping[str, np.ndarray], steps: slice, entries: Mapping[Ne
     for key, name in entries.items():
         values = arrays[name][steps]
         after = arrays.get(f"next_{name}", arrays[name])[steps][-1:]
+        if after.shape[1:] != values.shape[1:]:
+            raise UserError(
+                f"{where}: next_{name} is of shape {list(after.shape[1:])}, {name} {list(values.shape[1:])}"
+            )
         values = np.concatenate([values, after.astype(values.dtype)])
         if values.ndim == 4 and values.dtype == np.uint8:
             observations.set(key, torch.from_numpy(values.transpose(0, 3, 1, 2).copy()))
