@@ -119,6 +119,28 @@ def playlist(folder):
     (folder / VIDEO).write_text("#EXTM3U\n#EXTINF:1,\n/etc/hostname\n")
 
 
+def with_steps(steps):
+    return lambda folder: with_column(folder, "frame_index", steps)
+
+
+def with_times(times):
+    return lambda folder: with_column(folder, "timestamp", times)
+
+
+BEGIN = "videos/observation.images.main/from_timestamp"
+
+
+def described(**columns):
+    def edit(folder):
+        path = folder / "meta/episodes/chunk-000/file-000.parquet"
+        table = parquet.read_table(path)
+        for name, values in columns.items():
+            table = table.drop([name]).append_column(name, pyarrow.array(values))
+        parquet.write_table(table, path)
+
+    return edit
+
+
 DAMAGES = {
     "no description": (lambda folder: (folder / "meta/info.json").unlink(), "demonstrations not found"),
     "no json": (cut("meta/info.json", 40), "is not the description of a LeRobot data set"),
@@ -131,6 +153,12 @@ DAMAGES = {
     "a path that leads out": (edited(data_path="../../{chunk_index}"), "outside of the data set"),
     "an unknown field in a path": (edited(data_path="{other}"), "is damaged or not"),
     "fewer rows": (lambda f: with_column(f, "episode_index", [0, 0, 0, 0, 0, 1, 1, 9]), "has 2 rows, .* says 3"),
+    "a step twice": (with_steps([0, 1, 1, 3, 4, 0, 1, 2]), "frame_index 0, 1, ... 4, it skips or repeats"),
+    "a step left out": (with_steps([0, 1, 2, 3, 5, 0, 1, 2]), "frame_index 0, 1, ... 4, it skips or repeats"),
+    "times of another rate": (with_times([t / 5 for t in (0, 1, 2, 3, 4, 0, 1, 2)]), "timestamp of step 1 is not that"),
+    "no time": (with_times([float("nan")] * 8), "timestamp of step 0 is not that"),
+    "an episode twice": (described(episode_index=[0, 0]), "describes an episode twice"),
+    "no place in the video": (described(**{BEGIN: [0.0, None]}), "begins at frame 0, which is another's"),
     "words": (lambda f: with_column(f, "action", ["a"] * 8), "should be numbers or lists"),
     "ragged": (lambda f: with_column(f, "action", [[1.0]] * 7 + [[1.0, 2.0]]), "damaged|numbers or lists"),
 }
@@ -160,7 +188,14 @@ def test_an_unknown_feature_is_named_with_those_that_are_there():
 
 def test_a_foreign_template_cannot_ask_for_frames_that_are_not_there():
     with pytest.raises(UserError, match="no frame 8"):
-        list(video_frames(WRITTEN / "video" / VIDEO, [(0, 5), (5, 4)]))
+        list(video_frames(WRITTEN / "video" / VIDEO, [(0, 5), (5, 4)], 10))
+    with pytest.raises(UserError, match="begins at frame 3, which is another's"):  # they would be left unwritten
+        list(video_frames(WRITTEN / "video" / VIDEO, [(0, 5), (3, 4)], 10))
+
+
+def test_a_video_of_another_rate_would_show_other_steps():
+    with pytest.raises(UserError, match="has 10 frames a second, its data set 30"):
+        list(video_frames(WRITTEN / "video" / VIDEO, [(0, 5)], 30))
 
 
 def test_episodes_of_a_data_set_without_any(tmp_path):

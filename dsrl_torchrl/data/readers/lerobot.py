@@ -141,12 +141,28 @@ class _DataSet:
             there = parquet.read_schema(episode.rows).names
             parts = [name for names in self.entries.values() for name in names.split(JOIN)]
             wanted = {ACTION, SUCCESS, REWARD, "episode_index", "frame_index", *parts}
+            if any(self.info.features[name].dtype == "video" for name in parts):
+                wanted.add("timestamp")
             self._table = episode.rows, parquet.read_table(episode.rows, columns=sorted(wanted & set(there)))
         table = self._table[1]
         table = table.filter(compute.equal(table["episode_index"], episode.number)).sort_by("frame_index")
         if table.num_rows != episode.length:
             raise UserError(f"{where} has {table.num_rows} rows, the description says {episode.length}")
+        self._check_steps(table, where)
         return {name: table[name] for name in table.column_names}
+
+    def _check_steps(self, table: Any, where: str) -> None:
+        """Raises :class:`UserError` unless row t is step t, and its time that of the t-th frame of a video."""
+        steps = np.arange(table.num_rows)
+        if not np.array_equal(table["frame_index"].to_numpy(), steps):
+            raise UserError(f"{where} should have the frame_index 0, 1, ... {len(steps) - 1}, it skips or repeats some")
+        if "timestamp" in table.column_names:
+            off = np.abs(table["timestamp"].to_numpy().reshape(-1) * self.info.fps - steps)
+            if not (off < 0.5).all():  # NaN, too
+                raise UserError(
+                    f"{where}: the timestamp of step {int(np.argmin(off < 0.5))} is not that of a frame at "
+                    f"{self.info.fps:g} frames a second: record it again, or at its own rate"
+                )
 
     def _values(self, name: str, rows: dict[str, Any], episode: Recorded, where: str) -> Tensor:
         what = f"{name} of {where}"
@@ -162,7 +178,7 @@ class _DataSet:
         path = episode.frames[name][0]
         if name not in self._videos or self._videos[name][0] != path:
             together = [other for other in self.episodes if other.frames[name][0] == path]
-            frames = video_frames(path, [(other.frames[name][1], other.length) for other in together])
+            frames = video_frames(path, [(other.frames[name][1], other.length) for other in together], self.info.fps)
             self._videos[name] = path, zip((other.number for other in together), frames, strict=True)
         # Episodes of other tasks, in the same mp4, are passed over.
         return next(frames for number, frames in self._videos[name][1] if number == episode.number)

@@ -80,7 +80,7 @@ def recorded_episodes(folder: Path, info: Info) -> list[Recorded]:
     """All episodes, in their order.
 
     Raises:
-        UserError: there is none, or a path leads out of the folder.
+        UserError: there is none, one stands there twice, or a path leads out of the folder.
     """
     videos = [name for name, feature in info.features.items() if feature.dtype == "video"]
     found = []
@@ -99,6 +99,8 @@ def recorded_episodes(folder: Path, info: Info) -> list[Recorded]:
         found.append(Recorded(listed.episode_index, listed.length, rows, frames, listed.tasks))
     if not found:
         raise UserError(f"{folder} has no episodes")
+    if len({episode.number for episode in found}) < len(found):
+        raise UserError(f"{folder} describes an episode twice: its meta/episodes are damaged")
     return sorted(found, key=lambda episode: episode.number)
 
 

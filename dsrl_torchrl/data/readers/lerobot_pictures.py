@@ -13,19 +13,23 @@ from torch import Tensor
 
 from dsrl_torchrl.errors import UserError
 
+#: 29.97 is called 30.
+FPS_TOLERANCE = 0.005
 
-def video_frames(path: Path, ranges: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
+
+def video_frames(path: Path, ranges: Sequence[tuple[int, int]], fps: float) -> Iterator[Tensor]:
     """Frames of an mp4, decoded by imageio's ffmpeg in one pass, as they are asked for.
 
     Args:
         path: of the file.
-        ranges: first frame and number of frames of each episode, in ascending order, not overlapping.
+        ranges: first frame and number of frames of each episode, in ascending order.
+        fps: frames a second of the data set.
 
     Yields:
         For each range uint8 ``[n, 3, H, W]``.
 
     Raises:
-        UserError: the file is missing, damaged, or shorter.
+        UserError: the file is missing, damaged, shorter, or of another frame rate, or ranges overlap.
     """
     from imageio_ffmpeg import read_frames
 
@@ -40,8 +44,17 @@ def video_frames(path: Path, ranges: Sequence[tuple[int, int]]) -> Iterator[Tens
     )
     number = 0
     try:
-        width, height = next(reader)["size"]
+        about = next(reader)
+        width, height = about["size"]
+        if abs(about["fps"] / fps - 1) > FPS_TOLERANCE:  # its frames would be of other steps
+            raise UserError(
+                f"{path} has {about['fps']:g} frames a second, its data set {fps:g}: encode it at that rate"
+            )
         for begin, count in ranges:
+            if begin < number:
+                raise UserError(
+                    f"{path}: an episode begins at frame {begin}, which is another's: its description is wrong"
+                )
             frames = np.empty((count, height, width, 3), dtype=np.uint8)
             while number < begin + count:
                 frame = next(reader)
@@ -49,6 +62,8 @@ def video_frames(path: Path, ranges: Sequence[tuple[int, int]]) -> Iterator[Tens
                     frames[number - begin] = np.frombuffer(frame, dtype=np.uint8).reshape(height, width, 3)
                 number += 1
             yield torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
+    except UserError:
+        raise
     except (StopIteration, OSError, RuntimeError, ValueError, KeyError, MemoryError) as error:
         reason = "" if isinstance(error, StopIteration) else f" ({' '.join(str(error).split())[:200]})"
         raise UserError(f"{path} is damaged, or ends before the data set says: no frame {number}{reason}") from None
