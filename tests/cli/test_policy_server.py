@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,16 @@ def test_the_command_serves_until_a_signal(number):
     server.send_signal(number)
     _, error = server.communicate(timeout=60)
     assert (server.returncode, error) == (128 + number, "serve_policy: ended\n")
+
+
+def test_a_client_that_never_says_hello_does_not_keep_the_server():
+    server, url = serving("--callable", "my_policy:decode", "--port", "0")
+    with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as client:
+        client.send(b"GET / HTTP/1.1\r\n")
+        PolicyServer(url).connection.close()  # which came later: by now the server has let both in
+        server.send_signal(signal.SIGINT)
+        server.communicate(timeout=8)  # the server waits 10 s for a request
+    assert server.returncode == 130
 
 
 def test_the_printed_server_is_the_file(capsys):

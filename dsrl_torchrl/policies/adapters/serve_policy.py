@@ -51,6 +51,7 @@ NAMES = {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)
 }
 DTYPES = {np.dtype(name).newbyteorder("<").str: np.dtype(name).newbyteorder("<") for name in NAMES}
 MAX_BATCH, MAX_MEGABYTES = 256, 256
+CLOSING_SECONDS = 3.0
 LEROBOT_TYPES = ("smolvla", "pi0", "pi05")
 #: Files of a LeRobot checkpoint. Its loaders go on with random weights where the second is missing.
 LEROBOT_FILES = ("config.json", "model.safetensors", "policy_preprocessor.json", "policy_postprocessor.json")
@@ -238,7 +239,10 @@ def lerobot_policy(folder: str, task: str, device: str | None) -> Policy:
     for file in LEROBOT_FILES:
         if not (path / file).is_file():
             raise Refused(f"--lerobot: {path} has no {file}; it should be a folder as `hf download <repo>` writes it")
-    kind = json.loads((path / "config.json").read_text()).get("type")
+    try:
+        kind = dict(json.loads((path / "config.json").read_bytes())).get("type")
+    except (TypeError, ValueError) as error:
+        raise Refused(f"--lerobot: {path / 'config.json'} is damaged ({one_line(error)})") from None
     if kind not in LEROBOT_TYPES:
         raise Refused(f"--lerobot serves {', '.join(LEROBOT_TYPES)}, {path} is a {kind}; wrap it for --callable")
     try:
@@ -348,9 +352,14 @@ def listening(policy: Policy, host: str, port: int, max_batch: int, max_bytes: i
     try:
         yield server
     finally:
-        for connection in list(connections):
-            connection.close()
-        server.shutdown()
+        # Each waits for ever where a client does not read its answers, or has not said what it wants.
+        ends = [connection.close for connection in list(connections)] + [server.shutdown]
+        closing = [threading.Thread(target=end, daemon=True) for end in ends]
+        for thread in closing:
+            thread.start()
+        last = time.monotonic() + CLOSING_SECONDS
+        for thread in closing:
+            thread.join(max(0.0, last - time.monotonic()))
 
 
 def check(policy: Policy) -> None:
@@ -412,7 +421,9 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"serve_policy: error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print("serve_policy: ended", file=sys.stderr)
+        print("serve_policy: ended", file=sys.stderr, flush=True)
+        if any(not thread.daemon and thread is not threading.main_thread() for thread in threading.enumerate()):
+            os._exit(128 + stopped[0])  # Python would wait for their clients
         raise SystemExit(128 + stopped[0]) from None
 
 

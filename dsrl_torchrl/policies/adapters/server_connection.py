@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import socket
+import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +27,8 @@ except ImportError as error:
 OVERHEAD_BYTES = 16_384
 #: In one entry, noise or chunk: an announcement of a few bytes must not reserve memory.
 MOST_NUMBERS = 2**26
+#: In an answer; a batch is asked for in parts whose chunks fit.
+MOST_BYTES = 2**28
 STOCK_OPENPI = (
     "a stock openpi server takes no noise and cannot be steered: wrap its policy in `def decode(observation, noise): "
     'return np.stack([policy.infer({k: v[i] for k, v in observation.items()}, noise=w)["actions"] for i, w in '
@@ -47,6 +51,10 @@ class ServerConnection:
     """
 
     def __init__(self, url: str, timeout: float) -> None:
+        if not isinstance(url, str):
+            raise UserError(f"url should be ws://host:port, got {url!r}")
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
+            raise UserError(f"timeout should be a positive number of seconds, got {timeout!r}")
         self.url, self.timeout = url, timeout
         self._websocket: ClientConnection | None = None
         try:
@@ -71,6 +79,7 @@ class ServerConnection:
                 f"one observation has {row_bytes} bytes, the policy server at {self.url} takes requests of "
                 f"{self.announcement['max_bytes']}: start it with a larger --max-megabytes"
             )
+        rows = max(1, min(rows, (MOST_BYTES - OVERHEAD_BYTES) // (4 * math.prod(self.announcement["chunk_shape"]))))
         starts = range(0, len(noise), rows)
         return np.concatenate(
             [
@@ -140,13 +149,16 @@ class ServerConnection:
             connecting = connect(
                 self.url,
                 compression=None,
-                max_size=None,
+                max_size=MOST_BYTES,
                 ping_interval=None,
                 proxy=None,
                 open_timeout=self.timeout,
                 close_timeout=1,
             )
             self._websocket = connecting.__enter__()  # it stays open until close()
+            # A server that is stopped reads no more of a request; websockets itself would wait for ever.
+            wait = struct.pack("ll", int(self.timeout), int(self.timeout % 1 * 1e6) or 1)
+            self._websocket.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
         except (InvalidURI, ValueError) as error:
             raise UserError(f"url should be ws://host:port, got {self.url!r} ({_reason(error)})") from None
         except TimeoutError as error:  # an OSError, which would be tried again

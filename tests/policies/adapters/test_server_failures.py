@@ -124,6 +124,23 @@ def test_what_is_no_url(url):
     assert "ws://" in refusal(PolicyServer, url)
 
 
+def test_a_server_that_reads_no_further_does_not_hold_the_client():
+    """Its 20 MB are more than the system takes over for a server that is stopped, or that has refused them."""
+    entries = {"observation": {"dtype": "float32", "shape": [5_000_000]}}
+
+    def handle(connection):
+        connection.send(announced(entries=entries, max_bytes=2**30))
+        time.sleep(1)
+
+    with scripted(handle) as url, steered(url, timeout=0.3) as policy:
+        assert "is gone" in refusal(policy, torch.zeros(1, 5_000_000), NOISE[:1])
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), "5", True])
+def test_what_is_no_time(timeout):
+    assert "timeout should be a positive number of seconds" in refusal(PolicyServer, timeout=timeout)
+
+
 def test_what_is_no_websocket():
     with socket.create_server(("127.0.0.1", 0)) as listening:
         message = refusal(PolicyServer, f"ws://127.0.0.1:{listening.getsockname()[1]}", timeout=0.2)
