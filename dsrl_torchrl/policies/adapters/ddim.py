@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.policies.adapters.history_encoder import Exact
 from dsrl_torchrl.policies.arguments import positive_int
 from dsrl_torchrl.policies.diffusion import MAX_BETA, check_sampler_steps, cosine_betas
 
@@ -48,7 +49,7 @@ def betas(schedule: str, train_steps: int, start: float = BETA_START, end: float
     raise UserError(f"the noise schedule should be one of {known}, got {schedule!r}")
 
 
-class DDIM(nn.Module):
+class DDIM(Exact):
     """DDIM with η = 0 (Song et al., 2021), which is deterministic in the initial noise.
 
     Steps are spaced as in diffusers' ``leading``. Computed in float32 from ``β`` on, as their code does: the last ᾱ of

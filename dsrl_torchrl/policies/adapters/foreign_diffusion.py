@@ -13,6 +13,10 @@ from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.policies.adapters.ddim import DDIM
 from dsrl_torchrl.policies.adapters.history_encoder import Affine, HistoryEncoder, Image, State
 from dsrl_torchrl.policies.base_policy import BasePolicy
+from dsrl_torchrl.policies.normalisation import MIN_ACTION_HALF_RANGE
+
+#: Half an action's range where it is there only against a division by zero: 5e-9 in LeRobot's checkpoints, 0 in DPPO's.
+NEVER_MOVED = 1e-6
 
 
 class ForeignDiffusionPolicy(BasePolicy):
@@ -48,8 +52,21 @@ class ForeignDiffusionPolicy(BasePolicy):
         )
         self.encoder = HistoryEncoder(self.in_keys, list(features.values()), obs_horizon)
         self.network, self.sampler, self.action_scale = network, sampler, action_scale
+        scales = {str(name): feature.scale for name, feature in features.items()} | {"the action": action_scale}
+        for name, scale in scales.items():
+            sound = all(value.isfinite().all() for value in (scale.shift, scale.width, scale.bias))
+            if not sound or (scale is not action_scale and not scale.width.all()):
+                raise UserError(f"the checkpoint's normalisation of {name} holds NaN, infinity or a width of zero")
         one = torch.ones(self.action_dim)
-        self.action_low, self.action_high = action_scale.inverse(-one), action_scale.inverse(one)
+        low, high = action_scale.inverse(-one), action_scale.inverse(one)
+        # A dimension that never moved in the data has hardly a range: its rounding errors would count as moves.
+        still = MIN_ACTION_HALF_RANGE * ((high - low) / 2 < NEVER_MOVED)
+        self.action_low, self.action_high = low - still, high + still
+
+    @property
+    def dtype(self) -> None:  # type: ignore[override]
+        """Entries and noise come as they are: only the networks work in their own precision."""
+        return None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -82,10 +99,10 @@ class ForeignDiffusionPolicy(BasePolicy):
                 f"the policy expects noise {[*features.shape[:-1], self.pred_horizon, self.action_dim]} beside these "
                 f"observations, got {list(noise.shape)}"
             )
-        dtype = self.action_low.dtype
+        dtype = next(self.network.parameters()).dtype
         condition = features.to(dtype).reshape(-1, self.features_dim)
-        x = noise.to(dtype).reshape(-1, self.pred_horizon, self.action_dim)
-        chunk = self.sampler(lambda x, t: self.network(x, t, condition), x)
+        x = noise.to(self.action_scale.shift.dtype).reshape(-1, self.pred_horizon, self.action_dim)
+        chunk = self.sampler(lambda x, t: self.network(x.to(dtype), t, condition).to(x.dtype), x)
         return self.action_scale.inverse(chunk).reshape(noise.shape)
 
 

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from dsrl_torchrl.errors import UserError
 
 
-class Affine(nn.Module):
+class Exact(nn.Module):
+    """A module that keeps the precision of its buffers where the network around it is cast to less.
+
+    In bfloat16 the ᾱ of a schedule's last step is 1, and a position of 500 pixels is wrong by two.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Self:  # to(), bfloat16(), cuda()
+        def kept(t: Tensor) -> Tensor:
+            applied = fn(t)
+            return applied if applied.dtype.itemsize >= t.dtype.itemsize else t.to(applied.device)
+
+        return super()._apply(kept, *args, **kwargs)
+
+
+class Affine(Exact):
     """``(x - shift) / width + bias`` and back; what every project's normalisation comes down to.
 
     In these three, not as scale and offset, so that a dimension that never moved (a width of 0 or 1e-8) keeps its
@@ -92,7 +108,8 @@ class Image(nn.Module):
         """``[N, C, H, W]`` uint8 -> ``[N, features]``."""
         if x.dtype != torch.uint8:
             raise UserError(f"images should be uint8, got {x.dtype}")
-        return self.encoder(self.scale(x.to(self.scale.shift.dtype) / 255))
+        scaled = self.scale(x.to(self.scale.shift.dtype) / 255)
+        return self.encoder(scaled.to(next(self.encoder.parameters()).dtype))
 
 
 class HistoryEncoder(nn.Module):

@@ -8,7 +8,11 @@ from tensordict import TensorDict
 
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.policies import probe
-from dsrl_torchrl.policies.adapters.foreign_diffusion import named_entries
+from dsrl_torchrl.policies.adapters.conditional_unet1d import ConditionalUnet1D, UnetSizes
+from dsrl_torchrl.policies.adapters.ddim import DDIM, betas
+from dsrl_torchrl.policies.adapters.foreign_diffusion import ForeignDiffusionPolicy, named_entries
+from dsrl_torchrl.policies.adapters.history_encoder import Affine, Image, State
+from dsrl_torchrl.policies.adapters.resnet import RgbEncoder
 
 from .loaded import SOURCES, load_source, random_entries
 
@@ -29,7 +33,7 @@ def test_frozen_deterministic_and_steerable(policy):
     probe(policy, TensorDict(entries, [6]))
 
 
-@pytest.mark.parametrize("batch", [(), (2, 3)])
+@pytest.mark.parametrize("batch", [(), (2, 3), (1,), (0,), (0, 2)])
 def test_any_leading_dims(policy, batch):
     entries, noise = random_entries(policy, *batch), noise_for(policy, *batch)
     chunk = policy(*entries, noise)
@@ -49,6 +53,67 @@ def test_double_precision_of_a_simulator_is_taken(policy):
     entries, noise = random_entries(policy, 2), noise_for(policy, 2)
     doubled = [entry.double() if entry.is_floating_point() else entry for entry in entries]
     torch.testing.assert_close(policy(*doubled, noise.double()).float(), policy(*entries, noise))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_only_the_networks_work_in_less_precision(policy, dtype):
+    """Schedule and normalisation in bfloat16 gave NaN, or an action range of another policy."""
+    observations = TensorDict(dict(zip(policy.in_keys, random_entries(policy, 4), strict=True)), [4])
+    noise, bounds = noise_for(policy, 4), {k: t.clone() for k, t in policy.state_dict().items() if "action_scale" in k}
+    chunk, half_range = policy.decode(observations, noise), (policy.action_high - policy.action_low) / 2
+    policy.to(dtype)
+    assert all(torch.equal(policy.state_dict()[name], bound) for name, bound in bounds.items())
+    low = policy.decode(observations, noise)
+    assert low.dtype == torch.float32 and low.isfinite().all()
+    assert ((low - chunk) / half_range).abs().mean() < 0.1
+
+
+def test_a_dimension_that_never_moved_has_a_range_all_the_same():
+    scale = Affine.from_range(torch.tensor([0.5, -1.0]), torch.tensor([0.5, 1.0]))
+    policy = tiny(action_scale=scale)
+    assert policy.action_low.tolist() == pytest.approx([0.49, -1]) and policy.action_high.tolist() == pytest.approx(
+        [0.51, 1]
+    )
+    chunk = policy(torch.zeros(3, 3), torch.randn(3, 4, 2))
+    assert policy.normalise_action(chunk)[..., 0].abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_statistics_that_are_no_numbers(value):
+    bad = Affine.from_moments(torch.zeros(2), torch.tensor([1.0, value]))
+    with pytest.raises(UserError, match="normalisation of the action holds NaN, infinity"):
+        tiny(action_scale=bad)
+
+
+def test_a_state_of_no_width():
+    with pytest.raises(UserError, match=r"normalisation of observation holds .* a width of zero"):
+        tiny(state_scale=Affine.from_moments(torch.zeros(3), torch.tensor([1.0, 0.0, 1.0])))
+
+
+def test_the_hash_knows_how_an_image_is_cropped():
+    hashes = set()
+    for crop in ((28, 28), (30, 30), (30, 30)):
+        torch.manual_seed(0)
+        encoder = RgbEncoder((3, 32, 32), "resnet18", True, 2, None, crop)
+        camera = Image(Affine.identity(3, 1, 1), encoder, 4, (32, 32))
+        hashes.add(tiny(camera=camera).content_hash())
+    assert len(hashes) == 2
+
+
+def tiny(action_scale=None, state_scale=None, **more):
+    features = {"observation": State(state_scale or Affine.identity(3))} | more
+    torch.manual_seed(0)
+    size = sum(feature.features for feature in features.values())
+    network = ConditionalUnet1D(UnetSizes(2, size, (8, 8), 3, 4, film_scale=True, film_layers=1, norm=False))
+    return ForeignDiffusionPolicy(
+        features,
+        network,
+        DDIM(betas("squaredcos_cap_v2", 10), 10),
+        action_scale or Affine.identity(2),
+        pred_horizon=4,
+        obs_horizon=1,
+        first_action=0,
+    ).freeze()
 
 
 def test_the_gradient_reaches_the_noise(policy):
