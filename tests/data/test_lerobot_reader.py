@@ -159,6 +159,8 @@ DAMAGES = {
     "no time": (with_times([float("nan")] * 8), "timestamp of step 0 is not that"),
     "an episode twice": (described(episode_index=[0, 0]), "describes an episode twice"),
     "no place in the video": (described(**{BEGIN: [0.0, None]}), "begins at frame 0, which is another's"),
+    "no flags": (lambda f: with_column(f, "next.success", [0.5] * 8), "next.success of .* should be 0 or 1"),
+    "no rewards": (lambda f: with_column(f, "next.reward", [float("nan")] * 8), "next.reward of .* should be finite"),
     "words": (lambda f: with_column(f, "action", ["a"] * 8), "should be numbers or lists"),
     "ragged": (lambda f: with_column(f, "action", [[1.0]] * 7 + [[1.0, 2.0]]), "damaged|numbers or lists"),
 }

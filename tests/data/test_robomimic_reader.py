@@ -141,6 +141,17 @@ def test_a_missing_file_is_one_line(tmp_path):
         read_any(tmp_path / "d.hdf5", entries=ENTRIES)
 
 
+def test_a_path_from_the_root_would_be_one_episode_for_all(tmp_path):
+    with pytest.raises(UserError, match="would be the same data for all episodes"):
+        read_any(write(tmp_path / "d.hdf5"), entries={"observation": "/data/demo_0/obs/ee_states"})
+
+
+def test_rewards_that_are_no_numbers_tell_no_success(tmp_path):
+    rewards = (np.array([0, 0, 1.0]), np.full(2, np.nan))
+    with pytest.raises(UserError, match="demo_1 of .* has rewards that are NaN"):
+        read_any(write(tmp_path / "d.hdf5", rewards=rewards), entries=ENTRIES)
+
+
 def test_no_success_is_one_line(tmp_path):
     with pytest.raises(UserError, match="has no successful episode among 2"):
         read_any(write(tmp_path / "d.hdf5", rewards=([0, 0, 0], [0, 0])), entries=ENTRIES)

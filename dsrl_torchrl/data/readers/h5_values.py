@@ -26,8 +26,13 @@ def read_values(values: h5py.Dataset, kinds: str, what: str) -> np.ndarray:
 
 
 def refuse_links(file: h5py.File, group: h5py.Group, names: Iterable[str], where: str) -> None:
-    """Raises :class:`UserError` for data that lie in another file: a hash of this one would not tell their changes."""
+    """Raises :class:`UserError` for data that lie in another file, or, by a path from the root, in another episode.
+
+    A hash of this file would not tell the other's changes.
+    """
     for name in names:
+        if name.startswith("/"):
+            raise UserError(f"{name} would be the same data for all episodes: give the path inside of {where}")
         data = group.get(name)
         if isinstance(data, h5py.Dataset) and (data.is_virtual or data.external or data.file.filename != file.filename):
             raise UserError(f"{name} in {where} lies in another file that the h5 only links to: copy it in")

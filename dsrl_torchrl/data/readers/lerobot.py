@@ -199,4 +199,6 @@ def _success(rows: dict[str, Any], length: int, where: str) -> Tensor | None:
             told = _vectors(rows[name], f"{name} of {where}").flatten()
             if torch.isin(told, torch.tensor([0.0, 1.0])).all():
                 return told == 1 if told.any() else None
+            if name == SUCCESS or not told.isfinite().all():
+                raise UserError(f"{name} of {where} should be {'0 or 1' if name == SUCCESS else 'finite'}, it is not")
     return torch.arange(length) == length - 1

@@ -117,6 +117,8 @@ def _success(group: h5py.Group, length: int, where: str) -> torch.Tensor | None:
         rewards = read_values(group["rewards"], NUMBERS, f"rewards in {where}").reshape(-1)
         if len(rewards) != length:
             raise UserError(f"{where} has {len(rewards)} rewards for {length} actions")
+        if not np.isfinite(rewards).all():
+            raise UserError(f"{where} has rewards that are NaN or infinite")
         if np.isin(rewards, (0, 1)).all():
             return torch.from_numpy(rewards == 1) if rewards.any() else None
     return torch.arange(length) == length - 1
