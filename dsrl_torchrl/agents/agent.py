@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dsrl_torchrl.agents.curve_checks import CurveCheck
 from dsrl_torchrl.agents.encoding import EncodingAgent
+from dsrl_torchrl.data.macro_transitions import entry_name
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
@@ -179,7 +180,7 @@ class Agent(EncodingAgent):
 
         Raises:
             CheckpointError: a file is missing, damaged or of another size, or was learned for another base policy,
-                noise layout, bound of the noise or kind of network.
+                noise layout, bound of the noise, kind of network or order of the entries.
             UserError: a component that is neither.
         """
         if set(components) - {"actor", "critics"}:
@@ -209,6 +210,7 @@ class Agent(EncodingAgent):
             "noise_layout": asdict(self.decoder.layout),
             "action_magnitude": self.decoder.action_magnitude,
             "networks": networks,
+            "entries": [entry_name(key) for key in self.encoder.in_keys],
         }
 
     def _files(self) -> dict[str, Mapping[str, Tensor]]:
