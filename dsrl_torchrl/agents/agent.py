@@ -169,7 +169,7 @@ class Agent(EncodingAgent):
         Returns:
             What was written.
         """
-        return save_described(Path(folder), self._files(), self._description(), DESCRIPTION_FILE)
+        return save_described(Path(folder), self._files(), self._description() | self._entries(), DESCRIPTION_FILE)
 
     def load(self, folder: str | os.PathLike[str], components: Sequence[str] = ("actor", "critics")) -> None:
         """Reads what :meth:`save` wrote, in place.
@@ -190,7 +190,7 @@ class Agent(EncodingAgent):
             for name, tensors in self._files().items()
             if (components if name == "encoder" else ("critics" if name.startswith("q_") else "actor") in components)
         }
-        load_described(Path(folder), wanted, self._description(), DESCRIPTION_FILE)
+        load_described(Path(folder), wanted, self._description() | self._entries(), DESCRIPTION_FILE)
 
     def identity(self) -> dict[str, Any]:
         """What tells its checkpoints from those of others, as JSON values."""
@@ -210,8 +210,11 @@ class Agent(EncodingAgent):
             "noise_layout": asdict(self.decoder.layout),
             "action_magnitude": self.decoder.action_magnitude,
             "networks": networks,
-            "entries": [entry_name(key) for key in self.encoder.in_keys],
         }
+
+    def _entries(self) -> dict[str, Any]:
+        """Which encoder is whose: by their order, which their sizes need not tell."""
+        return {"entries": [entry_name(key) for key in self.encoder.in_keys]}
 
     def _files(self) -> dict[str, Mapping[str, Tensor]]:
         return {"encoder": self.encoder_tensors(), **self.tensors()}
