@@ -105,6 +105,8 @@ class MetaWorldEnv(EpisodicEnv):
             # Meta-World ignores reset(seed=...).
             self._tasks[index].seed(seeds[index])
             self.full_state[index], _ = self._tasks[index].reset()
+            if self._draw is not None:
+                self._place(self._tasks[index])
             self._success[index], self._elapsed[index] = False, 0
         return self._observation(), torch.from_numpy(self._success)
 
@@ -121,6 +123,18 @@ class MetaWorldEnv(EpisodicEnv):
         if self.reward == "step_penalty":
             reward = step_penalty(success, self.success_bonus)
         return self._observation(), success, reward, success, torch.from_numpy(self._elapsed >= self.max_episode_steps)
+
+    @staticmethod
+    def _place(task: Any) -> None:
+        """Moves what is drawn to where a reset has put it: Meta-World leaves that to the next physics step.
+
+        Before, goals and what is set by its model (drawers, doors) are where they were before the reset. Kinematics
+        alone: the physics, which begins with the same, stays bit for bit what it is without pictures.
+        """
+        import mujoco
+
+        mujoco.mj_kinematics(task.model, task.data)
+        mujoco.mj_camlight(task.model, task.data)
 
     def _observation(self) -> torch.Tensor:
         return torch.from_numpy(self.full_state[:, : self.observation_spec[self.observation_key].shape[-1]])

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dsrl_torchrl.agents.curve_checks import CurveCheck
 from dsrl_torchrl.agents.encoding import EncodingAgent
+from dsrl_torchrl.data.macro_transitions import entry_name
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
@@ -168,7 +169,7 @@ class Agent(EncodingAgent):
         Returns:
             What was written.
         """
-        return save_described(Path(folder), self._files(), self._description(), DESCRIPTION_FILE)
+        return save_described(Path(folder), self._files(), self._description() | self._entries(), DESCRIPTION_FILE)
 
     def load(self, folder: str | os.PathLike[str], components: Sequence[str] = ("actor", "critics")) -> None:
         """Reads what :meth:`save` wrote, in place.
@@ -179,7 +180,7 @@ class Agent(EncodingAgent):
 
         Raises:
             CheckpointError: a file is missing, damaged or of another size, or was learned for another base policy,
-                noise layout, bound of the noise or kind of network.
+                noise layout, bound of the noise, kind of network or order of the entries.
             UserError: a component that is neither.
         """
         if set(components) - {"actor", "critics"}:
@@ -189,7 +190,7 @@ class Agent(EncodingAgent):
             for name, tensors in self._files().items()
             if (components if name == "encoder" else ("critics" if name.startswith("q_") else "actor") in components)
         }
-        load_described(Path(folder), wanted, self._description(), DESCRIPTION_FILE)
+        load_described(Path(folder), wanted, self._description() | self._entries(), DESCRIPTION_FILE)
 
     def identity(self) -> dict[str, Any]:
         """What tells its checkpoints from those of others, as JSON values."""
@@ -210,6 +211,10 @@ class Agent(EncodingAgent):
             "action_magnitude": self.decoder.action_magnitude,
             "networks": networks,
         }
+
+    def _entries(self) -> dict[str, Any]:
+        """Which encoder is whose: by their order, which their sizes need not tell."""
+        return {"entries": [entry_name(key) for key in self.encoder.in_keys]}
 
     def _files(self) -> dict[str, Mapping[str, Tensor]]:
         return {"encoder": self.encoder_tensors(), **self.tensors()}

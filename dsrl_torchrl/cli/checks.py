@@ -33,7 +33,13 @@ def check_together(config: RunConfig, find: Callable[[str], str]) -> None:
     _check_batches(config)
     _check_ray(config)
     _check_actor_encoder(config)
+    _check_base_features(config)
     _check_targets(config)
+
+
+def _check_base_features(config: RunConfig) -> None:
+    if BASE_FEATURES_KEY in (config.networks.in_keys or ()) and not config.latent.base_features:
+        raise UserError(f"networks.in_keys names {BASE_FEATURES_KEY}: set latent.base_features=true, which makes it")
 
 
 def _check_actor_encoder(config: RunConfig) -> None:
@@ -137,7 +143,7 @@ def _check_demonstrations(config: RunConfig) -> None:
     if _reads_demonstrations(config):
         check_demonstrated_reward(task)
         for entry in map(entry_name, config.networks.in_keys or ()):
-            if entry not in options.entries and not (entry == BASE_FEATURES_KEY and config.latent.base_features):
+            if entry not in options.entries and entry != BASE_FEATURES_KEY:
                 raise UserError(
                     f"networks.in_keys names {entry}, which is no entry of the demonstrations: say where it is, "
                     f"task.demonstrations.entries.{entry}=<h5 data set>, or set stage1.use_demonstrations=false"

@@ -102,6 +102,7 @@ class Inputs:
         task, artifact = self.config.task, self.folder.demos
         if task.demonstrations.path is not None:
             path = Path(task.demonstrations.path).expanduser()
+            demos.check_entries(self.interface, self.config)
             self._episodes(path)
             return path
         path = artifact.folder / demos.FILE
@@ -109,6 +110,7 @@ class Inputs:
             if not self._recorded:
                 self.say(f"demonstrations: {path} (exists)")
             return path
+        demos.check_entries(self.interface, self.config)
         artifact.begin()
         demos.record_demonstrations(task, path, seed=self.config.seed, progress=self.config.progress)
         episodes = self._episodes(path)

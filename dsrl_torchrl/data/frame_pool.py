@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,8 @@ from torch import Tensor
 
 #: A history is taken apart into frames of so many channels, where its channels are a multiple of it.
 RGB = 3
+#: Frames that memory is taken for at a time; the system commits it as they are written.
+BLOCK = 4096
 
 
 def is_image(value: Tensor, batch_dims: int) -> bool:
@@ -30,12 +35,11 @@ class FramePool:
     """Takes the images out of transitions and puts them back.
 
     Args:
-        transitions: for how many there is to be room; memory is taken when frames come, not before.
         memmap: keep frames on disk.
     """
 
-    def __init__(self, transitions: int, memmap: bool = False) -> None:
-        self._transitions, self._memmap = transitions, memmap
+    def __init__(self, memmap: bool = False) -> None:
+        self._memmap = memmap
         self._shelves: dict[tuple[int, ...], _Shelf] = {}  # by the shape of a frame
         self._shapes: dict[NestedKey, tuple[int, ...]] = {}  # of the entries that are images, [C, H, W]
 
@@ -56,7 +60,7 @@ class FramePool:
         batch = batch.copy()
         for key in self._keys_in(batch):
             numbers = batch.get(key)
-            images = self._shelf(key).frames[numbers.flatten().long()]
+            images = self._shelf(key).frames(numbers.flatten())
             batch.set(key, images.view(*batch.shape, *self._shapes[key]))
         return batch
 
@@ -74,7 +78,7 @@ class FramePool:
             if of_shelf:
                 shown = torch.cat([packed.get(key).flatten() for key in of_shelf])
                 kept, numbers = shown.unique(return_inverse=True)
-                frames["x".join(map(str, shape))] = shelf.frames[kept.long()]
+                frames["x".join(map(str, shape))] = shelf.frames(kept)
                 for key, part in zip(
                     of_shelf, numbers.split([packed.get(key).numel() for key in of_shelf]), strict=True
                 ):
@@ -96,7 +100,7 @@ class FramePool:
     @property
     def nbytes(self) -> int:
         """Of the frames that are kept."""
-        return sum(shelf.kept * shelf.frames[0].numel() for shelf in self._shelves.values())
+        return sum(shelf.kept * math.prod(shelf.shape) for shelf in self._shelves.values())
 
     def _frames(self, image: Tensor) -> Tensor:
         channels = image.shape[1]
@@ -109,10 +113,7 @@ class FramePool:
         channels, *size = self._shapes[key]
         shape = (RGB if channels % RGB == 0 else channels, *size)
         if shape not in self._shelves:
-            # At worst every transition brings its own s and s', each a stack of k frames, in every entry of this shape;
-            # untouched places cost nothing.
-            entries = 2 * len(self._shapes)
-            self._shelves[shape] = _Shelf(shape, entries * (channels // shape[0]) * self._transitions, self._memmap)
+            self._shelves[shape] = _Shelf(shape, self._memmap)
         return self._shelves[shape]
 
 
@@ -121,25 +122,33 @@ def _name(key: NestedKey) -> str:
 
 
 class _Shelf:
-    """Frames of one shape ``[c, H, W]``, by number."""
+    """Frames of one shape ``[c, H, W]``, by number.
 
-    def __init__(self, shape: tuple[int, ...], places: int, memmap: bool) -> None:
+    They lie in blocks, which are taken as frames come: one tensor for the worst case, every transition with images of
+    its own, would be more than a system promises whose memory has ample room for what comes.
+    """
+
+    def __init__(self, shape: tuple[int, ...], memmap: bool) -> None:
         self.shape, self._memmap = shape, memmap
-        self.frames = self._places(places)
+        self._blocks: list[Tensor] = []
         self._numbers: dict[bytes, int] = {}
         self._contents: list[bytes] = []  # of each number that was ever given
-        self._holders = np.zeros(places, dtype=np.int64)
+        self._holders = np.zeros(0, dtype=np.int64)
         self._free: list[int] = []
 
     @property
     def kept(self) -> int:
         return len(self._numbers)
 
-    def _places(self, count: int) -> Tensor:
-        shape = (count, *self.shape)
-        if self._memmap:
-            return MemoryMappedTensor.empty(shape, dtype=torch.uint8)
-        return torch.empty(shape, dtype=torch.uint8)
+    def frames(self, numbers: Tensor) -> Tensor:
+        """``[n]`` -> ``[n, c, H, W]``."""
+        numbers = numbers.long()
+        frames = torch.empty(len(numbers), *self.shape, dtype=torch.uint8)
+        blocks, places = numbers // BLOCK, numbers % BLOCK
+        for block in blocks.unique().tolist():
+            (here,) = (blocks == block).nonzero(as_tuple=True)
+            frames[here] = self._blocks[block][places[here]]
+        return frames
 
     def put(self, frames: Tensor) -> Tensor:
         """``[n, c, H, W]`` -> numbers ``[n]`` int32; new frames are kept."""
@@ -149,7 +158,7 @@ class _Shelf:
             number = self._numbers.get(content)
             if number is None:
                 number = self._new(content)
-                self.frames[number] = frame
+                self._blocks[number // BLOCK][number % BLOCK] = frame
             numbers.append(number)
         return torch.tensor(numbers, dtype=torch.int32)
 
@@ -160,10 +169,10 @@ class _Shelf:
         else:
             number = len(self._contents)
             self._contents.append(content)
-            if number == len(self.frames):  # entries of this shape that were not known when it was made
-                larger = self._places(2 * number)
-                larger[:number] = self.frames
-                self.frames, self._holders = larger, np.concatenate([self._holders, np.zeros_like(self._holders)])
+            if number == len(self._holders):
+                shape = (BLOCK, *self.shape)
+                self._blocks.append(on_disk(shape) if self._memmap else torch.empty(shape, dtype=torch.uint8))
+                self._holders = np.concatenate([self._holders, np.zeros(BLOCK, dtype=np.int64)])
         self._numbers[content] = number
         return number
 
@@ -176,3 +185,16 @@ class _Shelf:
         for number in np.unique(flat[self._holders[flat] == 0]).tolist():
             del self._numbers[self._contents[number]]
             self._free.append(number)
+
+
+def on_disk(shape: tuple[int, ...]) -> Tensor:
+    """uint8 of this shape in a file that ends with the process, however it ends.
+
+    In the folder for temporary files (``TMPDIR``). Where nobody says so, tensordict takes ``/dev/shm``: memory.
+    """
+    handle, name = tempfile.mkstemp(prefix="dsrl-frames-")
+    os.close(handle)
+    try:
+        return MemoryMappedTensor.empty(shape, dtype=torch.uint8, filename=name, existsok=True)
+    finally:
+        os.unlink(name)  # what is mapped stays

@@ -15,11 +15,14 @@ of trajectories and gives NaN under uniform sampling, and an episode's last s', 
 in no other transition.
 
 States are stored where the learner is. Transitions with images are stored on the CPU, as uint8, and moved batch by
-batch; with ``memmap`` on disk. On the CPU a buffer's places cost memory when they are filled, not before: the operating
-system commits pages on the first write. On a GPU all are allocated at once.
+batch; with ``memmap`` on disk, in the folder for temporary files (``TMPDIR``). On the CPU a buffer's places cost memory
+when they are filled, not before: the operating system commits pages on the first write. On a GPU all are allocated at
+once.
 """
 
 from __future__ import annotations
+
+import tempfile
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -39,11 +42,19 @@ def transition_bytes(transitions: TensorDictBase) -> int:
 
 
 def make_replay_buffer(
-    size: int, device: torch.device | str = "cpu", *, memmap: bool = False
+    size: int, first: TensorDictBase, device: torch.device | str = "cpu", *, memmap: bool = False
 ) -> TensorDictReplayBuffer:
-    """Uniform replay of ``size`` macro transitions, stored on ``device``, or on disk."""
-    storage = LazyMemmapStorage(size) if memmap else LazyTensorStorage(size, device=device)
-    return TensorDictReplayBuffer(storage=storage)
+    """Uniform replay of ``size`` macro transitions, stored on ``device``, or on disk; ``first`` are in it."""
+    if not memmap:
+        buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(size, device=device))
+        buffer.extend(first)
+        return buffer
+    # TorchRL's own choice is /dev/shm, which is memory. What is mapped stays when its file is gone, and no end of the
+    # process leaves any behind.
+    with tempfile.TemporaryDirectory(prefix="dsrl-replay-") as folder:
+        buffer = TensorDictReplayBuffer(storage=LazyMemmapStorage(size, scratch_dir=folder))
+        buffer.extend(first)
+    return buffer
 
 
 class Replay:
@@ -72,18 +83,18 @@ class Replay:
             share = min(share, batch_size - 1)
         self.online_share, self.offline_share = batch_size - share, share
         self.size, self.device, self.memmap = size, torch.device(device), memmap
-        self._pool = FramePool(size + (len(offline) if offline is not None and share else 0), memmap)
+        self._pool = FramePool(memmap)
         self._online: TensorDictReplayBuffer | None = None
         self.offline: TensorDictReplayBuffer | None = None
         if offline is not None and share:
-            self.offline = make_replay_buffer(len(offline), self._home(offline))
-            self.offline.extend(self._pool.take(offline))
+            self.offline = make_replay_buffer(len(offline), self._pool.take(offline), self._home(offline))
 
     def extend(self, transitions: TensorDictBase) -> None:
         """Stores online transitions ``[n]``; the oldest make room."""
-        if self._online is None:
-            self._online = make_replay_buffer(self.size, self._home(transitions), memmap=self.memmap)
         packed = self._pool.take(transitions[-self.size :])
+        if self._online is None:
+            self._online = make_replay_buffer(self.size, packed, self._home(transitions), memmap=self.memmap)
+            return
         if len(self) == self.size or len(self) + len(packed) > self.size:
             places = (int(self._online.writer._cursor) + torch.arange(len(packed))) % self.size
             self._pool.release(self._online.storage[places[places < len(self)]])
@@ -147,6 +158,7 @@ class Replay:
             stored = stored[torch.arange(len(stored)).roll(-cursor)]
             stored.set("index", index)
             writer["_cursor"] = len(stored)
-        self._online = make_replay_buffer(self.size, self._home(stored), memmap=self.memmap)
-        self._online.extend(self._pool.load(stored, state["images"]))
+        home = torch.device("cpu") if state["images"]["shapes"] else self.device
+        packed = self._pool.load(stored, state["images"])
+        self._online = make_replay_buffer(self.size, packed, home, memmap=self.memmap)
         self._online.writer.load_state_dict(writer)

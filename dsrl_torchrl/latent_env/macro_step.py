@@ -10,15 +10,26 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.data import Bounded, Categorical, TensorSpec, Unbounded
 from torchrl.envs import EnvBase, TransformedEnv
-from torchrl.envs.transforms import CatFrames, Compose, Transform
+from torchrl.envs.transforms import (
+    CatFrames,
+    Compose,
+    DTypeCastTransform,
+    InitTracker,
+    ObservationTransform,
+    RenameTransform,
+    RewardSum,
+    Transform,
+)
 
 from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.latent_env.checks import check_primitive_env
+from dsrl_torchrl.latent_env.checks import check_primitive_env, transforms_of
 
 STEPS_KEY = "steps_to_next_obs"  # TorchRL's own name for the exponent of the bootstrap discount
 CHUNK_KEY = "action_chunk"
 SUCCESS_KEY = "success"
 SUCCESS_ONCE_KEY = "success_once"
+#: Transforms that end no episode.
+_END_NOTHING = (ObservationTransform, RewardSum, InitTracker, DTypeCastTransform, RenameTransform)
 
 
 class MacroStep(Transform):
@@ -219,8 +230,11 @@ def make_macro_env(
         if key not in has:
             raise UserError(f"no entry {key!r} in the env: it has {', '.join(map(str, has))}")
         transforms.append(_history(env, key, obs_horizon))
-    # A history of images is one of primitive steps: each of them has to be looked at.
-    transforms.append(MacroStep(act_horizon, gamma, skip_images=not any(_is_image(env, key) for key in histories)))
+    # A history of images is one of primitive steps: each of them has to be looked at. So has what may be the end of an
+    # episode that somebody below ends, a StepCounter for one: the env looks at the ends that it makes itself.
+    others = any(not isinstance(transform, _END_NOTHING) for transform in [*transforms_of(env), *transforms])
+    skip_images = not others and not any(_is_image(env, key) for key in histories)
+    transforms.append(MacroStep(act_horizon, gamma, skip_images=skip_images))
     return TransformedEnv(env, Compose(*transforms), auto_unwrap=False)
 
 

@@ -181,6 +181,7 @@ class PixelEncoder(nn.Module):
         # checkpoint has it, and a fused step reads both as they lie in memory.
         x = image.reshape(-1, *image.shape[-3:]).contiguous(memory_format=torch.channels_last)
         x = x.to(torch.float32, copy=True).div_(127.5).sub_(1.0)
+        x = x.to(next(self.parameters()).dtype)  # a base policy may be bfloat16
         return self.network(x).reshape(*batch, self.out_features)
 
 

@@ -34,6 +34,9 @@ class PolyakAverage:
         if self._averages is None:
             torch._foreach_lerp_(self.targets, sources, self.tau)
             return
+        for target, average in zip(self.targets, self._averages, strict=True):
+            # What a checkpoint or anybody else has put there is where the average goes on.
+            average.copy_(torch.where(target == average.to(target.dtype), average, target.float()))
         torch._foreach_lerp_(self._averages, [source.float() for source in sources], self.tau)
         torch._foreach_copy_(self.targets, self._averages)
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchrl.data import Bounded
 
 from dsrl_torchrl import LatentActionEnv
-from dsrl_torchrl.agents import DSRLAWMLE
+from dsrl_torchrl.agents import DSRLAWMLE, DSRLSAC
 from dsrl_torchrl.envs.toy import PointReachEnv
 from dsrl_torchrl.errors import CheckpointError
 from dsrl_torchrl.tensor_files import copy_strictly, load_tensors
@@ -79,6 +80,22 @@ def test_weights_that_mean_something_else_here_are_refused(tmp_path):
     env = LatentActionEnv(PointReachEnv(num_envs=4), policy, gamma=GAMMA, action_magnitude=MAGNITUDE)
     with pytest.raises(CheckpointError, match="its base_policy is"):
         make_agent(DSRLAWMLE, env).load(tmp_path)
+
+
+def test_entries_in_another_order_are_refused(tmp_path):
+    """Two cameras have encoders of the same sizes."""
+    policy, cameras = Leaning(), {"left": (3, 16, 16), "right": (3, 16, 16)}
+
+    class TwoCameras(PointReachEnv):
+        def __init__(self) -> None:
+            super().__init__(num_envs=2)
+            for key, shape in cameras.items():
+                self.observation_spec[key] = Bounded(0, 255, (2, *shape), dtype=torch.uint8)
+
+    env = LatentActionEnv(TwoCameras(), policy, gamma=GAMMA, action_magnitude=MAGNITUDE)
+    make_agent(DSRLSAC, env, networks={"in_keys": ["left", "right"]}).save(tmp_path)
+    with pytest.raises(CheckpointError, match=r"its entries is \['left', 'right'\], here it is \['right', 'left'\]"):
+        make_agent(DSRLSAC, env, networks={"in_keys": ["right", "left"]}).load(tmp_path)
 
 
 def test_what_is_not_finite_is_neither_saved_nor_loaded(tmp_path):

@@ -39,6 +39,23 @@ def test_mistakes_beyond_the_schema(capsys, arguments, message):
     assert not os.path.exists("runs")
 
 
+PICTURES = "task.demonstrations.entries={observation: obs/state, pixels: obs/pixels}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["base_policy.policy.image_keys=[pixels]"], "base_policy.policy reads pixels, but task.env gives"),
+        (["networks.in_keys=[pixels]"], "networks.in_keys reads pixels, but task.env gives"),
+        (["networks.in_keys=[base_features]"], "set latent.base_features=true"),
+        (["networks=dsrl_pi0", "networks.in_keys=[pixels]", "task.env.image_size=8"], "8 x 8 pixels are too small"),
+    ],
+)
+def test_what_cannot_be_seen_is_told_before_demonstrations_are_recorded(capsys, arguments, message):
+    assert message in fails(capsys, "run", *TINY, PICTURES, *arguments)
+    assert not list(Path().rglob("*.h5"))
+
+
 def test_a_logger_that_cannot_log_in_is_refused_at_once(monkeypatch, capsys):
     import wandb
 

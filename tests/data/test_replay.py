@@ -96,6 +96,9 @@ def test_states_are_stored_on_the_learners_device_and_images_on_the_cpu():
         batch = replay.sample(2)
         assert {value.device.type for value in batch.values(True, True)} == {"meta"}
         assert batch.device.type == "meta"
+    resumed = Replay(10, 4, device="meta")
+    resumed.load_state_dict(images.state_dict())
+    assert resumed._online.storage.device.type == "cpu"
 
 
 def test_size_and_kind_of_a_transition():

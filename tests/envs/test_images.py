@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torchrl.envs import check_env_specs
+from torchrl.envs import StepCounter, TransformedEnv, check_env_specs
 
 from dsrl_torchrl.data.readers.maniskill import read_demonstrations
 from dsrl_torchrl.envs.toy import PointReachEnv, make_toy_demonstrations
@@ -80,6 +80,17 @@ def test_a_history_of_images_is_one_of_primitive_steps():
     seen = after["observation"].unflatten(1, (2, 2))
     torch.testing.assert_close(torch.stack([older, newer], 1), seen.clamp(-0.9, 0.9), atol=0.08, rtol=0)
     assert (older - newer).abs().max() > 0.05
+
+
+def test_the_end_that_a_transform_makes_is_looked_at():
+    """A time limit by TorchRL's StepCounter, of which the env knows nothing: what is bootstrapped from is not stale."""
+    env = PointReachEnv(num_envs=4, image_size=32, terminate_on_success=False, seed=0)
+    macro = make_macro_env(TransformedEnv(env, StepCounter(max_steps=2)), act_horizon=4, gamma=0.9)
+    now = macro.reset()
+    after = macro.step(now.set("action", torch.full((4, 4, 2), 0.9)))["next"]
+    assert after["truncated"].all() and (after["steps_to_next_obs"] == 2).all()
+    inside = after["observation"].abs().amax(-1) < 0.8
+    torch.testing.assert_close(position_seen(after["pixels"])[inside], after["observation"][inside], atol=0.01, rtol=0)
 
 
 def test_only_the_envs_that_are_reset_are_looked_at():

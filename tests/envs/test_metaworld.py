@@ -130,6 +130,27 @@ def test_pictures_show_the_present_state_of_the_envs_asked_for(env):
 
 
 @needs_gl
+@pytest.mark.parametrize("name", ["push-v3", "drawer-open-v3", "assembly-v3"])
+def test_the_first_picture_shows_the_start_and_changes_nothing(name):
+    """What a reset moves without a physics step: goals, and furniture that is moved by its model."""
+    import mujoco
+
+    env, blind = MetaWorldEnv(name, image_size=32), MetaWorldEnv(name)
+    now, unseen = env.reset(seed=[3]), blind.reset(seed=[3])
+    assert torch.equal(now["observation"], unseen["observation"])
+    torch.manual_seed(0)
+    for _ in range(5):
+        action = 2 * torch.rand(1, 4) - 1
+        now, unseen = (one.step(td.set("action", action))["next"] for one, td in ((env, now), (blind, unseen)))
+        assert torch.equal(now["observation"], unseen["observation"])
+    first, task = env.reset(seed=[4])["pixels"], env._tasks[0]
+    mujoco.mj_forward(task.model, task.data)
+    assert torch.equal(env._images(torch.tensor([0]))["pixels"], first)
+    env.close()
+    blind.close()
+
+
+@needs_gl
 @pytest.mark.parametrize("camera", ["corner4", "topview"])
 def test_pictures_are_upright(camera):
     """The hand goes up: what changes is, on the whole, higher than before. From above: further from the robot."""

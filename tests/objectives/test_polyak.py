@@ -51,6 +51,18 @@ def test_without_it_bfloat16_does_not_move():
     assert rounded == 1 and abs(target - 1.5) < 0.01
 
 
+def test_a_target_that_was_loaded_is_where_the_average_goes_on():
+    target, source = torch.ones(1, dtype=torch.bfloat16), torch.full((1,), 1.5, dtype=torch.bfloat16)
+    average = PolyakAverage([target], [source], 0.005)
+    average.step()
+    target.fill_(8.0)
+    average.step()
+    assert target > 7.9
+    for _ in range(1_000):
+        average.step()
+    assert abs(target - 1.5 - 6.5 * 0.995**1001) < 0.02
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_a_loss_in_any_dtype_moves_its_targets(dtype):
     loss = make_loss().to(dtype)

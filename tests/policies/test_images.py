@@ -50,6 +50,15 @@ def test_it_keeps_the_contract(seeing, tmp_path):
     assert loaded.in_keys == policy.in_keys and loaded.content_hash() == policy.content_hash()
 
 
+def test_it_decodes_in_16_bits(seeing):
+    seen, noise = entries(8), torch.randn(8, 5, 3)
+    expected = seeing.freeze().decode(seen, noise)
+    narrow = seeing.bfloat16()
+    chunk = narrow.decode(seen, noise)
+    assert chunk.dtype == torch.float32 and narrow.encode(seen).dtype == torch.float32
+    assert (chunk - expected).abs().mean() < 0.05 * expected.abs().mean()
+
+
 def test_a_missing_or_a_misshapen_image_is_named(seeing):
     seen, noise = entries(2), torch.randn(2, 5, 3)
     with pytest.raises(UserError, match=r"expected images .*front.*got \[\]"):

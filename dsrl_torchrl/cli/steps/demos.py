@@ -7,16 +7,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from dsrl_torchrl.cli.config import TaskOptions
+from dsrl_torchrl.cli.config import RunConfig, TaskOptions
+from dsrl_torchrl.cli.steps.base import policy_keys
 from dsrl_torchrl.cli.targets import make
 from dsrl_torchrl.data.episode import Episode
+from dsrl_torchrl.data.macro_transitions import entry_name
 from dsrl_torchrl.data.readers.any_format import read_any
 from dsrl_torchrl.envs.trajectory_file import RECORDING
 from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.latent_env.base_features import BASE_FEATURES_KEY
+from dsrl_torchrl.networks.encoders import PixelEncoder
 
 FILE = "trajectory.h5"
 
@@ -44,6 +49,30 @@ def task_interface(task: TaskOptions) -> TaskInterface:
         return TaskInterface(shapes, low, high, env.__dict__.get("instruction"))
     finally:
         env.close()
+
+
+def check_entries(interface: TaskInterface, config: RunConfig) -> None:
+    """Raises :class:`UserError` for what a cloned policy or the networks are to read and the env has not, or too small.
+
+    Before demonstrations are recorded: to find it with them takes as long as they do.
+    """
+    networks, policy = config.networks, config.base_policy.policy
+    cloned = policy_keys(policy) if config.base_policy.load is None and policy is not None else []
+    read = [key for key in networks.in_keys or () if key != BASE_FEATURES_KEY]
+    for option, keys in (("base_policy.policy", cloned), ("networks.in_keys", read)):
+        for key in keys:
+            if key not in interface.shapes:
+                raise UserError(
+                    f"{option} reads {entry_name(key)}, but task.env gives "
+                    f"{', '.join(map(entry_name, interface.shapes))}: pictures need task.env.image_size, and an entry "
+                    "of task.env.cameras each where there are several"
+                )
+    encoded = read if networks.in_keys is not None or config.latent.base_features else cloned
+    with torch.random.fork_rng(devices=[]):
+        for make_pixels, keys in ((PixelEncoder, cloned), (networks.encoders["pixels"], encoded)):
+            for shape in (interface.shapes[key] for key in keys):
+                if len(shape) == 3:
+                    make_pixels(shape)
 
 
 def record_demonstrations(task: TaskOptions, path: Path, *, seed: int, progress: bool) -> None:
