@@ -72,6 +72,8 @@ def probe(policy: BasePolicy, observations: TensorDictBase) -> None:
     if not chunk.isfinite().all():
         raise UserError(f"{name} decodes finite noise into NaN or infinite actions: are its weights trained?")
     half_range = (policy.action_high - policy.action_low) / 2
+    if not bool((half_range > 0).all() and half_range.isfinite().all()):  # else every comparison below is with NaN
+        raise UserError(f"{name} should have action_low below action_high in every dimension, both finite")
     repeated = float(((chunk - again) / half_range).abs().max())
     responded = float(((chunk - other) / half_range).abs().max())
     if repeated > REPEAT_TOLERANCE:

@@ -148,7 +148,7 @@ def test_a_path_from_the_root_would_be_one_episode_for_all(tmp_path):
 
 def test_rewards_that_are_no_numbers_tell_no_success(tmp_path):
     rewards = (np.array([0, 0, 1.0]), np.full(2, np.nan))
-    with pytest.raises(UserError, match="demo_1 of .* has rewards that are NaN"):
+    with pytest.raises(UserError, match=r"demo_1 of .* has rewards that are NaN"):
         read_any(write(tmp_path / "d.hdf5", rewards=rewards), entries=ENTRIES)
 
 

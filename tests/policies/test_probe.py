@@ -132,3 +132,11 @@ def test_spread_is_reproducible(policy):
 def test_one_noise_has_no_spread(policy):
     with pytest.raises(UserError, match="n_noises must be an integer of at least 2"):
         steerability(policy, observations(10, policy.observation_dim), n_noises=1)
+
+
+@pytest.mark.parametrize("high", [-1.0, float("nan"), float("inf")])
+def test_a_range_in_which_nothing_can_be_compared_is_refused(high):
+    policy = Stochastic(2, 4)
+    policy.action_high[1] = high
+    with pytest.raises(UserError, match="action_low below action_high in every dimension"):
+        probe(policy, observations(4))
