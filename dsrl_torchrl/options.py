@@ -85,6 +85,10 @@ def one_line(error: ValidationError) -> str:
 
 def expected(message: str) -> str:
     """What pydantic says after "Input should ", or "String should "."""
+    if message == "Field required":  # of a tuple that is too short
+        return "be given, too"
+    if message.endswith("instances are not allowed as a Sequence value"):
+        return "be a list"
     return re.sub(r"^\w+ should ", "", message)
 
 

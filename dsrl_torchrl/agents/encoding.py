@@ -18,6 +18,9 @@ from dsrl_torchrl.networks.config import NetworkConfig, make_encoder
 from dsrl_torchrl.networks.encoders import ACTOR_FEATURES_KEY, FEATURES_KEY, ObservationEncoder
 from dsrl_torchrl.objectives.polyak import PolyakAverage
 
+#: What the critics' encoder saw of s, for the actor's own.
+SEEN_KEY = "seen_by_encoders"
+
 
 class EncodingAgent(nn.Module):
     """Features for critics and actor, from encoders that stand outside of the losses.
@@ -67,15 +70,16 @@ class EncodingAgent(nn.Module):
 
         Args:
             batch: macro transitions ``[n]``.
-            actor: the actor is trained in this update, too: its own encoder's features of s are needed.
+            actor: the actor is trained in this update, too: :meth:`detached` adds its own encoder's features of s.
         """
         batch = batch.copy()
         there = all(batch.get(key, None) is not None for key in (FEATURES_KEY, ("next", FEATURES_KEY)))
         if not self.encoder.trainable:
             return batch if there else self.encode_next(self.encoder(batch))
-        seen = self.encoder(self._augmented(batch)).set("next", self._augmented(batch.get("next")))
+        seen = self._augmented(batch)
         if actor and self.own_encoder is not None:
-            self.own_encoder(seen)
+            batch.set(SEEN_KEY, seen.copy())
+        seen = self.encoder(seen).set("next", self._augmented(batch.get("next")))
         self.encode_next(seen)
         read = seen.select(*self.feature_keys, *(("next", key) for key in self.feature_keys), strict=False)
         return batch.update(read)
@@ -94,8 +98,18 @@ class EncodingAgent(nn.Module):
         return batch
 
     def detached(self, batch: TensorDictBase) -> TensorDictBase:
-        """``batch`` with features that train no encoder of the critics."""
-        return batch.copy().set(FEATURES_KEY, batch.get(FEATURES_KEY).detach()) if self.encoder.trainable else batch
+        """``batch`` with features that train no encoder of the critics, and those that train the actor's own.
+
+        The latter come this late as a compiled update has one gradient for all that was encoded together, which the
+        critics' has used up by then.
+        """
+        if not self.encoder.trainable:
+            return batch
+        batch = batch.copy().set(FEATURES_KEY, batch.get(FEATURES_KEY).detach())
+        if self.own_encoder is not None and (seen := batch.get(SEEN_KEY, None)) is not None:
+            batch = batch.exclude(SEEN_KEY)
+            batch.set(ACTOR_FEATURES_KEY, self.own_encoder(seen.copy()).get(ACTOR_FEATURES_KEY))
+        return batch
 
     def move_target_encoder(self) -> None:
         """Polyak averaging (Eq. 11)."""
