@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from dsrl_torchrl.agents import DSRLAWMLE, DSRLNA, DSRLSAC, TD3, BestOfN
 from dsrl_torchrl.agents.agent import CRITIC
 from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.networks.encoders import ACTOR_FEATURES_KEY, FEATURES_KEY
 
 from .cases import every_part, make_agent, make_batch, pixel_env, state, state_env
 
@@ -138,3 +141,17 @@ def test_without_augmentation_an_update_is_what_it_was(kind):
         agent.update(batch, every_part(agent))
         results.append(state(agent))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+@pytest.mark.slow
+def test_compiled_encoders_learn_from_two_losses_one_after_the_other():
+    """What is encoded in one captured graph has one gradient: the actor's comes when the critics' has been used up."""
+    env = pixel_env()
+    agent = make_agent(DSRLSAC, env, networks={"actor_encoder": "own", "random_shift": 2})
+    compiled = partial(torch.compile, backend="aot_eager")
+    batch = compiled(lambda batch: agent.encode(batch, actor=True))(make_batch(agent, env))
+    batch.get(FEATURES_KEY).sum().backward()
+    batch = compiled(agent.detached)(batch)
+    batch.get(ACTOR_FEATURES_KEY).sum().backward()
+    for encoder in (agent.encoder, agent.own_encoder):
+        assert all(parameter.grad is not None for parameter in encoder.parameters())

@@ -12,7 +12,6 @@ from torch._inductor import config as inductor
 from dsrl_torchrl.data.macro_transitions import to_macro_transitions
 from dsrl_torchrl.training.accelerated_update import AcceleratedUpdate
 from dsrl_torchrl.training.update_rounds import make_updates
-from tests.agents import cases
 from tests.training.toy import DSRLAWMLE, DSRLSAC, TD3, make_agent, make_env
 
 
@@ -21,10 +20,7 @@ def trained(kind, compile, updates=3, **options):
     env.set_seed(0)
     torch.manual_seed(0)
     at_once = {"critic_only_updates": 0, "actor_interval": 1, "distillation_interval": 1}
-    return after_updates(make_agent(kind, env=env, compile=compile, **at_once | options), env, updates)
-
-
-def after_updates(agent, env, updates):
+    agent = make_agent(kind, env=env, compile=compile, **at_once | options)
     data = to_macro_transitions(env.rollout(8, break_when_any_done=False), agent.in_keys)
     data = agent.store(data, online=True)
     torch.manual_seed(1)
@@ -64,22 +60,6 @@ def test_the_captured_graph_is_the_eager_update(kind, monkeypatch):
     """As above, without the code generation that takes most of the time."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     assert_close(trained(kind, compile=True), trained(kind, compile=False))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_an_actor_with_encoders_of_its_own_is_captured_too(monkeypatch):
-    """As in the presets of RLinf and dsrl_pi0: two encoders see the same augmented images and learn from two losses."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    seen = {"actor_encoder": "own", "random_shift": 2, "color_jitter": (0.2, 0.1, 0.1, 0.03)}
-
-    def updated(compile):
-        env = cases.pixel_env()
-        env.set_seed(0)
-        agent = cases.make_agent(DSRLSAC, env, networks=seen, compile=compile, critic_only_updates=0)
-        return after_updates(agent, env, 3)
-
-    assert_close(updated(True), updated(False))
 
 
 def test_every_combination_of_parts_is_compiled_once(monkeypatch):
