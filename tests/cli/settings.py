@@ -77,6 +77,7 @@ SPECIAL = {
     "collector.threads": lambda value: value in ("auto", None) or count(value),
     "networks.in_keys": lambda value: value is None or names(value),
     "base_policy.policy.in_key": lambda value: value == "observation",
+    "base_policy.policy.image_keys": lambda value: value == [],  # the demonstrations have no other entry
     "task.demonstrations.generator.env_id": lambda value: value == "PickCube-v1",
     "task.demonstrations.generator.max_episode_steps": lambda value: value == 40,
     "task.demonstrations.generator.goal": lambda value: value == [0, 0],
