@@ -181,7 +181,8 @@ def run_once(command: list[str], cwd: str, _: Any) -> int:
     overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     assert isinstance(overrides, list)
     words = [str(word).lstrip("+") for word in overrides]
-    print(f"sweep: {shlex.join(['dsrl', *command[command.index(RUN) + 1 :], *words])}", flush=True)
+    step = command[command.index("-c") + 2 :]  # behind Python's own words
+    print(f"sweep: {shlex.join(['dsrl', *step, *words])}", flush=True)
     return subprocess.run([*command, *words], cwd=cwd, start_new_session=True).returncode
 
 
