@@ -29,6 +29,7 @@ def test_returns_lengths_and_success_of_finished_episodes():
     tracker.update(make_batch(**BATCH))
     assert tracker.metrics() == {
         "env/episodes": 2.0,
+        "env/reward": pytest.approx(103 / 15),  # of the 5 and 10 env steps
         "env/success_running": 1.0,  # the second one succeeded in its second macro step, and not at its end
         "env/return": pytest.approx((3 + 100) / 2),
         "env/episode_len": pytest.approx((5 + 10) / 2),
@@ -74,4 +75,4 @@ def test_the_window_and_a_resume():
 def test_an_env_that_does_not_tell_success():
     tracker = EpisodeTracker(10)
     tracker.update(make_batch(**{name: values for name, values in BATCH.items() if name != "success_once"}))
-    assert set(tracker.metrics()) == {"env/episodes", "env/return", "env/episode_len"}
+    assert set(tracker.metrics()) == {"env/episodes", "env/return", "env/episode_len", "env/reward"}

@@ -70,7 +70,7 @@ def test_an_attempt_alone_is_the_attempt_after_others(noisy, tmp_path):
     """Nothing of the first, no contact and no noise drawn, is in the second: here it comes first."""
     seed = json.loads(noisy.with_suffix(".json").read_text())["episodes"][1]["episode_seed"]
     assert seed > demonstration_seeds(3)[0]
-    outcome = record_episode(tmp_path, *TASK, 3, 0.25, 100, seed)
+    outcome = record_episode(tmp_path, *TASK, 3, 0.25, 100, None, "full", seed)
     with h5py.File(outcome.part) as alone, h5py.File(noisy) as file:
         compared = []
 
@@ -86,7 +86,7 @@ def test_an_attempt_alone_is_the_attempt_after_others(noisy, tmp_path):
 @pytest.mark.parametrize("control_mode", ["pd_ee_delta_pos", "pd_ee_delta_pose", "pd_joint_delta_pos"])
 def test_the_conversion_reads_only_targets_of_the_planner_env(control_mode, monkeypatch, tmp_path):
     """It gives the same where that env simulates along, as ManiSkill means it to."""
-    arguments = (TASK[0], control_mode, 0, 0.1, 200, 1)
+    arguments = (TASK[0], control_mode, 0, 0.1, 200, None, "full", 1)
     quick = record_episode(tmp_path / "quick", *arguments)
 
     def simulated(env):

@@ -22,7 +22,7 @@ from dsrl_torchrl.errors import UserError
 pytestmark = pytest.mark.slow
 
 
-def formula(folder, env_id, control_mode, run_seed, action_noise, max_episode_steps, seed):
+def formula(folder, env_id, control_mode, run_seed, action_noise, max_episode_steps, cameras, state, seed):
     """Every fifth is not planned, every third not solved; later ones are done sooner."""
     time.sleep(0.02 * (9 - seed % 10))
     if seed % 5 == 0 or seed % 3 == 0:
