@@ -47,7 +47,7 @@ def test_what_a_sweep_starts_finds_it_too(conf, monkeypatch, tmp_path):
     ("words", "message"),
     [
         (["task=min"], "one of .*mine.*; got 'min'; did you mean mine"),
-        (["hydra.searchpath=[nowhere]"], "nowhere' is no folder; expected one like conf/"),
+        (["hydra.searchpath=[nowhere]"], " is no folder; expected one like conf/"),
         (["hydra.searchpath=nowhere"], "needs a list of folders"),
         (["hydra.searchpath=[]"], "needs a list of folders"),
         (["hydra.searchpath"], "needs a list of folders"),
