@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -12,6 +14,19 @@ from dsrl_torchrl.errors import UserError
 
 #: Kinds of NumPy dtypes that are numbers; an object's or a string's bytes are never looked at.
 NUMBERS, FLAGS = "fiub", "iub"
+
+
+@contextmanager
+def open_h5(path: Path, kind: str) -> Iterator[h5py.File]:
+    """The file; whatever HDF5 stumbles over in a damaged one is one line, which says that it is no ``kind``."""
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except UserError:
+        raise
+    except (OSError, LookupError, RuntimeError, TypeError, ValueError, AttributeError, MemoryError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is truncated or not a {kind} file ({reason})") from None
 
 
 def read_values(values: h5py.Dataset, kinds: str, what: str) -> np.ndarray:

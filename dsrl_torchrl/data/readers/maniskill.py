@@ -14,7 +14,7 @@ from tensordict.utils import NestedKey
 
 from dsrl_torchrl.data.episode import Episode
 from dsrl_torchrl.data.readers.episode_checks import check_finite, check_same_sizes, check_sizes
-from dsrl_torchrl.data.readers.h5_values import FLAGS, NUMBERS, read_values, refuse_links, to_float
+from dsrl_torchrl.data.readers.h5_values import FLAGS, NUMBERS, open_h5, read_values, refuse_links, to_float
 from dsrl_torchrl.data.readers.maniskill_json import RecordedEpisode, read_description
 from dsrl_torchrl.errors import UserError
 
@@ -60,38 +60,31 @@ def read_demonstrations(
     path = Path(path)
     described = read_description(path)
     episodes: list[Episode] = []
-    try:
-        with h5py.File(path, "r") as file:
-            for entry in described.episodes:
-                if max_episodes is not None and len(episodes) == max_episodes:
-                    break
-                name = f"traj_{entry.episode_id}"
-                if name not in file:
-                    raise UserError(f"{path} is incomplete: its json lists {name}, which the h5 has not")
-                where, group = f"{name} of {path}", file[name]
-                refuse_links(file, group, ("actions", *FLAG_DATASETS, *entries.values()), where)
-                if not _is_success(entry, group, where):
-                    continue
-                mode = described.control_mode(entry)
-                if control_mode is not None and mode is not None and mode != control_mode:
-                    hint = _replay_hint(path, control_mode)
-                    raise UserError(f"{path} holds {mode} actions, the task wants {control_mode}: {hint}")
-                episode = _read_episode(group, where, entries, _replay_hint(path, control_mode or mode))
-                if entry.elapsed_steps not in (None, len(episode)):
-                    raise UserError(
-                        f"{where} has {len(episode)} steps, its json says {entry.elapsed_steps}: is it the json of "
-                        "another file?"
-                    )
-                check_sizes(episode, action_dim, shapes or {}, where)
-                if episodes:
-                    check_same_sizes(episode, episodes[0], where)
-                episodes.append(episode)
-    except UserError:
-        raise
-    # HDF5 raises whatever it stumbles over first in a damaged file.
-    except (OSError, LookupError, RuntimeError, TypeError, ValueError, AttributeError, MemoryError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is truncated or not a ManiSkill trajectory file ({reason})") from None
+    with open_h5(path, "ManiSkill trajectory") as file:
+        for entry in described.episodes:
+            if max_episodes is not None and len(episodes) == max_episodes:
+                break
+            name = f"traj_{entry.episode_id}"
+            if name not in file:
+                raise UserError(f"{path} is incomplete: its json lists {name}, which the h5 has not")
+            where, group = f"{name} of {path}", file[name]
+            refuse_links(file, group, ("actions", *FLAG_DATASETS, *entries.values()), where)
+            if not _is_success(entry, group, where):
+                continue
+            mode = described.control_mode(entry)
+            if control_mode is not None and mode is not None and mode != control_mode:
+                hint = _replay_hint(path, control_mode)
+                raise UserError(f"{path} holds {mode} actions, the task wants {control_mode}: {hint}")
+            episode = _read_episode(group, where, entries, _replay_hint(path, control_mode or mode))
+            if entry.elapsed_steps not in (None, len(episode)):
+                raise UserError(
+                    f"{where} has {len(episode)} steps, its json says {entry.elapsed_steps}: is it the json of "
+                    "another file?"
+                )
+            check_sizes(episode, action_dim, shapes or {}, where)
+            if episodes:
+                check_same_sizes(episode, episodes[0], where)
+            episodes.append(episode)
     if not episodes:
         raise UserError(f"{path} has no successful episode among {len(described.episodes)}")
     return episodes

@@ -14,7 +14,7 @@ from tensordict.utils import NestedKey
 
 from dsrl_torchrl.data.episode import Episode
 from dsrl_torchrl.data.readers.episode_checks import check_finite, check_same_sizes, check_sizes
-from dsrl_torchrl.data.readers.h5_values import NUMBERS, read_values, refuse_links, to_float
+from dsrl_torchrl.data.readers.h5_values import NUMBERS, open_h5, read_values, refuse_links, to_float
 from dsrl_torchrl.errors import UserError
 
 #: The group of the episodes.
@@ -58,28 +58,21 @@ def read_robomimic(
     if not path.is_file():
         raise UserError(f"demonstrations not found: {path}")
     episodes: list[Episode] = []
-    try:
-        with h5py.File(path, "r") as file:
-            names = _episode_names(file, path)
-            for name in names:
-                if max_episodes is not None and len(episodes) == max_episodes:
-                    break
-                where, group = f"{name} of {path}", file[EPISODES][name]
-                datasets = [part for dataset in entries.values() for part in dataset.split(JOIN)]
-                refuse_links(file, group, ("actions", "rewards", *datasets), where)
-                episode = _read_episode(group, where, entries)
-                if episode is None:
-                    continue
-                check_sizes(episode, action_dim, shapes or {}, where)
-                if episodes:
-                    check_same_sizes(episode, episodes[0], where)
-                episodes.append(episode)
-    except UserError:
-        raise
-    # HDF5 raises whatever it stumbles over first in a damaged file.
-    except (OSError, LookupError, RuntimeError, TypeError, ValueError, AttributeError, MemoryError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is truncated or not a robomimic or LIBERO file ({reason})") from None
+    with open_h5(path, "robomimic or LIBERO") as file:
+        names = _episode_names(file, path)
+        for name in names:
+            if max_episodes is not None and len(episodes) == max_episodes:
+                break
+            where, group = f"{name} of {path}", file[EPISODES][name]
+            datasets = [part for dataset in entries.values() for part in dataset.split(JOIN)]
+            refuse_links(file, group, ("actions", "rewards", *datasets), where)
+            episode = _read_episode(group, where, entries)
+            if episode is None:
+                continue
+            check_sizes(episode, action_dim, shapes or {}, where)
+            if episodes:
+                check_same_sizes(episode, episodes[0], where)
+            episodes.append(episode)
     if not episodes:
         raise UserError(f"{path} has no successful episode among {len(names)}")
     return episodes
