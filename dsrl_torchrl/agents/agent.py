@@ -116,6 +116,9 @@ class Agent(EncodingAgent):
         """Does at once what ``[k, n]`` transitions of k coming updates can share: features, unless they are trained."""
         return batches if self.encoder.trainable else self.encode_next(self.encoder(batches))
 
+    def advance(self, share: float) -> None:
+        """The online loop tells how much of its env steps it has made, in [0, 1], before it collects more."""
+
     def parts(self, update: int) -> frozenset[str]:
         """What the ``update``-th update trains; :meth:`update` gets it, and is compiled once for each combination."""
         return frozenset({CRITIC})

@@ -24,8 +24,9 @@ class DSRLAWMLE(DSRLNA):
     """The actor never climbs ``Q^W``: it fits the prior's candidates that ``Q^W`` ranks highest (Eq. 14 and 15).
 
     It keeps what stage 1 gained and cannot get lost in noises whose value nobody has seen, but is no better than the
-    best of ``m_candidates``. It has no temperature. What makes it cheap: pairs of noise and chunk that are decoded
-    once, when a transition is stored, and one decode for the TD targets of several updates.
+    best of ``m_candidates``. It has no temperature; in the course of stage 2 it acts ever closer to its mode. What
+    makes it cheap: pairs of noise and chunk that are decoded once, when a transition is stored, and one decode for the
+    TD targets of several updates.
     """
 
     class Config(with_defaults(ActorConfig, actor_interval=4)):  # type: ignore[misc]
@@ -39,6 +40,9 @@ class DSRLAWMLE(DSRLNA):
         beta_latent: float = option(10.0, "inverse temperature of the candidates' weights", gt=0)
         tau_baseline: float = option(0.1, "of the soft baseline; 1 / beta_latent makes the weights a softmax", gt=0)
         actor_batch_size: int = option(64, "states of the batch that an actor step reads", ge=1)
+        final_spread: float = option(
+            0.1, "of the noise about its mode at the end of stage 2, a share of what was learned", gt=0, le=1
+        )
 
     panels: ClassVar = [
         DSRLNA.panels[0],
@@ -86,6 +90,11 @@ class DSRLAWMLE(DSRLNA):
         """Picks a pair for every transition, and decodes the TD targets' chunks of all ``[k, n]`` at once."""
         batches = super().prepare(pick_decoded_pair(batches))
         return self.q_action_loss.draw_next_chunks(self.encode_next(batches) if self.encoder.trainable else batches)
+
+    def advance(self, share: float) -> None:
+        """Narrows what acts, and what the TD targets assume of it, linearly to ``final_spread``."""
+        for actor in (self.actor, self.kept_policy.actor):
+            actor.spread.fill_(1 - share * (1 - self.config.final_spread))
 
     def parts(self, update: int) -> frozenset[str]:
         due = update % self.config.distillation_interval == 0

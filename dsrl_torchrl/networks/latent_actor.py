@@ -65,6 +65,7 @@ class LatentActor(ProbabilisticActor):
             ),
             head,
             extractor,
+            Spread(),
         )
         # tanh_loc keeps the mean within ±5 before the squashing, from where it can still come back.
         bounds = {"low": -action_magnitude, "high": action_magnitude, "tanh_loc": True}
@@ -79,9 +80,18 @@ class LatentActor(ProbabilisticActor):
         )
         self.action_magnitude, self.features_key = action_magnitude, in_key
 
+    @property
+    def spread(self) -> Tensor:
+        """See :class:`Spread`."""
+        return self.module[0].module[-1].share
+
     def get_dist(self, tensordict: TensorDictBase, *args, **kwargs) -> TanhNormal:
-        """``π^W(· | s)``; on tensors: writing loc and scale to a tensordict costs as much as a small network itself."""
+        """``π^W(· | s)`` as it was learned, whatever its ``spread``.
+
+        On tensors: writing loc and scale to a tensordict costs as much as a small network itself.
+        """
         loc, scale = self.module[0].module(tensordict.get(self.features_key))
+        scale = scale / self.spread
         # Not as numbers, which TanhNormal copies from the host: no CUDA graph can hold that.
         high = loc.new_full((), self.action_magnitude)
         return TanhNormal(loc, scale, low=-high, high=high, tanh_loc=True)
@@ -98,6 +108,25 @@ class LatentActor(ProbabilisticActor):
         loc, high = 5 * torch.tanh(loc / 5), loc.new_ones(())
         unit, log_prob = TanhNormal(loc, scale, low=-high, high=high, safe_tanh=False).rsample_and_log_prob()
         return self.action_magnitude * unit, log_prob - unit.shape[-1] * math.log(self.action_magnitude)
+
+
+class Spread(nn.Module):
+    """Mean and std, each ``[*B, D]``: the std times ``share``, a buffer that no gradient moves.
+
+    An actor that imitates the better noises keeps the prior's spread in every direction that the critic does not tell
+    apart. It explores with that; what it has learned shows when it acts closer to its mode.
+    """
+
+    share: Tensor  # ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("share", torch.ones(()))
+
+    def forward(self, distribution: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        loc, scale = distribution
+        return loc, scale * self.share
 
 
 class ClippedLogStd(nn.Module):

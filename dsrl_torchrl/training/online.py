@@ -170,6 +170,7 @@ def train_online(
             with collecting(policy, stream, updates.make) as batches:
                 for batch in batches:
                     updates.make()
+                    agent.advance(min(1.0, counters.env_steps / config.total_env_steps))
                     transitions = to_macro_transitions(batch, agent.in_keys).to(agent.device)
                     check_finite(transitions, counters.env_steps)
                     replay.extend(agent.store(transitions, online=True))

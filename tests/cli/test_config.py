@@ -138,7 +138,13 @@ def test_every_task_with_every_algorithm(task, algorithm):
 def test_every_experiment_with_every_algorithm(experiment, algorithm):
     """An experiment has the last word on the sizes, and leaves the algorithm to the command line."""
     config = compose([f"experiment={experiment}", f"algorithm={algorithm}"])
-    steps = {"lift_peg_upright": 40_000, "metaworld_hammer_pixels": 40_000, "pick_cube_long": 150_000, "smoke": 400}
+    steps = {
+        "lift_peg_upright": 40_000,
+        "metaworld_hammer_pixels": 40_000,
+        "demo": 40_000,
+        "pick_cube_long": 150_000,
+        "smoke": 400,
+    }
     assert config.stage2.total_env_steps == steps.get(experiment, 30_000)
 
 
@@ -148,7 +154,7 @@ def test_the_default_algorithm_is_todays():
     expected = {
         "batch_size": 256, "critic_only_updates": 300, "actor_interval": 4, "distillation_interval": 2, "gamma": 0.98,
         "tau": 0.01, "actor_lr": 2e-4, "critic_lr": 5e-4, "backup": "mean", "actor_average": 0.99, "m_candidates": 32,
-        "beta_latent": 10.0, "tau_baseline": 0.1, "actor_batch_size": 64, "compile": False,
+        "beta_latent": 10.0, "tau_baseline": 0.1, "actor_batch_size": 64, "final_spread": 0.1, "compile": False,
     }  # fmt: skip
     algorithm = config.to_dict()["algorithm"]
     assert algorithm["_target_"] == "dsrl_torchrl.agents.dsrl_aw_mle.DSRLAWMLE"

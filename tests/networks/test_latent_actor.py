@@ -122,3 +122,28 @@ def test_the_logarithm_of_the_std_is_clipped():
     torch.testing.assert_close(scale, torch.tensor([[2.0, -20.0], [1.0, -1.0]]).exp())
     scale.sum().backward()
     assert x.grad[0].tolist() == [0] * 4 and (x.grad[1, 2:] > 0).all()
+
+
+def test_a_spread_narrows_what_acts_and_not_what_is_learned():
+    torch.manual_seed(0)
+    actor, td = make_actor(), features(4000)
+    before, mode = actor.get_dist(td), actor.get_dist(td).deterministic_sample
+    at = torch.rand(4000, DIM) - 0.5
+    wide = torch.atanh(actor.draw(td)[0] / MAGNITUDE).std(0)
+    actor.spread.fill_(0.1)
+    torch.testing.assert_close(actor.get_dist(td).log_prob(at), before.log_prob(at))
+    with set_exploration_type(ExplorationType.RANDOM):
+        both = actor.draw(td)[0], actor(td.clone())["action"]
+    for drawn in both:
+        share = torch.atanh(drawn / MAGNITUDE).std(0) / wide
+        torch.testing.assert_close(share, torch.full((DIM,), 0.1), rtol=0.1, atol=0)
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        torch.testing.assert_close(actor(td.clone())["action"], mode)
+    noise, log_prob = actor.draw(td)  # the density is that of what was drawn
+    narrow = torch.distributions.Normal(actor(td)["loc"], actor(td)["scale"])
+    unit = noise / MAGNITUDE
+    loc = 5 * torch.tanh(narrow.loc / 5)
+    expected = torch.distributions.Normal(loc, narrow.scale).log_prob(torch.atanh(unit)) - torch.log(
+        MAGNITUDE * (1 - unit**2)
+    )
+    torch.testing.assert_close(log_prob, expected.sum(-1), rtol=1e-3, atol=1e-3)
