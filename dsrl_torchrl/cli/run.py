@@ -162,20 +162,24 @@ class Run(Inputs):
         return summary
 
     def diagnose(self) -> None:
-        """Measures the base policy, and what stage 1 learned if that is there; prints the advice."""
+        """Measures the base policy, and what the last finished stage learned, if there is one; prints the advice."""
         policy = self.base()
         self.settle_magnitude()
         env = make_latent_env(self.config, policy, gamma=1.0)
         try:
             self.probe_in(env)
             learned = None
-            if self.folder.stage1.exists and not self.config.agent.reads_noise:
-                learned = self._learned(env, self.config.offline_algorithm, self.folder.stage1)
-            report, files = diagnose.diagnose_base(env, learned, self.config, self.folder.path / "diagnosis")
+            if self.folder.stage2.exists:
+                learned, stage = self._learned(env, self.config.algorithm, self.folder.stage2), "stage 2"
+            elif self.folder.stage1.exists:
+                learned, stage = self._learned(env, self.config.offline_algorithm, self.folder.stage1), "stage 1"
+            report, files = diagnose.diagnose_base(env, policy, learned, self.config, self.folder.path / "diagnosis")
         finally:
             env.close()
         self.say(report.magnitude.reason)
         self.say(report.advice())
+        if report.critic_ranking is not None:
+            self.say(f"{stage}: {report.critic_ranking.line()}")
         self.say(", ".join(map(str, files)))
 
     def _learned(self, env: LatentActionEnv, algorithm: Any, artifact: Any) -> Agent | None:
