@@ -106,6 +106,8 @@ class Run(Inputs):
         if config.stage2.from_stage1 and not self.folder.stage1.exists:
             self.stage1()
         self.folder.refuse_unfinished(artifact, config.resume)
+        if config.stage2.eval_env_steps is not None:
+            self.refuse_without_success("an evaluation during training")
         env = self.training_env()
         data = self.offline_data() if config.needs_offline_data else None
         artifact.begin()

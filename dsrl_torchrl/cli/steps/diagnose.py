@@ -8,8 +8,7 @@ from typing import Any
 
 from dsrl_torchrl.agents.agent import Agent
 from dsrl_torchrl.cli.config import RunConfig
-from dsrl_torchrl.cli.latent_env import make_latent_env
-from dsrl_torchrl.cli.targets import find_target, parameters
+from dsrl_torchrl.cli.latent_env import make_side_env
 from dsrl_torchrl.files import write_json
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.latent_env.saved_states import can_restore
@@ -17,9 +16,6 @@ from dsrl_torchrl.policies import BasePolicy
 from dsrl_torchrl.steerability.critic_ranking import CriticRanking, critic_ranking
 from dsrl_torchrl.steerability.page import plot_steerability
 from dsrl_torchrl.steerability.report import SteerabilityReport, measure_steerability
-
-#: Envs of one process that run the noises of a state side by side, where the task's env can have several.
-RANKING_ENVS = 16
 
 
 def diagnose_base(
@@ -55,18 +51,10 @@ def diagnose_base(
 
 def rank_critics(learned: Agent, policy: BasePolicy, config: RunConfig) -> CriticRanking | str:
     """How the critics of ``learned`` rank noises; where that cannot be measured, why."""
-    gamma, spec = learned.config.gamma, config.task.env
+    gamma = learned.config.gamma
     if gamma == 1:
         return "the critics' ranking is not measured: without a discount a time limit has no value"
-    several = "num_envs" in parameters(find_target(spec, "task.env"))
-    # In this process, which alone can tell its simulations to go back.
-    env = make_latent_env(
-        config,
-        policy,
-        gamma=gamma,
-        workers=1,
-        **({"num_envs": max(RANKING_ENVS, spec.get("num_envs", 1))} if several else {}),
-    )
+    env = make_side_env(config, policy, gamma)  # simulations of worker processes cannot be told to go back
     try:
         if not can_restore(env):
             return "the critics' ranking is not measured: the task's env has no get_state() and set_state()"
