@@ -189,8 +189,8 @@ def _ranking(report: SteerabilityReport, axis: Axes) -> None:
     axis.axhline(1.0, color=GREY, lw=1, ls=":", label="the truth")
     best = f"share of best-of-{ranking.noises}'s\ngain, {ranking.best_gain.value:.2g}"
     axis.set_xticks(range(3), ["correlation", "of ranks", best])
-    axis.set(title="Critics against true returns", xlim=(-0.5, 2.5), ylim=(-1.05, 1.25))
-    axis.set_ylabel(f"over a state's noises, {ranking.states} states, bootstrap 95 %")
+    axis.set(title=f"Critics against true returns, {ranking.states} states", xlim=(-0.5, 2.5), ylim=(-1.05, 1.25))
+    axis.set_ylabel("over a state's noises, bootstrap 95 %")
     axis.legend(fontsize=8, loc="lower left")
 
 
