@@ -18,6 +18,8 @@ CHECKS = range(900_000_000, 950_000_000)
 DIAGNOSIS = range(950_000_000, 1_000_000_000)
 #: The evaluation's: nothing else ever resets to these.
 HELD_OUT = range(1_000_000_000, 1_100_000_000)
+#: Evaluations during training: learning curves, which methods and hyper-parameters may be chosen by.
+PROGRESS = range(1_100_000_000, 1_150_000_000)
 
 #: Streams of one run that must not repeat each other; the seeds of generators, not of resets, below 2**32. The first
 #: segments of online training have those below 400 million.

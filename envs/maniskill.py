@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
+from tensordict import TensorDict
 from tensordict.utils import NestedKey
 
 from dsrl_torchrl.data.demonstration_transitions import step_penalty
@@ -147,6 +148,38 @@ class ManiSkillEnv(EpisodicEnv):
         if self.reward == "step_penalty":
             reward = step_penalty(success, self.success_bonus)
         return observation, success, reward, terminated, truncated
+
+    def get_state(self) -> list[TensorDict]:
+        """Simulation, controllers' targets, elapsed steps and seed of each env, which :meth:`set_state` takes."""
+        rows: list[TensorDict] = []
+        for sim in self._tasks():
+            state = TensorDict(sim.get_state_dict(), [sim.num_envs]).clone()
+            state["elapsed_steps"] = sim.elapsed_steps.clone()
+            state["seed"] = torch.as_tensor(sim._episode_seed, dtype=torch.int64).clone()
+            rows += state.unbind(0)
+        return rows
+
+    def set_state(self, states: Sequence[TensorDict]) -> None:
+        """Puts env ``i`` into ``states[i]``, of whichever env of the same task that was.
+
+        On the CPU the scenes are rebuilt (7 to 25 ms an env): without PhysX's old contacts, the same actions then give
+        the same steps bit for bit.
+        """
+        if self._forget_contacts is not None:
+            self._env.reset(seed=[int(state["seed"]) for state in states], options={"reconfigure": True})
+        begin = 0
+        for sim in self._tasks():
+            state = TensorDict.stack(list(states[begin : begin + sim.num_envs]))
+            begin += sim.num_envs
+            sim.set_state_dict(state.exclude("elapsed_steps", "seed", "controller").to_dict())
+            sim.agent.controller.reset()
+            if "controller" in state:
+                sim.agent.set_controller_state(state["controller"].clone().to_dict())
+            sim._elapsed_steps[:] = state["elapsed_steps"]
+
+    def _tasks(self) -> list[Any]:
+        """ManiSkill's own: one for all envs, or one for each."""
+        return [env.unwrapped for env in getattr(self._sim, "envs", [self._sim])]
 
     def _images(self, env_idx: torch.Tensor) -> Mapping[NestedKey, torch.Tensor]:
         assert self._cameras is not None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -124,6 +125,19 @@ class MetaWorldEnv(EpisodicEnv):
             reward = step_penalty(success, self.success_bonus)
         return self._observation(), success, reward, success, torch.from_numpy(self._elapsed >= self.max_episode_steps)
 
+    def get_state(self) -> list[tuple[Any, ...]]:
+        """The simulation, the task's own numbers and the elapsed steps of each env, which :meth:`set_state` takes."""
+        return [
+            (_task_state(task), self.full_state[index].copy(), self._success[index], self._elapsed[index])
+            for index, task in enumerate(self._tasks)
+        ]
+
+    def set_state(self, states: Sequence[tuple[Any, ...]]) -> None:
+        """Puts env ``i`` into ``states[i]``, of whichever env of the same task that was."""
+        for index, (task, (state, *own)) in enumerate(zip(self._tasks, states, strict=True)):
+            _set_task_state(task, state)
+            self.full_state[index], self._success[index], self._elapsed[index] = own
+
     @staticmethod
     def _place(task: Any) -> None:
         """Moves what is drawn to where a reset has put it: Meta-World leaves that to the next physics step.
@@ -158,6 +172,33 @@ class MetaWorldEnv(EpisodicEnv):
             for task in self._tasks:
                 task.close()
         super().close(raise_if_closed=raise_if_closed)
+
+
+def _task_state(task: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    """MuJoCo's integration state, where the model has its bodies and sites, and the numbers that the task keeps."""
+    import mujoco
+
+    kind = mujoco.mjtState.mjSTATE_INTEGRATION
+    simulation = np.empty(mujoco.mj_stateSize(task.model, kind))
+    mujoco.mj_getState(task.model, task.data, simulation, kind)
+    numbers = {name: copy(value) for name, value in vars(task).items() if _is_number(task, value)}
+    return simulation, task.model.body_pos.copy(), task.model.site_pos.copy(), numbers
+
+
+def _set_task_state(task: Any, state: tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]) -> None:
+    import mujoco
+
+    simulation, task.model.body_pos[:], task.model.site_pos[:], numbers = state
+    vars(task).update({name: copy(value) for name, value in numbers.items()})
+    mujoco.mj_setState(task.model, task.data, simulation, mujoco.mjtState.mjSTATE_INTEGRATION)
+
+
+def _is_number(task: Any, value: Any) -> bool:
+    """Not an object, nor a window on the simulation: some of Meta-World's numbers follow a body."""
+    if isinstance(value, np.ndarray):
+        data = task.data
+        return not any(np.may_share_memory(value, live) for live in (data.xpos, data.site_xpos, data.geom_xpos))
+    return value is None or isinstance(value, (bool, int, float, np.generic))
 
 
 def make_task(env_id: str) -> Any:

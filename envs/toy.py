@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -98,6 +99,14 @@ class PointReachEnv(EpisodicEnv):
         success = self._success()
         reward = step_penalty(success, self.success_bonus)
         return self._observation(), success, reward, success, self.elapsed >= self.max_episode_steps
+
+    def get_state(self) -> list[tuple[torch.Tensor, ...]]:
+        """Position, goal and elapsed steps of each env, which :meth:`set_state` takes."""
+        return list(zip(self.position.clone(), self.goal.clone(), self.elapsed.clone(), strict=True))
+
+    def set_state(self, states: Sequence[tuple[torch.Tensor, ...]]) -> None:
+        """Puts env ``i`` into ``states[i]``, of whichever env that was."""
+        self.position, self.goal, self.elapsed = (torch.stack(part) for part in zip(*states, strict=True))
 
     def _images(self, env_idx: torch.Tensor) -> dict[NestedKey, torch.Tensor]:
         assert self.image_size is not None

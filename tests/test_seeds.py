@@ -24,6 +24,7 @@ KINDS = {
     "checks": seeds.CHECKS,
     "diagnosis": seeds.DIAGNOSIS,
     "held out": seeds.HELD_OUT,
+    "progress": seeds.PROGRESS,
 }
 GENERATOR = np.random.default_rng(0)
 RUNS = [seeds.RUN_SEEDS[0], seeds.RUN_SEEDS[-1], *GENERATOR.integers(0, len(seeds.RUN_SEEDS), 30).tolist()]
@@ -46,7 +47,7 @@ def started(monkeypatch):
 def test_no_two_kinds_share_a_reset():
     for (_, a), (_, b) in itertools.combinations(KINDS.items(), 2):
         assert a.stop <= b.start or b.stop <= a.start
-    assert seeds.HELD_OUT.stop < 2**31  # ManiSkill's bound
+    assert max(kind.stop for kind in KINDS.values()) < 2**31  # ManiSkill's bound
     own = [seeds.demonstration_seeds(run) for run in sorted(set(RUNS))]
     assert all(a.stop <= b.start for a, b in itertools.pairwise(own))
     assert all(r.start in seeds.DEMONSTRATIONS and r[-1] in seeds.DEMONSTRATIONS for r in own)
@@ -87,7 +88,7 @@ def test_rollouts_start_in_training_resets(started):
     assert len(started) > 40 and all(seed in seeds.TRAINING for seed in started)
 
 
-@pytest.mark.parametrize("kind", ["checks", "diagnosis", "held out"])
+@pytest.mark.parametrize("kind", ["checks", "diagnosis", "held out", "progress"])
 @pytest.mark.parametrize("make", [lambda: PointReachEnv(num_envs=4), lambda: SerialEnv(2, lambda: PointReachEnv(2))])
 def test_asked_resets_are_made_as_they_were_asked(started, kind, make):
     asked = seeds.first(KINDS[kind], 4)

@@ -169,10 +169,14 @@ class CollectorOptions(Options):
 
 
 class DiagnosisOptions(Options):
-    """``dsrl diagnose``: best of ``repeats`` episodes from each of ``resets`` starts, none of them held out."""
+    """``dsrl diagnose``: best of ``repeats`` episodes from each of ``resets`` starts, and critics; none held out."""
 
     resets: int = option(20, "starts", ge=1, le=len(DIAGNOSIS))
     repeats: int = option(5, "episodes from each start", ge=1)
+    ranking_states: int = option(
+        30, "states at which the critics' ranking of noises is held against true returns; 0: off", ge=0, le=100_000
+    )
+    ranking_noises: int = option(8, "prior noises that are executed from each of them", ge=2)
 
 
 class EvaluationOptions(Options):

@@ -25,7 +25,7 @@ EVALUATION_FILE = "evaluation.json"
 #: What a finished stage may be given more of.
 BUDGETS = {"stage1": ("stage1", "updates"), "stage2": ("stage2", "total_env_steps")}
 #: What cannot change a result, wherever it stands.
-WITHOUT_EFFECT = ("log_env_steps", "check_episodes", "replay_memmap", "render")
+WITHOUT_EFFECT = ("log_env_steps", "check_episodes", "replay_memmap", "render", "eval_env_steps", "eval_episodes")
 OUR_LOADERS = ("dsrl_torchrl.policies.load_policy", "dsrl_torchrl.policies.adapters.policy_server.PolicyServer")
 
 

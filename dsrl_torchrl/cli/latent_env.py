@@ -10,7 +10,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.transforms import Transform
 
 from dsrl_torchrl.cli.config import AUTO, RunConfig
-from dsrl_torchrl.cli.targets import Target, make
+from dsrl_torchrl.cli.targets import Target, find_target, make, parameters
 from dsrl_torchrl.collect.worker_processes import WorkerEnvs
 from dsrl_torchrl.data.frame_pool import is_image
 from dsrl_torchrl.data.image_memory import available_memory, check_image_memory, image_memory
@@ -21,6 +21,9 @@ from dsrl_torchrl.latent_env.macro_step import make_macro_env
 from dsrl_torchrl.networks.config import check_entries, observation_keys
 from dsrl_torchrl.policies.base_policy import BasePolicy
 from dsrl_torchrl.steerability.action_magnitude import DEFAULT_MAGNITUDE
+
+#: Sub-envs of a process of which a task's env can have several.
+SIDE_BY_SIDE = 8
 
 
 def make_latent_env(
@@ -69,6 +72,14 @@ def make_latent_env(
         latent_env.close(raise_if_closed=False)
         raise
     return latent_env
+
+
+def make_side_env(config: RunConfig, policy: BasePolicy, gamma: float, **env_options: Any) -> LatentActionEnv:
+    """A latent env beside the one of training: in this process, with several sub-envs where the task's has them."""
+    spec = config.task.env
+    if "num_envs" in parameters(find_target(spec, "task.env")):
+        env_options["num_envs"] = max(SIDE_BY_SIDE, spec.get("num_envs", 1))
+    return make_latent_env(config, policy, gamma=gamma, workers=1, **env_options)
 
 
 def _make_macro_env(env: Target, **macro: Any) -> EnvBase:

@@ -106,6 +106,8 @@ class Run(Inputs):
         if config.stage2.from_stage1 and not self.folder.stage1.exists:
             self.stage1()
         self.folder.refuse_unfinished(artifact, config.resume)
+        if config.stage2.eval_env_steps is not None:
+            self.refuse_without_success("an evaluation during training")
         env = self.training_env()
         data = self.offline_data() if config.needs_offline_data else None
         artifact.begin()
@@ -162,20 +164,24 @@ class Run(Inputs):
         return summary
 
     def diagnose(self) -> None:
-        """Measures the base policy, and what stage 1 learned if that is there; prints the advice."""
+        """Measures the base policy, and what the last finished stage learned, if there is one; prints the advice."""
         policy = self.base()
         self.settle_magnitude()
         env = make_latent_env(self.config, policy, gamma=1.0)
         try:
             self.probe_in(env)
             learned = None
-            if self.folder.stage1.exists and not self.config.agent.reads_noise:
-                learned = self._learned(env, self.config.offline_algorithm, self.folder.stage1)
-            report, files = diagnose.diagnose_base(env, learned, self.config, self.folder.path / "diagnosis")
+            if self.folder.stage2.exists:
+                learned, stage = self._learned(env, self.config.algorithm, self.folder.stage2), "stage 2"
+            elif self.folder.stage1.exists:
+                learned, stage = self._learned(env, self.config.offline_algorithm, self.folder.stage1), "stage 1"
+            report, files = diagnose.diagnose_base(env, policy, learned, self.config, self.folder.path / "diagnosis")
         finally:
             env.close()
         self.say(report.magnitude.reason)
         self.say(report.advice())
+        if report.critic_ranking is not None:
+            self.say(f"{stage}: {report.critic_ranking.line()}")
         self.say(", ".join(map(str, files)))
 
     def _learned(self, env: LatentActionEnv, algorithm: Any, artifact: Any) -> Agent | None:

@@ -6,40 +6,48 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dsrl_torchrl.agents.curve_checks import SUCCESS, Rows
+from dsrl_torchrl.evaluation.progress import AT_END, MODE, ONCE
 from dsrl_torchrl.evaluation.rates import Rate
 
 #: Metrics that share a panel, with their labels, and the panel's title.
 Panel = tuple[Mapping[str, str], str]
 
 SUCCESS_PANEL: Panel = ({SUCCESS: "online training"}, "training success (running)")
+EVALUATED_PANELS: tuple[Panel, ...] = tuple(
+    ({name: "sampled", f"{name}{MODE}": "mode"}, title)
+    for name, title in ((ONCE, "evaluated success, once"), (AT_END, "evaluated success, at the end"))
+)
 GAIN_PANEL: Panel = ({"stage1/q_prior": "prior", "stage1/q_policy": "policy"}, "$E[Q(s, w)]$ on fixed states")
 
 
 def plot_learning_curve(
     rows: Rows, panels: Sequence[Panel], references: Mapping[str, Rate], path: Path, title: str
 ) -> bool:
-    """Online training over env steps: its success, then the agent's panels.
+    """Online training over env steps: its success, the evaluations during it, then the agent's panels.
 
     Args:
         rows: of ``metrics.csv``.
         panels: the agent's; one whose metrics were never logged is left out.
-        references: held-out success of other policies by label, lines and bands in the success panel.
+        references: held-out success once of other policies by label, lines and bands in the panels of success once.
         path: the PNG.
         title: of the figure.
 
     Returns:
         Whether there was anything to draw.
     """
-    shown = _logged(rows, [SUCCESS_PANEL, *panels])
+    shown = _logged(rows, [SUCCESS_PANEL, *EVALUATED_PANELS, *panels])
     if not shown:
         return False
     figure, axes = _draw(rows, shown, "env_steps", "env steps")
-    if shown[0] is SUCCESS_PANEL:
-        for index, (label, rate) in enumerate(references.items(), start=1):
-            axes[0].axhline(rate.value, color=f"C{index}", label=label)
-            axes[0].axhspan(rate.low, rate.high, color=f"C{index}", alpha=0.15)
-        axes[0].set_ylim(-0.02, 1.02)
-        axes[0].legend(fontsize=8, loc="lower right")
+    for axis, panel in zip(axes, shown, strict=True):
+        if panel is not SUCCESS_PANEL and panel not in EVALUATED_PANELS:
+            continue
+        axis.set_ylim(-0.02, 1.02)
+        if panel is not EVALUATED_PANELS[1]:  # the references are success once
+            for index, (label, rate) in enumerate(references.items(), start=len(axis.lines)):
+                axis.axhline(rate.value, color=f"C{index}", label=label)
+                axis.axhspan(rate.low, rate.high, color=f"C{index}", alpha=0.15)
+        axis.legend(fontsize=8, loc="lower right")
     _save(figure, path, title)
     return True
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from dsrl_torchrl.agents.curve_checks import longest_dip, success_curve
 from dsrl_torchrl.evaluation.evaluate import Evaluation
 from dsrl_torchrl.evaluation.figures import Panel, plot_learning_curve
+from dsrl_torchrl.evaluation.progress import env_steps_to_success
 from dsrl_torchrl.evaluation.rates import Rate
 from dsrl_torchrl.files import write_json
 from dsrl_torchrl.training.metrics_log import read_metrics
@@ -53,6 +54,7 @@ def write_summary(
         # The longest stretch of online training more than 10 points below where it started, in env steps.
         "longest_dip_env_steps": longest_dip(success_curve(rows), reference.value),
         "longest_dip_below": start,
+        "env_steps_to_success": env_steps_to_success(rows),
         "stage1": stage1,
         "config_hash": config_hash,
         "versions": installed_versions(),

@@ -31,8 +31,10 @@ def plot_steerability(report: SteerabilityReport, path: Path, title: str) -> Non
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(2, 4, figsize=(18, 8.2), constrained_layout=True)
-    for panel, axis in zip(_panels(report), axes.flat, strict=True):
+    panels = _panels(report)
+    columns = len(panels) // 2
+    figure, axes = plt.subplots(2, columns, figsize=(4.5 * columns, 8.2), constrained_layout=True)
+    for panel, axis in zip(panels, axes.flat, strict=True):
         panel(report, axis)
         axis.title.set_fontsize(11)
         axis.grid(alpha=0.25)
@@ -44,10 +46,20 @@ def plot_steerability(report: SteerabilityReport, path: Path, title: str) -> Non
 
 
 def _panels(report: SteerabilityReport) -> list[Callable[[SteerabilityReport, Axes], None]]:
-    """Eight of them; the numbers stand where something was not measured."""
-    aliasing = _aliasing if report.aliasing is not None else _numbers
-    last = _gap if report.gap_prior is not None else _numbers if aliasing is not _numbers else _nothing
-    return [_spread_by_dim, _response, aliasing, _magnitude, _headroom, _layout_success, _layout_jumps, last]
+    """Eight, or ten with the critics' ranking; the numbers stand where something was not measured."""
+    measured = [
+        _spread_by_dim,
+        _response,
+        *([_aliasing] if report.aliasing is not None else []),
+        _magnitude,
+        _headroom,
+        _layout_success,
+        _layout_jumps,
+        *([_gap] if report.gap_prior is not None else []),
+        *([_ranking] if report.critic_ranking is not None else []),
+    ]
+    room = (10 if report.critic_ranking is not None else 8) - len(measured)
+    return [*measured, *[_numbers, _nothing, _nothing][:room]]
 
 
 def _nothing(report: SteerabilityReport, axis: Axes) -> None:
@@ -161,6 +173,25 @@ def _gap(report: SteerabilityReport, axis: Axes) -> None:
     axis.set_xticks(range(len(labels)), labels)
     axis.set_xlim(-0.5, len(labels) - 0.5)
     axis.set(title=r"Critic gap $Q^W(s,w) - Q^A(s,\mathrm{decode}(s,w))$", ylabel="mean ± std [return]")
+
+
+def _ranking(report: SteerabilityReport, axis: Axes) -> None:
+    ranking = report.critic_ranking
+    assert ranking is not None
+    critics = {"$Q^A$": (ranking.q_action, BLUE), "$Q^W$": (ranking.q_noise, ORANGE)}
+    for shift, (name, (critic, color)) in zip((-0.12, 0.12), critics.items(), strict=True):
+        if critic is None:
+            continue
+        for x, measured in enumerate((critic.pearson, critic.spearman, critic.share)):
+            error = [[measured.value - measured.low], [measured.high - measured.value]]
+            axis.errorbar(x + shift, measured.value, error, fmt="o", capsize=5, color=color, label=None if x else name)
+    axis.axhline(0.0, color="black", lw=1)
+    axis.axhline(1.0, color=GREY, lw=1, ls=":", label="the truth")
+    best = f"share of best-of-{ranking.noises}'s\ngain, {ranking.best_gain.value:.2g}"
+    axis.set_xticks(range(3), ["correlation", "of ranks", best])
+    axis.set(title=f"Critics against true returns, {ranking.states} states", xlim=(-0.5, 2.5), ylim=(-1.05, 1.25))
+    axis.set_ylabel("over a state's noises, bootstrap 95 %")
+    axis.legend(fontsize=8, loc="lower left")
 
 
 def _numbers(report: SteerabilityReport, axis: Axes) -> None:

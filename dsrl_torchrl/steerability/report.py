@@ -13,6 +13,7 @@ from dsrl_torchrl.policies.probe import LOW_SPREAD, Steerability, steerability
 from dsrl_torchrl.steerability.action_magnitude import MagnitudeChoice, choose_action_magnitude
 from dsrl_torchrl.steerability.best_of_n import Headroom, best_of_n
 from dsrl_torchrl.steerability.critic_gap import CriticGap, EnsembleCritic, critic_gap, sample_latent_policy
+from dsrl_torchrl.steerability.critic_ranking import CriticRanking
 from dsrl_torchrl.steerability.layout_trials import LayoutTrial, different_layouts, layout_trial, recommend_layout
 from dsrl_torchrl.steerability.noise_aliasing import Aliasing, aliasing
 from dsrl_torchrl.steerability.noise_response import NoiseResponse, bound_share, noise_response, prior_noises
@@ -46,6 +47,7 @@ class SteerabilityReport:
         bound_share: share of the latent policy's noises beyond 0.95 of the bound; ``None`` without a latent policy.
         gap_prior: Q^W against Q^A on prior noise; ``None`` without critics.
         gap_policy: the same on the latent policy's noise; ``None`` without critics or latent policy.
+        critic_ranking: how the critics rank a state's noises, against true returns; ``None`` where not measured.
     """
 
     spread: Steerability
@@ -60,6 +62,7 @@ class SteerabilityReport:
     bound_share: float | None = None
     gap_prior: CriticGap | None = None
     gap_policy: CriticGap | None = None
+    critic_ranking: CriticRanking | None = None
 
     @property
     def recommended_magnitude(self) -> float:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 #: Episodes in the running success.
 SUCCESS_WINDOW = 50
+#: Options that change nothing in what is learned: a checkpoint of others is as good.
+WITHOUT_EFFECT = {"log_env_steps", "replay_memmap", "eval_env_steps", "eval_episodes"}
 
 
 class OnlineConfig(Options):
@@ -51,6 +53,12 @@ class OnlineConfig(Options):
     offline_fraction: float = option(0.25, "of every batch, from stage 1's data", ge=0, lt=1)
     checkpoint_env_steps: int = option(5_000, "env steps between two checkpoints, at which all envs are reset", ge=1)
     log_env_steps: int = option(250, "env steps between two rows of metrics", ge=1)
+    eval_env_steps: int | None = option(
+        None, "env steps between two evaluations during training, each at the next checkpoint; null: none", ge=1
+    )
+    eval_episodes: int = option(
+        50, "sampled, and as many by the mode, on resets of their own; in no budget", ge=1, le=len(seeds.PROGRESS)
+    )
 
     @model_validator(mode="after")
     def _learns(self) -> OnlineConfig:
@@ -86,6 +94,7 @@ def train_online(
     progress: bool = True,
     say: Callable[[str], None] = warnings.warn,
     workers: RayWorkers | None = None,
+    evaluation: Callable[[Agent], dict[str, float]] | None = None,
 ) -> OnlineResult:
     """Trains ``agent`` online.
 
@@ -112,6 +121,9 @@ def train_online(
         progress: show a progress bar.
         say: prints one line to the user.
         workers: collect, in place of ``env``.
+        evaluation: makes metrics of the agent before the first step and then every ``config.eval_env_steps``, which
+            needs it. It must leave agent and random number generators as they are
+            (:class:`~dsrl_torchrl.evaluation.progress.ProgressEvaluation`), and is in no budget, of steps nor seconds.
 
     Raises:
         UserError: the env's discount is not the agent's.
@@ -135,9 +147,7 @@ def train_online(
     updates = OwedUpdates(AcceleratedUpdate(agent), replay.sample, config.utd)
     episodes, counters = EpisodeTracker(SUCCESS_WINDOW), Counters()
     log = MetricsLog() if log is None else log
-    loop = config.model_dump(
-        mode="json", include=set(OnlineConfig.model_fields) - {"total_env_steps", "log_env_steps", "replay_memmap"}
-    )
+    loop = config.model_dump(mode="json", include=set(OnlineConfig.model_fields) - {"total_env_steps", *WITHOUT_EFFECT})
     checkpoints = Checkpoints(
         folder / "checkpoints",
         identity={"stage": "online", "seed": seed, "key": key, "loop": loop, **agent.identity()},
@@ -158,8 +168,10 @@ def train_online(
     )
     bar.set_description("stage 2", refresh=False)
     with bar:
+        if counters.env_steps == 0 and evaluation is not None and _due(-1, 0, config.eval_env_steps):
+            log(0, evaluation(agent))
         while counters.env_steps < config.total_env_steps:
-            started = time.monotonic()
+            started, begin = time.monotonic(), counters.env_steps
             updates.metrics = {}  # a resumed run has none from before
             warming_up = counters.env_steps < config.warmup_env_steps
             end = config.warmup_env_steps if warming_up else counters.env_steps + config.checkpoint_env_steps
@@ -194,8 +206,15 @@ def train_online(
                         break
             counters.segments += 1
             counters.wall_seconds += time.monotonic() - started
+            if evaluation is not None and _due(begin, counters.env_steps, config.eval_env_steps):
+                log(counters.env_steps, evaluation(agent))
             checkpoints.save(counters.env_steps)
     return OnlineResult(counters.env_steps, counters.macro_steps, counters.updates, counters.wall_seconds)
+
+
+def _due(before: int, now: int, every: int | None) -> bool:
+    """Whether a multiple of ``every`` lies in ``(before, now]``."""
+    return every is not None and now // every > before // every
 
 
 def _run_values(episodes: EpisodeTracker, counters: Counters, replay: Replay) -> dict[str, float]:

@@ -122,12 +122,17 @@ def test_the_bound_is_chosen_from_the_base_policy(finished, capsys):
 
 
 def test_diagnose(finished, capsys):
-    arguments = [*TINY, f"output={finished}", "name=a", "diagnosis.resets=3", "diagnosis.repeats=2"]
-    main(["diagnose", *arguments])
+    few = ["diagnosis.resets=3", "diagnosis.repeats=2", "diagnosis.ranking_states=4", "diagnosis.ranking_noises=3"]
+    main(["diagnose", *TINY, f"output={finished}", "name=a", *few])
     report = json.loads((finished / "a/diagnosis/steerability.json").read_text())
-    assert report["gap_policy"] is not None  # stage 1's critics are there
+    assert report["gap_policy"] is not None  # the critics are there
+    ranking = report["critic_ranking"]
+    assert (ranking["states"], ranking["noises"], ranking["repeat_error"]) == (4, 3, 0.0)
+    assert ranking["q_action"] is not None and ranking["q_noise"] is not None
     assert (finished / "a/diagnosis/steerability.png").stat().st_size > 10_000
-    assert "steerability.png" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "steerability.png" in said
+    assert "stage 2: critics: Q^A ranks a state's noises at correlation" in said
 
 
 def test_an_interruption_that_surfaces_as_another_error(monkeypatch, capfd):

@@ -38,10 +38,15 @@ def test_online_training_is_measured_against_where_it_started(tmp_path):
     log = MetricsLog(tmp_path / "metrics.csv")
     for step, success in ((100, 0.8), (200, 0.6), (300, 0.6), (400, 0.8)):
         log(step, {"env/success_running": success})
+    log(400, {"eval/success_once": 0.8, "eval/success_at_end_mode": 0.4, "eval/episodes": 5})
     stage2 = {"env_steps": 400, "updates": 100, "wall_seconds": 3.0}
     results = {"base_prior": evaluation(5), "stage1": evaluation(8), "best_of_n": evaluation(9)}
     summary, said = write(tmp_path, results, stage2)
     assert (summary["longest_dip_below"], summary["longest_dip_env_steps"]) == ("stage 1", 200)
+    assert summary["env_steps_to_success"] == {
+        "eval/success_once": {"0.5": 400, "0.75": 400, "0.9": None},
+        "eval/success_at_end_mode": {"0.5": None, "0.75": None, "0.9": None},
+    }
     assert said[1] == ("400 env steps, 100 updates, 3 s; longest stretch over 10 points below stage 1: 200 env steps")
     del results["stage1"]
     summary, _ = write(tmp_path, results, stage2)

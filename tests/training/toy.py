@@ -82,6 +82,7 @@ def run_online(
     kill_at=None,
     seed=3,
     workers=None,
+    evaluation=None,
     **options,
 ):
     """A short stage 2; its result and the rows that it logged."""
@@ -107,6 +108,7 @@ def run_online(
         log=log,
         progress=False,
         workers=workers,
+        evaluation=evaluation,
     )
     return result, log.since_start
 

@@ -16,9 +16,11 @@ from dsrl_torchrl.agents.agent import Agent
 from dsrl_torchrl.agents.curve_checks import curve_warnings
 from dsrl_torchrl.cli.config import RunConfig
 from dsrl_torchrl.cli.folder import metrics_log
-from dsrl_torchrl.cli.latent_env import make_latent_env
+from dsrl_torchrl.cli.latent_env import make_latent_env, make_side_env
+from dsrl_torchrl.evaluation.progress import ProgressEvaluation
 from dsrl_torchrl.latent_env.base_features import FeaturePolicy
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
+from dsrl_torchrl.policies import BasePolicy
 from dsrl_torchrl.training.online import train_online
 
 
@@ -38,7 +40,14 @@ def train_stage2(
     Returns:
         What is to be recorded of it, and its files.
     """
-    with metrics_log(config, metrics, "env_steps", "stage2") as log, ray_workers(config, agent) as workers:
+    with (
+        metrics_log(config, metrics, "env_steps", "stage2") as log,
+        ray_workers(config, agent) as workers,
+        ProgressEvaluation(
+            partial(make_side_env, config, whole_policy(agent), 1.0, terminate_on_success=False),
+            config.stage2.eval_episodes,
+        ) as evaluation,
+    ):
         result = train_online(
             env,
             agent,
@@ -54,6 +63,7 @@ def train_stage2(
             progress=config.progress,
             say=say,
             workers=workers,
+            evaluation=evaluation,
         )
     files = agent.save(folder)
     for warning in curve_warnings(log.rows, env.latent_dim, agent.curve_checks):
@@ -67,7 +77,11 @@ def ray_workers(config: RunConfig, agent: Agent) -> AbstractContextManager[Any]:
         return nullcontext()
     from dsrl_torchrl.collect.ray_workers import RayWorkers
 
-    policy = agent.decoder.base_policy
-    policy = deepcopy(policy.policy if isinstance(policy, FeaturePolicy) else policy).cpu()
-    make_env = partial(make_latent_env, config, policy, workers=1)
+    make_env = partial(make_latent_env, config, deepcopy(whole_policy(agent)).cpu(), workers=1)
     return RayWorkers(make_env, config.collector.ray_workers, address=config.collector.ray_address)
+
+
+def whole_policy(agent: Agent) -> BasePolicy:
+    """The base policy, with its encoder."""
+    policy = agent.decoder.base_policy
+    return policy.policy if isinstance(policy, FeaturePolicy) else policy
