@@ -1,0 +1,108 @@
+"""Every method on the same frozen base policies: same resets, same env steps, resumable cell by cell.
+
+    python -m benchmarks methods suite=smoke              # every method for a few steps, on a toy task
+    python -m benchmarks methods suite=small              # what two cores do overnight
+    python -m benchmarks methods suite=small only=pick_cube/dsrl_*/0    # <task>/<method>/<seed>, shell wildcards
+    python -m benchmarks methods suite=small jobs=0       # runs nothing: results and report of what is there
+
+Methods are entries of ``benchmarks/methods/methods.yaml``, suites files in ``benchmarks/methods/suites/``. A cell is a
+run folder ``<output>/<suite>/<task>/<method>/seed<k>`` of ``dsrl``; the same command goes on after Ctrl-C or a kill.
+``results`` gets ``methods_<suite>.json``; the report is ``<output>/<suite>/report.html`` and ``report.md``. More is in
+docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from dsrl_torchrl.errors import UserError
+
+RESULTS = Path(__file__).parents[1] / "results"
+#: Cells at a time: a core each.
+MAX_JOBS = 256
+
+
+@dataclass(frozen=True)
+class Words:
+    """The command line, ``name=value`` each."""
+
+    suite: str = ""
+    jobs: int = 2
+    only: str = "*"
+    output: Path = Path("runs/benchmarks")
+    results: Path = RESULTS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", nargs="*", metavar="name=value", help="suite=, jobs=, only=, output=, results=")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    # Not at the top: `python -m benchmarks update` needs none of it.
+    from benchmarks.methods.cells import is_done, run_cells
+    from benchmarks.methods.matrix import read_suite, suite_names
+    from benchmarks.methods.report import write_report
+    from benchmarks.methods.results import gather, results_path, write_results
+
+    words = read_words(arguments.words)
+    if not words.suite:
+        raise UserError(f"suite=<name> is needed: one of {', '.join(suite_names())}")
+    suite = read_suite(words.suite, words.output)
+    chosen = suite.select(words.only)
+    todo = [cell for cell in chosen if not is_done(cell)]
+    print(f"suite {suite.name}: {len(chosen)} of {len(suite.cells)} cells, {len(chosen) - len(todo)} done", flush=True)
+    failures, interrupted = [], False
+    try:
+        failures = run_cells(chosen, words.jobs, _say) if words.jobs else []
+    except KeyboardInterrupt:
+        interrupted = True
+    rows = gather(suite)
+    if rows:
+        write_results(results_path(words.results, suite.name), suite, rows)
+    missing = [cell for cell in suite.cells if not is_done(cell)]
+    left = missing_lines([cell.name for cell in missing], words)
+    written = write_report(words.output / suite.name, suite.name, suite.what, rows, left)
+    _say(", ".join(map(str, [results_path(words.results, suite.name), *written] if rows else written)))
+    for line in left:
+        _say(line)
+    if interrupted:
+        raise SystemExit(130)
+    if failures:
+        raise UserError(f"{len(failures)} failed: {'; '.join(failures)}")
+
+
+def missing_lines(names: Sequence[str], words: Words) -> list[str]:
+    """What was not run, and the command that runs it."""
+    if not names:
+        return []
+    own = {field.name: getattr(words, field.name) for field in fields(Words) if field.name != "only"}
+    given = [f"{name}={value}" for name, value in own.items() if value != getattr(Words(), name)]
+    command = shlex.join(["python", "-m", "benchmarks", "methods", *(word for word in given if word != "jobs=0")])
+    return [f"{len(names)} cells were not run: {', '.join(names)}", f"`{command}`"]
+
+
+def read_words(words: Sequence[str]) -> Words:
+    """Checks names and values.
+
+    Raises:
+        UserError: a word that is none.
+    """
+    known = [field.name for field in fields(Words)]
+    values: dict[str, object] = {}
+    for word in words:
+        name, separator, value = word.partition("=")
+        if not separator or not value or name not in known:
+            raise UserError(f"expected {', '.join(f'{name}=' for name in known)}, got {word!r}")
+        values[name] = Path(value) if name in ("output", "results") else value
+    jobs = values.get("jobs", "2")
+    if not (str(jobs).isdecimal() and int(str(jobs)) <= MAX_JOBS):
+        raise UserError(f"jobs should be the number of cells side by side, 0 to {MAX_JOBS}, got {jobs!r}")
+    return Words(**(values | {"jobs": int(str(jobs))}))  # type: ignore[arg-type]
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
