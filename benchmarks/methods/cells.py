@@ -160,7 +160,7 @@ def _ended(one: Running) -> str | None:
 def _end(running: Sequence[Running]) -> None:
     for one in running:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(one.process.pid, signal.SIGINT)
+            os.killpg(one.process.pid, signal.SIGTERM)  # a shell's background job ignores SIGINT
     deadline = time.monotonic() + PATIENCE
     left = list(running)
     while left and time.monotonic() < deadline:

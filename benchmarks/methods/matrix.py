@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import yaml
 
+from dsrl_torchrl.cli.checks import check_together
 from dsrl_torchrl.cli.compose import compose
-from dsrl_torchrl.cli.config import RunConfig
 from dsrl_torchrl.cli.schema import build
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.options import Options, option, shown
@@ -186,7 +186,7 @@ def read_suite(name: str, output: Path, folder: Path = HERE) -> Suite:
     for seed in file.seeds:
         for task, spec in tasks.items():
             mine = {method: plan for (where, method), plan in plans.items() if where == task}
-            words = (*file.overrides, *spec.overrides, *_alone(seed))
+            words = (*file.overrides, *spec.overrides, _online(spec.env_steps), *_alone(seed))
             rollouts = any(rolls for _, rolls in mine.values())
             shared = Shared(task, seed, root / task / "frozen" / f"seed{seed}", words, rollouts)
             for method, (options, rolls) in mine.items():
@@ -216,29 +216,26 @@ def _plan(file: SuiteFile, task: Task, method: Method, where: str) -> tuple[tupl
     words = (*file.overrides, *task.overrides, *method.overrides)
     base = [word.format(base="base") for word in method.base_policy]
 
-    def composed(*more: str) -> RunConfig:
-        try:
-            return compose([*words, *base, "task.demonstrations.path=demonstrations.h5", *more])
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
-
-    budget = f"stage2.total_env_steps={task.env_steps}"
-    config = composed(budget)
-    learns = method.steps != ("eval",)
-    offline = "stage1" in method.steps or bool(config.stage2.from_stage1) or config.needs_offline_data
-    rolls = learns and offline
-    if "run" not in method.steps:
-        return words, rolls
-    if rolls:
-        online = task.env_steps - config.stage1.rollout_env_steps
+    try:
+        config = compose([*words, *base, "task.demonstrations.path=demonstrations.h5", _online(task.env_steps)])
+        offline = "stage1" in method.steps or bool(config.stage2.from_stage1) or config.needs_offline_data
+        rolls = method.steps != ("eval",) and offline
+        if "run" not in method.steps:
+            return words, rolls
+        online = task.env_steps - (config.stage1.rollout_env_steps if rolls else 0)
         if online < 1:
             raise UserError(
-                f"{where}: stage1.rollout_env_steps ({config.stage1.rollout_env_steps}) leave none of env_steps "
+                f"stage1.rollout_env_steps ({config.stage1.rollout_env_steps}) leave none of env_steps "
                 f"({task.env_steps}): lower them in the suite"
             )
-        budget = f"stage2.total_env_steps={online}"
-        composed(budget)
-    return (*words, budget), rolls
+        check_together(config.replace(stage2=config.stage2.replace(total_env_steps=online)), str)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return (*words, _online(online)), rolls
+
+
+def _online(env_steps: int) -> str:
+    return f"stage2.total_env_steps={env_steps}"
 
 
 def _alone(seed: int) -> tuple[str, ...]:

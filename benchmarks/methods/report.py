@@ -110,10 +110,10 @@ def intervals_line(rows: Sequence[Row]) -> str:
     """What the numbers are."""
     episodes = " or ".join(map(str, sorted({row["episodes"] for row in rows}))) or "no"
     return (
-        f"Success over {episodes} held-out resets a run, the same for every policy; 95 % intervals: Wilson's of one run; "
-        "of several, the interquartile mean of the runs with a stratified bootstrap over seeds, which of few seeds says "
-        "little. Env steps are a method's own, its offline rollouts included; learning curves are evaluations during "
-        "training, on resets of their own."
+        f"Success over {episodes} held-out resets a run, the same for every policy; 95 % intervals: Wilson's of one "
+        "run; of several, the interquartile mean of the runs with a stratified bootstrap over seeds, which of few "
+        "seeds says little. Env steps are a method's own, its offline rollouts included; learning curves are "
+        "evaluations during training, on resets of their own."
     )
 
 
