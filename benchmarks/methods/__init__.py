@@ -3,6 +3,7 @@
     python -m benchmarks methods suite=smoke              # every method for a few steps, on a toy task
     python -m benchmarks methods suite=small              # what two cores do overnight
     python -m benchmarks methods suite=small only=pick_cube/dsrl_*/0    # <task>/<method>/<seed>, shell wildcards
+    python -m benchmarks methods suite=small hydra/launcher=joblib hydra.launcher.n_jobs=8    # or submitit_slurm
     python -m benchmarks methods suite=small jobs=0       # runs nothing: results and report of what is there
 
 Methods are entries of ``benchmarks/methods/methods.yaml``, suites files in ``benchmarks/methods/suites/``. A cell is a
@@ -35,15 +36,23 @@ class Words:
     only: str = "*"
     output: Path = Path("runs/benchmarks")
     results: Path = RESULTS
+    launcher: tuple[str, ...] = ()  #: ``hydra/launcher=...`` and its options
+
+
+#: Words of its own; the launcher's are Hydra's.
+NAMES = [field.name for field in fields(Words) if field.name != "launcher"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("words", nargs="*", metavar="name=value", help="suite=, jobs=, only=, output=, results=")
+    parser.add_argument(
+        "words", nargs="*", metavar="name=value", help="suite=, jobs=, only=, output=, results=, hydra/launcher="
+    )
 
 
 def main(arguments: argparse.Namespace) -> None:
     # Not at the top: `python -m benchmarks update` needs none of it.
     from benchmarks.methods.cells import is_done, run_cells
+    from benchmarks.methods.launched import launch_cells
     from benchmarks.methods.matrix import read_suite, suite_names
     from benchmarks.methods.report import write_report
     from benchmarks.methods.results import gather, results_path, write_results
@@ -57,7 +66,10 @@ def main(arguments: argparse.Namespace) -> None:
     print(f"suite {suite.name}: {len(chosen)} of {len(suite.cells)} cells, {len(chosen) - len(todo)} done", flush=True)
     failures, interrupted = [], False
     try:
-        failures = run_cells(chosen, words.jobs, _say) if words.jobs else []
+        if words.launcher:
+            failures = launch_cells(todo, suite.name, words.output, words.launcher, words.jobs, _say)
+        elif words.jobs:
+            failures = run_cells(todo, words.jobs, _say)
     except KeyboardInterrupt:
         interrupted = True
     rows = gather(suite)
@@ -79,9 +91,10 @@ def missing_lines(names: Sequence[str], words: Words) -> list[str]:
     """What was not run, and the command that runs it."""
     if not names:
         return []
-    own = {field.name: getattr(words, field.name) for field in fields(Words) if field.name != "only"}
+    own = {name: getattr(words, name) for name in NAMES if name != "only"}
     given = [f"{name}={value}" for name, value in own.items() if value != getattr(Words(), name)]
-    command = shlex.join(["python", "-m", "benchmarks", "methods", *(word for word in given if word != "jobs=0")])
+    given = [word for word in given if word != "jobs=0"]
+    command = shlex.join(["python", "-m", "benchmarks", "methods", *given, *words.launcher])
     return [f"{len(names)} cells were not run: {', '.join(names)}", f"`{command}`"]
 
 
@@ -91,12 +104,15 @@ def read_words(words: Sequence[str]) -> Words:
     Raises:
         UserError: a word that is none.
     """
-    known = [field.name for field in fields(Words)]
-    values: dict[str, object] = {}
+    from dsrl_torchrl.cli.sweep import LAUNCHER
+
+    values: dict[str, object] = {"launcher": tuple(word for word in words if LAUNCHER.fullmatch(word))}
     for word in words:
         name, separator, value = word.partition("=")
-        if not separator or not value or name not in known:
-            raise UserError(f"expected {', '.join(f'{name}=' for name in known)}, got {word!r}")
+        if word in values["launcher"]:
+            continue
+        if not separator or not value or name not in NAMES:
+            raise UserError(f"expected {', '.join(f'{name}=' for name in NAMES)} or hydra/launcher=, got {word!r}")
         values[name] = Path(value) if name in ("output", "results") else value
     jobs = values.get("jobs", "2")
     if not (str(jobs).isdecimal() and int(str(jobs)) <= MAX_JOBS):

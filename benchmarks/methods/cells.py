@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.methods.matrix import FROZEN, Cell, Shared
+from benchmarks.methods.matrix import Cell, Shared
 from benchmarks.methods.process import FACTS, command
 from dsrl_torchrl.cli.compose import compose
 from dsrl_torchrl.cli.folder import RunFolder, loaded_key
@@ -56,7 +56,7 @@ def read_record(cell: Cell) -> dict[str, Any]:
 
 
 def run_cells(cells: Sequence[Cell], jobs: int, say: Callable[[str], None] = print) -> list[str]:
-    """Runs those that are not done, ``jobs`` at a time.
+    """Runs those that are not done, ``jobs`` at a time, and before them what they share.
 
     Returns:
         One line for each that failed.
@@ -71,17 +71,24 @@ def run_cells(cells: Sequence[Cell], jobs: int, say: Callable[[str], None] = pri
         if not is_done(cell.shared) and cell.shared not in todo:
             todo.append(cell.shared)
         todo.append(cell)
-    total, failures = len(todo), []
+    return run_jobs(todo, jobs, say)
+
+
+def run_jobs(jobs: Sequence[Cell | Shared], side_by_side: int, say: Callable[[str], None]) -> list[str]:
+    """Runs them all in their order, each cell once what it shares is done. See :func:`run_cells`."""
+    todo, total = list(jobs), len(jobs)
     running: list[Running] = []
+    failures: list[str] = []
     with _terminable():
         try:
             while todo or running:
-                for job in [job for job in todo if isinstance(job, Cell) and job.shared not in todo]:
-                    if not is_done(job.shared) and all(one.job is not job.shared for one in running):
-                        failures.append(f"{job.name}: {job.shared.name} failed")
+                going = [*todo, *(one.job for one in running)]
+                for job in list(todo):
+                    if isinstance(job, Cell) and job.shared not in going and not is_done(job.shared):
                         todo.remove(job)
+                        failures.append(f"{job.name}: {job.shared.name} failed")
                 ready = [job for job in todo if isinstance(job, Shared) or is_done(job.shared)]
-                for job in ready[: jobs - len(running)]:
+                for job in ready[: side_by_side - len(running)]:
                     todo.remove(job)
                     try:
                         running.append(start(job))
@@ -111,7 +118,7 @@ def start(job: Cell | Shared) -> Running:
     """
     if isinstance(job, Cell):
         _check_base(job)
-        if job.rollouts and job.spec.base_policy == FROZEN:
+        if job.rollouts:
             _share_rollouts(job)
         line = command(job.steps, job.words)
     else:

@@ -18,8 +18,7 @@ from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.options import Options, option, shown
 
 HERE = Path(__file__).parent
-#: How a cell gets the frozen policy of its task and seed; ``{base}`` is the checkpoint's folder.
-FROZEN = ("base_policy=checkpoint", "base_policy.load.folder={base}")
+DEMONSTRATIONS = Path("demos", "trajectory.h5")
 FAMILIES = ("no learning", "DSRL", "successors", "latent env", "raw actions", "offline")
 
 
@@ -34,7 +33,6 @@ class Method(Options):
     policies: tuple[str, str] = option(
         ("stage2_stochastic", "stage2_deterministic"), "in summary.json: the method's, sampled and by its mode"
     )
-    base_policy: tuple[str, ...] = option(FROZEN, "words; one that is not `FROZEN` has another base policy")
 
 
 class Task(Options):
@@ -74,10 +72,6 @@ class Shared:
         """The checkpoint."""
         return self.folder / "base"
 
-    @property
-    def demonstrations(self) -> Path:
-        return self.folder / "demos" / "trajectory.h5"
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -107,8 +101,7 @@ class Cell:
         """The whole command line of ``dsrl <step>``."""
         return [
             *self.options,
-            *(word.format(base=self.shared.base) for word in self.spec.base_policy),
-            f"task.demonstrations.path={self.shared.demonstrations}",
+            *frozen_words(self.shared.folder),
             f"output={self.folder.parents[2]}",
             f"name={self.name}",
             "resume=true",
@@ -154,6 +147,15 @@ class Suite:
                 )
             chosen.update(found)
         return [cell for cell in self.cells if cell.name in chosen]
+
+
+def frozen_words(folder: Path) -> tuple[str, ...]:
+    """How whatever runs beside it gets the frozen policy and the demonstrations in ``folder``."""
+    return (
+        "base_policy=checkpoint",
+        f"base_policy.load.folder={folder / 'base'}",
+        f"task.demonstrations.path={folder / DEMONSTRATIONS}",
+    )
 
 
 def suite_names(folder: Path = HERE) -> list[str]:
@@ -214,14 +216,13 @@ def _plan(file: SuiteFile, task: Task, method: Method, where: str) -> tuple[tupl
     Equal env steps in total: who takes no offline rollouts gets as many more online.
     """
     words = (*file.overrides, *task.overrides, *method.overrides)
-    base = [word.format(base="base") for word in method.base_policy]
 
     try:
-        config = compose([*words, *base, "task.demonstrations.path=demonstrations.h5", _online(task.env_steps)])
+        config = compose([*words, *frozen_words(Path("frozen")), _online(task.env_steps)])
         offline = "stage1" in method.steps or bool(config.stage2.from_stage1) or config.needs_offline_data
         rolls = method.steps != ("eval",) and offline
         if "run" not in method.steps:
-            return words, rolls
+            return (*words, _online(task.env_steps)), rolls
         online = task.env_steps - (config.stage1.rollout_env_steps if rolls else 0)
         if online < 1:
             raise UserError(

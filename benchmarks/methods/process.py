@@ -31,7 +31,7 @@ def main() -> None:
 
 def make_shared(folder: Path, rollouts: bool, words: list[str]) -> None:
     """The base policy's checkpoint by ``dsrl base``, the rollouts of its prior, and a file of their hashes at last."""
-    from benchmarks.methods.matrix import FROZEN
+    from benchmarks.methods.matrix import DEMONSTRATIONS, frozen_words
     from dsrl_torchrl.cli.compose import compose
     from dsrl_torchrl.cli.lock import locked
     from dsrl_torchrl.cli.run import Run
@@ -39,12 +39,10 @@ def make_shared(folder: Path, rollouts: bool, words: list[str]) -> None:
     from dsrl_torchrl.policies import load_policy
 
     dsrl(["base", *words, f"output={folder.parent}", f"name={folder.name}"])
-    base, demonstrations = folder / "base", folder / "demos" / "trajectory.h5"
     if rollouts:
-        loaded = [word.format(base=base) for word in FROZEN]
-        paths = [f"task.demonstrations.path={demonstrations}", f"output={folder}", "name=rollouts"]
-        config = compose([*words, *loaded, *paths])
+        config = compose([*words, *frozen_words(folder), f"output={folder}", "name=rollouts"])
         with locked(config.folder), Run(config) as run:
             run.offline_data()
-    facts = {"base": load_policy(base).content_hash(), "demonstrations": file_record(demonstrations)["sha256"]}
+    base = load_policy(folder / "base").content_hash()
+    facts = {"base": base, "demonstrations": file_record(folder / DEMONSTRATIONS)["sha256"]}
     write_json(folder / FACTS, facts)

@@ -57,7 +57,6 @@ def test_every_method_gets_the_same_env_steps(folder):
     assert "stage2.total_env_steps=300" in cells["near/two_stage/seed0"].options
     assert "stage2.total_env_steps=400" in cells["near/online/seed0"].options
     assert "stage2.total_env_steps=380" in cells["far/online/seed1"].options
-    assert not any("total_env_steps" in word for word in cells["near/base/seed0"].options)
 
 
 def test_methods_of_a_task_and_seed_load_one_checkpoint(folder):
@@ -70,13 +69,6 @@ def test_methods_of_a_task_and_seed_load_one_checkpoint(folder):
         assert {"collector.num_workers=1", "collector.threads=1"} <= set(cell.words)
         assert cell.folder == Path("out/tiny") / cell.name
         assert {"output=out/tiny", f"name={cell.name}", "resume=true"} <= set(cell.words)
-
-
-def test_a_method_may_bring_a_base_policy_of_its_own(folder):
-    own = {"what": "-", "source": "-", "family": "raw actions", "base_policy": ["base_policy=flow"]}
-    suite = read_suite("tiny", Path("out"), folder(methods={"own": own}))
-    cell = next(cell for cell in suite.cells if cell.method == "own")
-    assert "base_policy=flow" in cell.words and not any("load.folder" in word for word in cell.words)
 
 
 def test_selection(folder):
@@ -142,7 +134,7 @@ def test_a_mistake_in_a_file_is_one_line(folder, suite, online, message):
     [
         ([], "suite=<name> is needed: one of full, small, smoke"),
         (["suite=smal"], r"suite should be one of full, small, smoke; got 'smal'; did you mean small\?"),
-        (["suit=small"], "expected suite=, jobs=, only=, output=, results="),
+        (["suit=small"], "expected suite=, jobs=, only=, output=, results= or hydra/launcher="),
         (["suite=smoke", "jobs=two"], "jobs should be the number of cells side by side, 0 to 256, got 'two'"),
         (["suite=smoke", "only=toys"], "names no cell of suite=smoke"),
     ],

@@ -12,12 +12,12 @@ from benchmarks.methods.matrix import Cell, Method, Shared, Suite
 from benchmarks.methods.results import cell_rows, gather, learning_curve, reached, read_rows, write_results
 from dsrl_torchrl.errors import UserError
 
-METRICS = """env_steps,env/success_running,{0}/success_once,{0}/success_at_end,{0}/success_once_mode,{0}/success_at_end_mode
+METRICS = """env_steps,env/success_running,{0}/{1}_once,{0}/{1}_at_end,{0}/{1}_once_mode,{0}/{1}_at_end_mode
 1000,0.4,0.5,0.1,0.6,0.5
 1500,0.45,,,,
 2000,0.5,0.74,0.2,0.9,0.8
 4000,0.7,0.76,0.3,0.8,0.7
-""".format("eval")
+""".format("eval", "success")
 
 
 def rate(successes: int, n: int) -> dict[str, float]:
