@@ -55,7 +55,7 @@ def main(arguments: argparse.Namespace) -> None:
     from benchmarks.methods.launched import launch_cells
     from benchmarks.methods.matrix import read_suite, suite_names
     from benchmarks.methods.report import write_report
-    from benchmarks.methods.results import gather, results_path, write_results
+    from benchmarks.methods.results import cell_name, gather, read_rows, results_path, write_results
 
     words = read_words(arguments.words)
     if not words.suite:
@@ -72,13 +72,14 @@ def main(arguments: argparse.Namespace) -> None:
             failures = run_cells(todo, words.jobs, _say)
     except KeyboardInterrupt:
         interrupted = True
-    rows = gather(suite)
+    file = results_path(words.results, suite.name)
+    rows = gather(suite, read_rows(file))
     if rows:
-        write_results(results_path(words.results, suite.name), suite, rows)
-    missing = [cell for cell in suite.cells if not is_done(cell)]
-    left = missing_lines([cell.name for cell in missing], words)
+        write_results(file, suite, rows)
+    there = {cell_name(row) for row in rows}
+    left = missing_lines([cell.name for cell in suite.cells if cell.name not in there], words)
     written = write_report(words.output / suite.name, suite.name, suite.what, rows, left)
-    _say(", ".join(map(str, [results_path(words.results, suite.name), *written] if rows else written)))
+    _say(", ".join(map(str, [*([file] if rows else []), *written])))
     for line in left:
         _say(line)
     if interrupted:

@@ -79,9 +79,10 @@ def run_jobs(jobs: Sequence[Cell | Shared], side_by_side: int, say: Callable[[st
     todo, total = list(jobs), len(jobs)
     running: list[Running] = []
     failures: list[str] = []
-    with _terminable():
+    with _interruptible() as check:
         try:
             while todo or running:
+                check()
                 going = [*todo, *(one.job for one in running)]
                 for job in list(todo):
                     if isinstance(job, Cell) and job.shared not in going and not is_done(job.shared):
@@ -180,17 +181,24 @@ def _end(running: Sequence[Running]) -> None:
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM is answered as Ctrl-C is."""
+def _interruptible() -> Iterator[Callable[[], None]]:
+    """Gives a function that raises ``KeyboardInterrupt`` if Ctrl-C or SIGTERM came.
 
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
+    Not where they come: a process that has just begun must be among those that are ended. What is ignored stays so.
+    """
+    received: list[int] = []
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    def check() -> None:
+        if received:
+            raise KeyboardInterrupt
+
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {n: signal.signal(n, lambda number, frame: received.append(number)) for n in numbers}
     try:
-        yield
+        yield check
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _check_base(cell: Cell) -> None:

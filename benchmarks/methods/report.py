@@ -7,6 +7,7 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.methods.figures import MEASURES, draw_curves, draw_success
 from benchmarks.methods.results import MODE, REACHED, SAMPLED, Row
@@ -16,6 +17,16 @@ from dsrl_torchrl.files import write_atomically
 
 #: Policy and measure, as the tables order them.
 COLUMNS = [(policy, measure) for measure in MEASURES for policy in (SAMPLED, MODE)]
+#: Columns of the critics' ranking: correlation with the true returns of one state's noises, and the share of the gain of
+#: the best of them that choosing by the critic has (``dsrl_torchrl/steerability/critic_ranking.py``).
+RANKING = {
+    "Q^A correlation": "q_action.pearson.value",
+    "Q^A share of the gain": "q_action.share.value",
+    "Q^W correlation": "q_noise.pearson.value",
+    "Q^W share of the gain": "q_noise.share.value",
+    "gain of the best noise": "best_gain.value",
+    "std of returns": "return_std",
+}
 MARKS = {1: "▲", 0: "≈", -1: "▽"}
 STYLE = (
     "body{font:14px/1.5 system-ui,sans-serif;max-width:1200px;margin:2em auto;padding:0 1em;color:#222}"
@@ -90,7 +101,7 @@ def report_parts(suite: str, what: str, rows: Sequence[Row], missing: Sequence[s
             png = draw_curves(task, mine, policy)
             parts += [Figure(f"curves_{task}_{policy}.png", png)] if png is not None else []
         ranking = ranking_table(mine)
-        parts += ["### How the critics rank noises", ranking] if ranking.rows else []
+        parts += ["### How the critics rank the noises of a state", ranking] if ranking.rows else []
         parts += [
             "### Who beats whom",
             f"{MARKS[1]}: the row's method is better and the intervals are apart; {MARKS[-1]}: worse; {MARKS[0]}: they "
@@ -173,12 +184,11 @@ def ranking_table(rows: Sequence[Row]) -> Table:
     for row in rows:
         if row["policy"] == MODE and row["ranking"]:
             found.setdefault(row["method"], []).append(row["ranking"])
-    names = list(dict.fromkeys(k for runs in found.values() for run in runs for k in _numbers(run)))
     lines = []
     for method, runs in found.items():
-        cells = [[_numbers(run)[name] for run in runs if name in _numbers(run)] for name in names]
-        lines.append([method, *(f"{sum(cell) / len(cell):.2f}" if cell else "" for cell in cells)])
-    return Table(["method", *names], lines)
+        cells = [[value for run in runs if (value := _number(run, path)) is not None] for path in RANKING.values()]
+        lines.append([method, *(f"{sum(cell) / len(cell):.2f}" if cell else "–" for cell in cells)])
+    return Table(["method", *RANKING], lines)
 
 
 def origin_table(rows: Sequence[Row]) -> Table:
@@ -218,14 +228,11 @@ def _thousands(values: Sequence[float | None]) -> str:
     return ", ".join("–" if value is None else f"{value / 1000:.1f}k" for value in values)
 
 
-def _numbers(ranking: dict, where: str = "") -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for name, value in ranking.items():
-        if isinstance(value, dict):
-            flat |= _numbers(value, f"{where}{name} ")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            flat[f"{where}{name}"] = float(value)
-    return flat
+def _number(ranking: dict, path: str) -> float | None:
+    found: Any = ranking
+    for name in path.split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
 
 
 def _markdown(part: Part) -> str:

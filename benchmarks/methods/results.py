@@ -34,22 +34,35 @@ def results_path(folder: Path, suite: str) -> Path:
     return folder / f"methods_{suite}.json"
 
 
-def gather(suite: Suite) -> list[Row]:
-    """The rows of the cells that are done.
+def gather(suite: Suite, before: Sequence[Row] = ()) -> list[Row]:
+    """The rows of the cells that are done here; of the others, those of ``before``, made elsewhere with these options.
 
     Raises:
         UserError: two cells of a task and seed had different base policies.
     """
-    rows, bases = [], {}
-    for cell in suite.cells:
-        if not is_done(cell):
-            continue
+    rows: list[Row] = []
+    bases: dict[tuple[str, int], str] = {}
+    for cell in [cell for cell in suite.cells if is_done(cell)]:
         made = cell_rows(cell)
         base = made[0]["base"]
         if bases.setdefault((cell.task, cell.seed), base) != base:
             raise UserError(f"{cell.name} had another base policy than the cells before it: remove {cell.folder}")
         rows += made
-    return rows
+    here = {cell_name(row) for row in rows}
+    cells = {cell.name: cell for cell in suite.cells if cell.name not in here}
+    for row in before:
+        cell = cells.get(cell_name(row))
+        if cell is None or row["options"] != list(cell.options):
+            continue
+        if bases.setdefault((row["task"], row["seed"]), row["base"]) == row["base"]:
+            rows.append(row)
+    order = {cell.name: i for i, cell in enumerate(suite.cells)}
+    return sorted(rows, key=lambda row: order[cell_name(row)])
+
+
+def cell_name(row: Row) -> str:
+    """Of the cell that a row is from."""
+    return f"{row['task']}/{row['method']}/seed{row['seed']}"
 
 
 def cell_rows(cell: Cell) -> list[Row]:
@@ -75,6 +88,7 @@ def cell_rows(cell: Cell) -> list[Row]:
         "ranking": _ranking(cell.folder),
         "base": record["base"],
         "commit": record["commit"],
+        "options": record["options"],
         "versions": summary["versions"],
     }
     rows = []

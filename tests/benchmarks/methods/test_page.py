@@ -16,7 +16,7 @@ def test_the_page_agrees_with_the_result_files():
 def test_every_result_file_is_on_the_page_and_of_a_suite():
     shown = {block[2] for block in BLOCK.finditer(PAGE.read_text())}
     there = {name for name in suite_names() if results_path(RESULTS, name).exists()}
-    assert there <= shown <= set(suite_names())
+    assert there - {"smoke"} <= shown <= set(suite_names())
 
 
 def test_a_block_is_made_of_the_rows(tmp_path):

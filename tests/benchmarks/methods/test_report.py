@@ -44,7 +44,7 @@ def test_who_beats_whom_says_where_intervals_overlap():
 
 def test_page_and_figures(tmp_path):
     rows = [*ROWS, *both("good", 80, task="far")]
-    ranking = {"q_action": {"pearson": 0.36}, "what": "text"}
+    ranking = {"q_action": {"pearson": {"value": 0.36, "low": 0.2}, "share": {"value": 0.1}}, "q_noise": None}
     rows[0]["ranking"] = rows[1]["ranking"] = ranking
     missing = ["1 cells were not run: far/bad/seed0", "`python -m benchmarks methods suite=tiny`"]
     write_report(tmp_path, "tiny", "a <try>", rows, missing)
@@ -52,7 +52,7 @@ def test_page_and_figures(tmp_path):
     assert "a &lt;try&gt;" in page and page.count("data:image/png;base64,") == 6 and "http" not in page
     for png in ("success_near.png", "curves_near_mode.png", "curves_near_sampled.png"):
         assert f"![{png}]({png})" in text and (tmp_path / png).stat().st_size > 5_000
-    assert "| good | 0.36 |" in text and "q_action pearson" in text  # the rankings of `good`, measured once
+    assert "| good | 0.36 | 0.10 | – | – | – | – |" in text and "| Q^A correlation |" in text
     assert "`python -m benchmarks methods suite=tiny`" in text and "<code>python -m benchmarks" in page
     assert "## All tasks" in text and "| good | 0.87" in text
     assert "torch 2.13.0" in text and "sapien" not in text

@@ -93,6 +93,17 @@ def test_rows_are_one_a_line_and_come_back(cell, tmp_path):
     assert read_rows(tmp_path / "methods_other.json") == []
 
 
+def test_rows_from_elsewhere_are_kept_if_they_had_these_options_and_this_base_policy(cell):
+    here, away = cell(), cell("away")
+    suite = Suite("tiny", "-", {}, {}, (away, here))
+    before = gather(suite)
+    (away.folder / RECORD).unlink()
+    assert gather(suite, before) == before  # in the suite's order
+    assert [row["method"] for row in gather(suite)] == ["two_stage"] * 2
+    for other in ({"options": ["seed=1"]}, {"base": "def"}, {"method": "unknown"}):
+        assert len(gather(suite, [row | other for row in before])) == 2
+
+
 def test_the_critics_ranking_is_taken_along(cell):
     made = cell()
     (made.folder / "diagnosis").mkdir()
