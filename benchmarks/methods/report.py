@@ -17,8 +17,8 @@ from dsrl_torchrl.files import write_atomically
 
 #: Policy and measure, as the tables order them.
 COLUMNS = [(policy, measure) for measure in MEASURES for policy in (SAMPLED, MODE)]
-#: Columns of the critics' ranking: correlation with the true returns of one state's noises, and the share of the gain of
-#: the best of them that choosing by the critic has (``dsrl_torchrl/steerability/critic_ranking.py``).
+#: The critics' ranking (``dsrl diagnose``): correlation with the true returns of one state's noises, and the share of the
+#: best one's gain that choosing by the critic has.
 RANKING = {
     "Q^A correlation": "q_action.pearson.value",
     "Q^A share of the gain": "q_action.share.value",
