@@ -17,8 +17,8 @@ from dsrl_torchrl.files import write_atomically
 
 #: Policy and measure, as the tables order them.
 COLUMNS = [(policy, measure) for measure in MEASURES for policy in (SAMPLED, MODE)]
-#: The critics' ranking (``dsrl diagnose``): correlation with the true returns of one state's noises, and the share of the
-#: best one's gain that choosing by the critic has.
+#: The critics' ranking (``dsrl diagnose``): correlation with the true returns of one state's noises, and the share of
+#: the best one's gain that choosing by the critic has.
 RANKING = {
     "Q^A correlation": "q_action.pearson.value",
     "Q^A share of the gain": "q_action.share.value",
@@ -122,8 +122,8 @@ def intervals_line(rows: Sequence[Row]) -> str:
     episodes = " or ".join(map(str, sorted({row["episodes"] for row in rows}))) or "no"
     return (
         f"Success over {episodes} held-out resets a run, the same for every policy; 95 % intervals: Wilson's of one "
-        "run; of several, the interquartile mean of the runs with a stratified bootstrap over seeds, which of few "
-        "seeds says little. Env steps are a method's own, its offline rollouts included; learning curves are "
+        "run; of several, the interquartile mean of the runs with a stratified bootstrap over seeds, widened to "
+        "Wilson's of all episodes. Env steps are a method's own, its offline rollouts included; learning curves are "
         "evaluations during training, on resets of their own."
     )
 

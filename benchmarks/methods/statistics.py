@@ -40,16 +40,18 @@ def stratified_bootstrap(scores: Sequence[Sequence[float]], seed: int = 0) -> tu
 def success(counts: Sequence[Sequence[tuple[int, int]]]) -> Rate:
     """Success of a method from ``(successes, episodes)`` of each run of each task; ``n`` counts the episodes.
 
-    One run: its rate with Wilson's interval. Several: their interquartile mean with the bootstrap's.
+    One run: its rate with Wilson's interval. Several: their interquartile mean with the bootstrap's, which is widened to
+    Wilson's of all episodes: three runs that happen to agree would have none.
     """
     runs = [run for task in counts for run in task]
-    episodes = sum(n for _, n in runs)
+    successes, episodes = (sum(column) for column in zip(*runs, strict=True))
+    low, high = wilson_interval(successes, episodes)
     if len(runs) == 1:
-        (successes, n) = runs[0]
-        return Rate(successes / n, *wilson_interval(successes, n), n)
+        return Rate(successes / episodes, low, high, episodes)
     scores = [[successes / n for successes, n in task] for task in counts]
     mean = float(interquartile_mean(np.concatenate([np.asarray(task) for task in scores])))
-    return Rate(mean, *stratified_bootstrap(scores), episodes)
+    least, most = stratified_bootstrap(scores)
+    return Rate(mean, min(low, least), max(high, most), episodes)
 
 
 def compare(first: Rate, second: Rate) -> int:

@@ -34,9 +34,11 @@ def test_bootstrap_of_many_runs_is_that_of_a_mean():
 
 def test_one_run_has_wilsons_interval_and_several_the_bootstraps():
     assert success([[(94, 100)]]) == Rate(0.94, *wilson_interval(94, 100), 100)
-    several = success([[(90, 100), (96, 100), (93, 100)]])
-    assert several.value == pytest.approx(0.93) and several.n == 300
-    assert 0.9 <= several.low < 0.93 < several.high <= 0.96
+    several = success([[(70, 100), (100, 100), (85, 100)]])
+    assert several.value == pytest.approx(0.85) and several.n == 300
+    assert (several.low, several.high) == stratified_bootstrap([[0.7, 1.0, 0.85]])
+    agree = success([[(85, 100), (85, 100), (85, 100)]])  # nothing to resample: Wilson's of all episodes
+    assert agree == Rate(pytest.approx(0.85), *wilson_interval(255, 300), 300)
 
 
 def test_comparison_says_where_intervals_overlap():
