@@ -40,8 +40,8 @@ def stratified_bootstrap(scores: Sequence[Sequence[float]], seed: int = 0) -> tu
 def success(counts: Sequence[Sequence[tuple[int, int]]]) -> Rate:
     """Success of a method from ``(successes, episodes)`` of each run of each task; ``n`` counts the episodes.
 
-    One run: its rate with Wilson's interval. Several: their interquartile mean with the bootstrap's, which is widened to
-    Wilson's of all episodes: three runs that happen to agree would have none.
+    One run: its rate with Wilson's interval. Several: their interquartile mean with the bootstrap's, widened to that of
+    Wilson for all episodes: three runs that happen to agree would have none.
     """
     runs = [run for task in counts for run in task]
     successes, episodes = (sum(column) for column in zip(*runs, strict=True))
