@@ -1,4 +1,5 @@
 # make check: what to run while working, under two minutes.  make test: everything.  make demo: from nothing to a steered policy.
+# make benchmarks: every method of the benchmark for a few steps, minutes; docs/benchmarks.md.
 # make faults: kills, damages and starves runs, minutes; KILLS=100 SEED=1 make faults for more and others.
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: check test faults demo docs lint install clean
+.PHONY: check test faults demo benchmarks docs lint install clean
 check: lint
 	$(PYTEST) -m 'not slow and not simulator'
 
@@ -20,6 +21,9 @@ faults: install
 
 demo: install
 	$(BIN)/dsrl run experiment=demo
+
+benchmarks: install
+	$(BIN)/python -m benchmarks methods suite=smoke results=runs/benchmarks
 
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

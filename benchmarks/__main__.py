@@ -1,9 +1,10 @@
 """``python -m benchmarks <name>``: what things cost, as ratios from one run.
 
     python -m benchmarks update            # one benchmark
-    python -m benchmarks all               # every one but cold_start, which trains for hours, and gpu
+    python -m benchmarks all               # every one but cold_start and methods, which train for hours, and gpu
     python -m benchmarks all --smoke       # with tiny sizes: that they run, not what they measure
     python -m benchmarks gpu               # where there is a graphics card
+    python -m benchmarks methods suite=small    # every method on the same frozen base policies
 
 Results go to ``benchmarks/results/<name>.json`` and ``.png`` (``--out`` for another folder).
 """
@@ -26,6 +27,7 @@ from benchmarks import (
     gpu,
     latent_env,
     limits,
+    methods,
     na_cost,
     pixels,
     policy_server,
@@ -84,7 +86,8 @@ def _parser(smoke: bool) -> argparse.ArgumentParser:
         benchmark = _add(names, name, module, [common])
         if smoke:
             benchmark.set_defaults(**module.SMOKE)
-    _add(names, "cold_start", cold_start, []).set_defaults(threads=1)
+    for name, module in {"cold_start": cold_start, "methods": methods}.items():
+        _add(names, name, module, []).set_defaults(threads=1)
     names.add_parser("all", parents=[common], help=f"{', '.join(SUITE)}, one after the other")
     return parser
 

@@ -8,7 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 from typing import Any
@@ -84,8 +84,7 @@ class Sweep:
 
         self.step = step
         self.launcher_words = [word for word in words if LAUNCHER.fullmatch(word)]
-        names = [match["name"] for word in words if (match := LAUNCHER.fullmatch(word)) and match["name"] is not None]
-        self.launcher_name = names[-1] if names else IN_TURN
+        self.launcher_name = launcher_name(self.launcher_words)
         words = [word for word in words if word not in self.launcher_words]
         if self.launcher_name != IN_TURN:  # bars of several runs in one terminal, or in log files
             words = ["progress=false", *words]
@@ -94,9 +93,10 @@ class Sweep:
         self.search_words = [word for word in read_words(lines[0]) if is_search_path(word)]
         self.runs = [[word for word in read_words(line) if not is_search_path(word)] for line in lines]
         self.folders = [config.folder for config in configs]
-        self._output = os.path.abspath(os.path.expanduser(configs[0].output))
         self._refuse_shared_folders(lines)
-        self._launcher = self._make_launcher()
+        task = partial(run_once, [sys.executable, "-c", RUN, self.step, *self.search_words], os.getcwd())
+        output = os.path.abspath(os.path.expanduser(configs[0].output))
+        self._launcher = make_launcher(self.launcher_words, task, output, self.search_words)
 
     def run(self) -> None:
         """Does them all, and says which of them failed.
@@ -131,38 +131,63 @@ class Sweep:
                     "name=, e.g. name='${task.name}-utd${stage2.utd}-seed${seed}'"
                 )
 
-    def _make_launcher(self) -> Launcher:
-        from dsrl_torchrl.cli.compose import CONF, hydra_message
 
-        plugins = Plugins.instance()
-        try:
-            with initialize_config_module(CONF, job_name="dsrl", version_base="1.3"):
-                hydra = GlobalHydra.instance().hydra
-                assert hydra is not None
-                known = hydra.config_loader.get_group_options("hydra/launcher")
-                if self.launcher_name not in known:
-                    raise UserError(
-                        f"hydra/launcher={shown(self.launcher_name)} is not one of {', '.join(known)}; joblib and "
-                        "submitit come with pip install 'dsrl-torchrl[sweep]'"
-                    )
-                config = hydra.compose_config("config", self._hydra_words(), run_mode=RunMode.MULTIRUN)
-                return plugins.instantiate_launcher(
-                    hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks()),
-                    task_function=partial(
-                        run_once, [sys.executable, "-c", RUN, self.step, *self.search_words], os.getcwd()
-                    ),
-                    config=config,
+def make_launcher(
+    words: Sequence[str], task: Callable[[Any], Any], output: str, search_words: Sequence[str] = ()
+) -> Launcher:
+    """Hydra's launcher that ``words`` name; ``launch(lines)`` composes each line and calls ``task`` with it.
+
+    Nothing of Hydra's own lies in a run folder, or is printed; what a launcher leaves is in ``output``.
+
+    Args:
+        words: those of :data:`LAUNCHER`.
+        task: pickled; what it is called with is not of use, :func:`launched_line` tells the line.
+        output: an absolute path.
+        search_words: of the user's own configuration folders.
+
+    Raises:
+        UserError: a launcher that is not there, or a wrong option of it.
+    """
+    from dsrl_torchrl.cli.compose import CONF, hydra_message
+
+    name = launcher_name(words)
+    quoted = output.replace("\\", "\\\\").replace("'", "\\'")
+    quiet = ["hydra/hydra_logging=none", "hydra/job_logging=none", "hydra.output_subdir=null"]
+    line = [f"hydra.sweep.dir='{quoted}'", "hydra.sweep.subdir=.", *quiet, *search_words, *words]
+    plugins = Plugins.instance()
+    try:
+        with initialize_config_module(CONF, job_name="dsrl", version_base="1.3"):
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            known = hydra.config_loader.get_group_options("hydra/launcher")
+            if name not in known:
+                raise UserError(
+                    f"hydra/launcher={shown(name)} is not one of {', '.join(known)}; joblib and "
+                    "submitit come with pip install 'dsrl-torchrl[sweep]'"
                 )
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(hydra_message(error)) from None
+            config = hydra.compose_config("config", line, run_mode=RunMode.MULTIRUN)
+            return plugins.instantiate_launcher(
+                hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks()),
+                task_function=task,
+                config=config,
+            )
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(hydra_message(error)) from None
 
-    def _hydra_words(self) -> list[str]:
-        """Nothing of Hydra's own lies in a run folder, or is printed; what a launcher leaves is in ``output``."""
-        quoted = self._output.replace("\\", "\\\\").replace("'", "\\'")
-        quiet = ["hydra/hydra_logging=none", "hydra/job_logging=none", "hydra.output_subdir=null"]
-        return [f"hydra.sweep.dir='{quoted}'", "hydra.sweep.subdir=.", *quiet, *self.search_words, *self.launcher_words]
+
+def launcher_name(words: Sequence[str]) -> str:
+    """The last ``hydra/launcher=<name>`` of ``words``."""
+    names = [match["name"] for word in words if (match := LAUNCHER.fullmatch(word)) and match["name"] is not None]
+    return names[-1] if names else IN_TURN
+
+
+def launched_line() -> list[str]:
+    """In a launched task: its line, as it was given."""
+    words = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    assert isinstance(words, list)
+    return [str(word).lstrip("+") for word in words]
 
 
 def run_once(command: list[str], cwd: str, _: Any) -> int:
@@ -178,9 +203,7 @@ def run_once(command: list[str], cwd: str, _: Any) -> int:
     Returns:
         Its exit code.
     """
-    overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
-    assert isinstance(overrides, list)
-    words = [str(word).lstrip("+") for word in overrides]
+    words = launched_line()
     step = command[command.index("-c") + 2 :]  # behind Python's own words
     print(f"sweep: {shlex.join(['dsrl', *step, *words])}", flush=True)
     return subprocess.run([*command, *words], cwd=cwd, start_new_session=True).returncode

@@ -1,0 +1,156 @@
+"""One tidy file a suite: a row per cell and policy, sampled and by its mode, with all that tells where it came from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.methods.cells import is_done, read_record
+from benchmarks.methods.matrix import Cell, Suite
+from dsrl_torchrl.data.macro_transitions import load_transitions
+from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.files import write_atomically
+from dsrl_torchrl.latent_env.macro_step import STEPS_KEY
+from dsrl_torchrl.training.metrics_log import read_metrics
+
+SAMPLED, MODE = "sampled", "mode"
+#: Shares of success whose first env step is told.
+REACHED = (0.5, 0.75, 0.9)
+#: Columns of metrics.csv: success during training, on resets of its own.
+CURVES = {
+    SAMPLED: ("eval/success_once", "eval/success_at_end"),
+    MODE: ("eval/success_once_mode", "eval/success_at_end_mode"),
+}
+#: What is kept of ``dsrl diagnose``'s measurement of the critics.
+RANKING = "critic_ranking"
+
+Row = dict[str, Any]
+
+
+def results_path(folder: Path, suite: str) -> Path:
+    """The file of a suite's rows."""
+    return folder / f"methods_{suite}.json"
+
+
+def gather(suite: Suite, before: Sequence[Row] = ()) -> list[Row]:
+    """The rows of the cells that are done here; of the others, those of ``before``, made elsewhere with these options.
+
+    Raises:
+        UserError: two cells of a task and seed had different base policies.
+    """
+    rows: list[Row] = []
+    bases: dict[tuple[str, int], str] = {}
+    for cell in [cell for cell in suite.cells if is_done(cell)]:
+        made = cell_rows(cell)
+        base = made[0]["base"]
+        if bases.setdefault((cell.task, cell.seed), base) != base:
+            raise UserError(f"{cell.name} had another base policy than the cells before it: remove {cell.folder}")
+        rows += made
+    here = {cell_name(row) for row in rows}
+    cells = {cell.name: cell for cell in suite.cells if cell.name not in here}
+    for row in before:
+        cell = cells.get(cell_name(row))
+        if cell is None or row["options"] != list(cell.options):
+            continue
+        if bases.setdefault((row["task"], row["seed"]), row["base"]) == row["base"]:
+            rows.append(row)
+    order = {cell.name: i for i, cell in enumerate(suite.cells)}
+    return sorted(rows, key=lambda row: order[cell_name(row)])
+
+
+def cell_name(row: Row) -> str:
+    """Of the cell that a row is from."""
+    return f"{row['task']}/{row['method']}/seed{row['seed']}"
+
+
+def cell_rows(cell: Cell) -> list[Row]:
+    """Of one finished cell: its policy sampled, then its mode."""
+    summary = json.loads((cell.folder / "summary.json").read_text())
+    record, stage1 = read_record(cell), summary["stage1"]
+    rollouts = rollout_env_steps(cell.folder) if cell.rollouts else 0
+    online = summary["env_steps"]
+    seconds = stage1.get("wall_seconds", 0.0) + summary["wall_seconds"]
+    metrics = read_metrics(cell.folder / "metrics.csv")
+    common = {
+        "task": cell.task,
+        "method": cell.method,
+        "seed": cell.seed,
+        "family": cell.spec.family,
+        "env_steps": rollouts + online,
+        "rollout_env_steps": rollouts,
+        "updates": stage1.get("updates", 0) + summary["updates"],
+        "learning_seconds": round(seconds, 1),
+        "cell_seconds": round(sum(attempt["wall_seconds"] for attempt in record["attempts"]), 1),
+        "cpu_seconds": round(sum(attempt["cpu_seconds"] for attempt in record["attempts"]), 1),
+        "dip_env_steps": summary["longest_dip_env_steps"] if online else None,
+        "ranking": _ranking(cell.folder),
+        "base": record["base"],
+        "commit": record["commit"],
+        "options": record["options"],
+        "versions": summary["versions"],
+    }
+    rows = []
+    for policy, name in zip((SAMPLED, MODE), cell.spec.policies, strict=True):
+        found = summary["evaluations"][name]
+        curve = learning_curve(metrics, policy, rollouts, online, stage1.get("wall_seconds", 0.0), seconds)
+        counts = {
+            measure: round(found[measure]["value"] * found[measure]["n"])
+            for measure in ("success_once", "success_at_end")
+        }
+        episodes = {"episodes": found["success_once"]["n"]}
+        rows.append(common | {"policy": policy} | episodes | counts | {"reached": reached(curve), "curve": curve})
+    return rows
+
+
+def learning_curve(
+    metrics: Sequence[dict[str, float]], policy: str, rollouts: int, online: int, before: float, seconds: float
+) -> list[dict[str, float]]:
+    """Success during training: env steps (rollouts included), learning seconds, success_once, success_at_end.
+
+    ``metrics.csv`` holds no clock, on purpose: the online stage's seconds are shared out evenly over its env steps.
+    """
+    once, at_end = CURVES[policy]
+    return [
+        {
+            "env_steps": rollouts + int(row["env_steps"]),
+            "seconds": round(before + (seconds - before) * row["env_steps"] / max(online, 1), 1),
+            "success_once": row[once],
+            "success_at_end": row[at_end],
+        }
+        for row in metrics
+        if once in row and at_end in row
+    ]
+
+
+def reached(curve: Sequence[dict[str, float]]) -> dict[str, float | None]:
+    """Env steps, rollouts included, until success_once during training is first at each of :data:`REACHED`."""
+    return {
+        f"{share:.0%}": next((point["env_steps"] for point in curve if point["success_once"] >= share), None)
+        for share in REACHED
+    }
+
+
+def rollout_env_steps(folder: Path) -> int:
+    """Env steps of the offline rollouts that a cell learned from."""
+    path = folder / "stage1" / "rollouts.safetensors"
+    return int(load_transitions(path)["next", STEPS_KEY].sum()) if path.exists() else 0
+
+
+def write_results(path: Path, suite: Suite, rows: Sequence[Row]) -> None:
+    """Writes the rows, one a line, atomically."""
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    write_atomically(path, f'{{"suite": {json.dumps(suite.name)}, "rows": [\n{lines}\n]}}\n'.encode())
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of :func:`write_results`; none where there is no file."""
+    return list(json.loads(path.read_text())["rows"]) if path.exists() else []
+
+
+def _ranking(folder: Path) -> dict[str, Any] | None:
+    """How the learned critics rank noises, where that was measured: numbers alone."""
+    path = folder / "diagnosis" / "steerability.json"
+    found = json.loads(path.read_text()).get(RANKING) if path.exists() else None
+    return found if isinstance(found, dict) else None
