@@ -32,6 +32,7 @@ def check_together(config: RunConfig, find: Callable[[str], str]) -> None:
     _check_updates(config)
     _check_batches(config)
     _check_ray(config)
+    _check_action(config)
     _check_actor_encoder(config)
     _check_base_features(config)
     _check_targets(config)
@@ -66,6 +67,11 @@ def _check_stage1(config: RunConfig, find: Callable[[str], str]) -> None:
 def _check_updates(config: RunConfig) -> None:
     """An actor that is left alone for a whole stage was not meant to be."""
     stage1, stage2 = config.stage1, config.stage2
+    if not (stage2.total_env_steps or stage2.from_stage1):
+        raise UserError(
+            "stage2.total_env_steps=0 and stage2.from_stage1=[] leave nothing to learn: give stage 2 steps, or "
+            "from_stage1=[actor,critics], which makes stage 1"
+        )
     # Algorithms without an actor have no such option.
     waits = getattr(config.offline_algorithm, "critic_only_updates", 0)
     if "actor" in stage2.from_stage1 and TRY_UPDATES < stage1.updates <= waits:
@@ -92,6 +98,23 @@ def _check_ray(config: RunConfig) -> None:
             f"collector.ray_workers={config.collector.ray_workers}: {config.agent.__name__} acts by its critics, which "
             "Ray workers would not get: collector=processes"
         )
+
+
+def _check_action(config: RunConfig) -> None:
+    """What learns raw chunks has no noise to lay out, to bound or to find."""
+    latent, agent = config.latent, config.agent
+    if latent.action == "noise":
+        return
+    where = f"latent.action={latent.action}"
+    if not agent.reads_noise:
+        raise UserError(f"{where} is for algorithms that learn from the data's own actions, not {agent.__name__}")
+    for name, needed in (("action_magnitude", 1.0), ("noise_layout", "full"), ("base_features", False)):
+        if getattr(latent, name) != needed:
+            raise UserError(f"{where} is scaled to ±1, without the base policy: set latent.{name}={needed}")
+    if config.stage1.inversion is not None:
+        raise UserError(f"{where} knows every action of the data: leave stage1.inversion out")
+    if config.collector.ray_workers is not None:
+        raise UserError(f"{where} can't be collected by Ray workers: collector=processes")
 
 
 def _check_batches(config: RunConfig) -> None:
@@ -166,7 +189,8 @@ def _reads_demonstrations(config: RunConfig) -> bool:
     """Whether demonstrations are among the offline data of stage 2, or of the stage 1 that it begins with."""
     stage1, stage2 = config.stage1, config.stage2
     there = config.base_policy.load is None or config.task.demonstrations.path is not None
-    learned_from = not config.agent.reads_noise or stage1.inversion is not None
+    known = stage1.inversion is not None or config.latent.action == "chunk"
+    learned_from = not config.agent.reads_noise or known
     return bool(
         stage1.use_demonstrations and there and learned_from and (stage2.from_stage1 or config.needs_offline_data)
     )

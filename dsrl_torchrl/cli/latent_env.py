@@ -19,7 +19,7 @@ from dsrl_torchrl.latent_env.base_features import BASE_FEATURES_KEY
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.latent_env.macro_step import make_macro_env
 from dsrl_torchrl.networks.config import check_entries, observation_keys
-from dsrl_torchrl.policies.base_policy import BasePolicy
+from dsrl_torchrl.policies import BasePolicy, IdentityPolicy
 from dsrl_torchrl.steerability.action_magnitude import DEFAULT_MAGNITUDE
 
 
@@ -56,7 +56,7 @@ def make_latent_env(
     env = make_env() if workers == 1 else WorkerEnvs(workers, make_env)
     latent_env = LatentActionEnv(
         env,
-        policy,
+        IdentityPolicy(policy, task.act_horizon) if latent.action == "chunk" else policy,
         act_horizon=task.act_horizon,
         noise_layout=latent.noise_layout,
         knots=latent.knots,
