@@ -89,15 +89,11 @@ class IQL(ActorAgent):
     def update(self, batch: TensorDictBase, parts: frozenset[str]) -> TensorDict:
         """Q by TD to V, V by expectile regression to the target Q, then the actor."""
         batch = self.encode(batch)
-        loss, _ = self.loss.qvalue_loss(batch)
-        norm = self.descend("q_noise", loss)
-        batch = self.detached(batch)
         with torch.no_grad():
             q, value = self.loss_values(batch)
-            target = self.loss.value_estimator.value_estimate(
-                batch, target_params=self.loss.target_value_network_params
-            )
-            error = (q - target.squeeze(-1)).abs().max(0)[0]
+        loss, out = self.loss.qvalue_loss(batch)
+        norm, error = self.descend("q_noise", loss), out["td_error"].sqrt().max(0)[0]
+        batch = self.detached(batch)
         metrics = scalars("q_noise", loss=loss, grad_norm=norm, td_error=error, q_mean=q, q_std=q.std())
         self.step("value", self.loss.value_loss(batch)[0])
         if ACTOR in parts:
@@ -116,17 +112,17 @@ class IQL(ActorAgent):
     def learn_actor(self, batch: TensorDictBase, value: Tensor) -> dict[str, Tensor]:
         """``-exp(β A) log π(a | s)`` with weights up to 100, and the entropy bonus where there is one."""
         loss, _ = self.loss.actor_loss(batch.copy())
-        bonus = self.log_alpha is not None
-        with torch.set_grad_enabled(bonus):
+        log_alpha = self.log_alpha
+        with torch.set_grad_enabled(log_alpha is not None):
             _, log_prob = self.actor.draw(batch)
         metrics = scalars("actor", entropy=-log_prob)
-        if bonus:
-            metrics |= scalars("actor", alpha=self.log_alpha.exp())
-            loss = loss + self.log_alpha.detach().exp() * log_prob.mean()
+        if log_alpha is not None:
+            metrics |= scalars("actor", alpha=log_alpha.exp())
+            loss = loss + log_alpha.detach().exp() * log_prob.mean()
         metrics |= scalars("actor", loss=loss, grad_norm=self.descend("actor", loss))
-        if bonus:
+        if log_alpha is not None:
             target = -float(self.decoder.latent_dim)
-            self.step("alpha", -(self.log_alpha * (log_prob.detach() + target)).mean())
+            self.step("alpha", -(log_alpha * (log_prob.detach() + target)).mean())
         self.move_average()
         with torch.no_grad():
             critic, params = self.loss.qvalue_network, self.loss.target_qvalue_network_params

@@ -21,18 +21,22 @@ from dsrl_torchrl.networks.encoders import FEATURES_KEY
 from dsrl_torchrl.networks.latent_actor import LatentPolicy
 from dsrl_torchrl.objectives.macro_discount import use_macro_discount
 from dsrl_torchrl.objectives.polyak import PolyakUpdate
-from dsrl_torchrl.options import option, with_defaults
+from dsrl_torchrl.options import Options, option, with_defaults
+
+
+class TD3Options(Options):
+    """Hyper-parameters of TD3's losses and exploration; noises in units of ``action_magnitude``."""
+
+    exploration_noise: float = option(0.1, "std of the acting policy's Gaussian noise", ge=0)
+    policy_noise: float = option(0.2, "std of the target policy's smoothing noise", ge=0)
+    noise_clip: float = option(0.5, "bound of the smoothing noise", gt=0)
 
 
 class TD3(ActorAgent):
     """Fujimoto et al. 2018, by TorchRL's ``TD3Loss`` on macro transitions (Eq. 17)."""
 
-    class Config(with_defaults(ActorConfig, actor_interval=2, critic_only_updates=3_000)):  # type: ignore[misc]
-        """Hyper-parameters of TD3; noises in units of ``action_magnitude``."""
-
-        exploration_noise: float = option(0.1, "std of the acting policy's Gaussian noise", ge=0)
-        policy_noise: float = option(0.2, "std of the target policy's smoothing noise", ge=0)
-        noise_clip: float = option(0.5, "bound of the smoothing noise", gt=0)
+    class Config(with_defaults(ActorConfig, actor_interval=2, critic_only_updates=3_000), TD3Options):  # type: ignore[misc]
+        """Hyper-parameters of TD3."""
 
     reads_noise: ClassVar = True
     panels: ClassVar = [

@@ -10,7 +10,7 @@ from torchrl.objectives import TD3BCLoss
 
 from dsrl_torchrl.agents.actor_agent import ActorConfig
 from dsrl_torchrl.agents.agent import scalars
-from dsrl_torchrl.agents.td3 import TD3
+from dsrl_torchrl.agents.td3 import TD3, TD3Options
 from dsrl_torchrl.networks.critics import Critic
 from dsrl_torchrl.options import option, with_defaults
 
@@ -22,7 +22,7 @@ class TD3BC(TD3):
     as ``alpha`` says.
     """
 
-    class Config(with_defaults(TD3.Config, critic_only_updates=1_000)):  # type: ignore[misc]
+    class Config(with_defaults(ActorConfig, actor_interval=2, critic_only_updates=1_000), TD3Options):  # type: ignore[misc]
         """Hyper-parameters of TD3+BC."""
 
         alpha: float = option(2.5, "weight of Q against the cloning term; 0: behaviour cloning", ge=0)
