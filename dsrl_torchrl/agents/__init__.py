@@ -8,6 +8,7 @@ from dsrl_torchrl.agents.dsrl_aw_mle import DSRLAWMLE
 from dsrl_torchrl.agents.dsrl_na import DSRLNA
 from dsrl_torchrl.agents.dsrl_sac import DSRLSAC
 from dsrl_torchrl.agents.iql import IQL
+from dsrl_torchrl.agents.residual_sac import ResidualSAC
 from dsrl_torchrl.agents.td3 import TD3
 from dsrl_torchrl.agents.td3_bc import TD3BC
 
@@ -24,4 +25,5 @@ __all__ = [
     "Agent",
     "AgentConfig",
     "BestOfN",
+    "ResidualSAC",
 ]

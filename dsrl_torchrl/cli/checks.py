@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 
+from dsrl_torchrl.agents.residual_sac import ResidualSAC
 from dsrl_torchrl.cli.config import LatentOptions, RunConfig
 from dsrl_torchrl.cli.steps.base import policy_keys
 from dsrl_torchrl.cli.steps.offline_data import check_demonstrated_reward
@@ -101,18 +102,27 @@ def _check_ray(config: RunConfig) -> None:
 
 
 def _check_action(config: RunConfig) -> None:
-    """What learns raw chunks has no noise to lay out, to bound or to find."""
+    """What learns chunks, or corrections of them, has no noise to lay out, to bound or to find."""
     latent, agent = config.latent, config.agent
+    if latent.residual_scale != LatentOptions().residual_scale and latent.action != "residual":
+        raise UserError(f"latent.residual_scale is for latent.action=residual, which is {latent.action}")
     if latent.action == "noise":
+        if agent is ResidualSAC:
+            raise UserError("ResidualSAC corrects the base policy's chunks: set latent.action=residual")
         return
     where = f"latent.action={latent.action}"
     if not agent.reads_noise:
-        raise UserError(f"{where} is for algorithms that learn from the data's own actions, not {agent.__name__}")
+        raise UserError(f"{where} is for algorithms that learn from stored actions, not {agent.__name__}")
     for name, needed in (("action_magnitude", 1.0), ("noise_layout", "full"), ("base_features", False)):
         if getattr(latent, name) != needed:
-            raise UserError(f"{where} is scaled to ±1, without the base policy: set latent.{name}={needed}")
+            raise UserError(f"{where} is scaled to ±1, and no noise: set latent.{name}={needed}")
     if config.stage1.inversion is not None:
-        raise UserError(f"{where} knows every action of the data: leave stage1.inversion out")
+        raise UserError(f"{where} needs no noise: leave stage1.inversion out")
+    if latent.action == "residual" and (config.stage2.from_stage1 or config.needs_offline_data):
+        raise UserError(
+            f"{where} learns online alone, the data know no correction: set stage2.from_stage1=[] and "
+            "stage2.offline_fraction=0"
+        )
     if config.collector.ray_workers is not None:
         raise UserError(f"{where} can't be collected by Ray workers: collector=processes")
 

@@ -28,6 +28,7 @@ from dsrl_torchrl.data.demonstration_checks import demonstration_warnings
 from dsrl_torchrl.data.episode import Episode
 from dsrl_torchrl.data.macro_transitions import load_transitions, save_transitions
 from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.latent_env.base_chunk import ResidualPolicy
 from dsrl_torchrl.latent_env.base_features import BASE_FEATURES_KEY, add_base_features
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv, check_units
 from dsrl_torchrl.latent_env.macro_step import SUCCESS_KEY
@@ -290,7 +291,7 @@ class Inputs:
         resets = [reset_to_seeds(env, starts[i : i + size]) for i in range(0, len(starts), size)]
         observations = torch.cat([td.select(*decoder.observation_keys).reshape(-1) for td in resets])
         policy = decoder.base_policy
-        probe(policy.base if isinstance(policy, IdentityPolicy) else policy, observations)
+        probe(policy.base if isinstance(policy, (IdentityPolicy, ResidualPolicy)) else policy, observations)
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(len(observations), decoder.latent_dim, generator=generator).to(decoder.device)
         with torch.no_grad():
