@@ -1,7 +1,7 @@
 """``python -m benchmarks <name>``: what things cost, as ratios from one run.
 
     python -m benchmarks update            # one benchmark
-    python -m benchmarks all               # every one but cold_start, which trains for hours, and gpu
+    python -m benchmarks all               # every one but cold_start and offline_failures, which train, and gpu
     python -m benchmarks all --smoke       # with tiny sizes: that they run, not what they measure
     python -m benchmarks gpu               # where there is a graphics card
 
@@ -27,6 +27,7 @@ from benchmarks import (
     latent_env,
     limits,
     na_cost,
+    offline_failures,
     pixels,
     policy_server,
     scaling,
@@ -84,7 +85,8 @@ def _parser(smoke: bool) -> argparse.ArgumentParser:
         benchmark = _add(names, name, module, [common])
         if smoke:
             benchmark.set_defaults(**module.SMOKE)
-    _add(names, "cold_start", cold_start, []).set_defaults(threads=1)
+    for name, trains in {"cold_start": cold_start, "offline_failures": offline_failures}.items():
+        _add(names, name, trains, []).set_defaults(threads=1)
     names.add_parser("all", parents=[common], help=f"{', '.join(SUITE)}, one after the other")
     return parser
 

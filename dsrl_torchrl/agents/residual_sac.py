@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
