@@ -106,9 +106,9 @@ def _check_action(config: RunConfig) -> None:
     latent, agent = config.latent, config.agent
     if latent.residual_scale != LatentOptions().residual_scale and latent.action != "residual":
         raise UserError(f"latent.residual_scale is for latent.action=residual, which is {latent.action}")
+    if agent is ResidualSAC and latent.action != "residual":
+        raise UserError("ResidualSAC corrects the base policy's chunks: set latent.action=residual")
     if latent.action == "noise":
-        if agent is ResidualSAC:
-            raise UserError("ResidualSAC corrects the base policy's chunks: set latent.action=residual")
         return
     where = f"latent.action={latent.action}"
     if not agent.reads_noise:
