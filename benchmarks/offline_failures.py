@@ -33,7 +33,13 @@ from dsrl_torchrl.latent_env.prior_noise import make_prior
 from dsrl_torchrl.training.metrics_log import read_metrics
 
 RESULTS = Path(__file__).parent / "results" / "offline_failures.json"
-COMMON = ["experiment=lift_peg_upright", "stage1.check_episodes=0", "stage1.log_updates=50", "progress=false"]
+COMMON = [
+    "experiment=lift_peg_upright",
+    "stage2.total_env_steps=0",
+    "stage1.check_episodes=0",
+    "stage1.log_updates=50",
+    "progress=false",
+]
 #: Sizes as usual in offline RL; the policies are as wide as the base policy's half.
 SIZES = ["networks.num_cells=[256,256,256]", "networks.num_critics=2"]
 #: Each method's overrides. Cloning is AWR whose weights are all 1.

@@ -113,7 +113,7 @@ def _check_action(config: RunConfig) -> None:
     where = f"latent.action={latent.action}"
     if not agent.reads_noise:
         raise UserError(f"{where} is for algorithms that learn from stored actions, not {agent.__name__}")
-    for name, needed in (("action_magnitude", 1.0), ("noise_layout", "full"), ("base_features", False)):
+    for name, needed in (("action_magnitude", 1.0), ("noise_layout", "full")):
         if getattr(latent, name) != needed:
             raise UserError(f"{where} is scaled to ±1, and no noise: set latent.{name}={needed}")
     if config.stage1.inversion is not None:

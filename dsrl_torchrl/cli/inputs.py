@@ -28,7 +28,6 @@ from dsrl_torchrl.data.demonstration_checks import demonstration_warnings
 from dsrl_torchrl.data.episode import Episode
 from dsrl_torchrl.data.macro_transitions import load_transitions, save_transitions
 from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.latent_env.base_chunk import ResidualPolicy
 from dsrl_torchrl.latent_env.base_features import BASE_FEATURES_KEY, add_base_features
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv, check_units
 from dsrl_torchrl.latent_env.macro_step import SUCCESS_KEY
@@ -289,9 +288,10 @@ class Inputs:
         decoder, size = env.decoder, env.batch_size.numel()
         starts = seeds.first(seeds.DIAGNOSIS, -(-PROBE_NOISES // size) * size)
         resets = [reset_to_seeds(env, starts[i : i + size]) for i in range(0, len(starts), size)]
-        observations = torch.cat([td.select(*decoder.observation_keys).reshape(-1) for td in resets])
-        policy = decoder.base_policy
-        probe(policy.base if isinstance(policy, (IdentityPolicy, ResidualPolicy)) else policy, observations)
+        keys = {*decoder.observation_keys, *self.base().in_keys}
+        observations = torch.cat([td.select(*keys).reshape(-1) for td in resets])
+        # What learns chunks, or corrects them, is no function of noise: its base policy is.
+        probe(decoder.base_policy if self.config.latent.action == "noise" else self.base(), observations)
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(len(observations), decoder.latent_dim, generator=generator).to(decoder.device)
         with torch.no_grad():

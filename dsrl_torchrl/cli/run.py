@@ -145,7 +145,7 @@ class Run(Inputs):
             from_stage1 = bool(config.stage2.from_stage1)
             learned1 = self._learned(env, config.offline_algorithm, folder.stage1) if from_stage1 else None
             learned2 = self._learned(env, config.algorithm, folder.stage2)
-            policies = evaluate.policies_of_run(env, learned1, learned2)
+            policies = evaluate.policies_of_run(env, config.latent.action, learned1, learned2)
             starts = seeds.first(seeds.HELD_OUT, config.evaluation.episodes)
             results = evaluate.evaluate_policies(env, policies, starts, progress=config.progress)
         finally:

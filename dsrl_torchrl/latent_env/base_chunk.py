@@ -87,6 +87,19 @@ class ResidualPolicy(BasePolicy):
         low, high = base.clamp(max=-1.0), base.clamp(min=1.0)
         return self.denormalise_action((base + self.scale * noise).clamp(low, high))
 
+    @property
+    def features_dim(self) -> int | None:
+        size = self.base.features_dim
+        return None if size is None else size + self.pred_horizon * self.action_dim
+
+    def features(self, *entries: Any) -> Tensor:
+        """The base policy's own, then its chunk."""
+        *own, chunk = entries
+        return torch.cat([self.base.features(*self.base._cast(*own)).to(chunk.dtype), chunk], -1)
+
+    def from_features(self, features: Tensor, noise: Tensor) -> Tensor:
+        return self(features[..., -self.pred_horizon * self.action_dim :], noise)
+
     def observation_statistics(self, key: NestedKey) -> tuple[Tensor, Tensor] | None:
         if key != BASE_CHUNK_KEY:
             return self.base.observation_statistics(key)

@@ -9,6 +9,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 
 from dsrl_torchrl.latent_env.base_chunk import ResidualPolicy
+from dsrl_torchrl.latent_env.base_features import FeaturePolicy
 from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
 from dsrl_torchrl.policies.identity import IdentityPolicy
 
@@ -68,8 +69,10 @@ def make_prior(decoder: NoiseDecoder, scale: float = 1.0) -> TensorDictModuleBas
         decoder: of the latent env.
         scale: of the base policy's noise: 1 for its prior, 0 for zero noise. Under a residual it draws its own.
     """
-    if isinstance(decoder.base_policy, ResidualPolicy):
+    policy = decoder.base_policy
+    policy = policy.policy if isinstance(policy, FeaturePolicy) else policy
+    if isinstance(policy, ResidualPolicy):
         return PriorNoise(decoder.latent_dim, 0.0, decoder.device)
-    if isinstance(decoder.base_policy, IdentityPolicy):
-        return PriorChunks(decoder.base_policy, scale)
+    if isinstance(policy, IdentityPolicy):
+        return PriorChunks(policy, scale)
     return PriorNoise(decoder.latent_dim, scale, decoder.device)

@@ -47,6 +47,17 @@ class IdentityPolicy(BasePolicy):
         """Reads the noise alone: ``[*B, act_horizon, action_dim]`` -> the same shape, in env units."""
         return self.denormalise_action((entries_and_noise[-1] / EDGE).clamp(-1.0, 1.0))
 
+    @property
+    def features_dim(self) -> int | None:
+        return self.base.features_dim
+
+    def features(self, *entries: Any) -> Tensor:
+        """The base policy's own, for learners that read them in place of images."""
+        return self.base.features(*self.base._cast(*entries))
+
+    def from_features(self, features: Tensor, noise: Tensor) -> Tensor:
+        return self(noise)
+
     def encode_chunk(self, chunk: Tensor) -> Tensor:
         """The noise that decodes to ``[*B, act_horizon, action_dim]``, flat; actions out of range to its ends."""
         return EDGE * self.normalise_action(chunk).clamp(-1.0, 1.0).flatten(-2)

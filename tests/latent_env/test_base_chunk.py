@@ -71,3 +71,15 @@ def test_statistics_leave_the_chunk_as_it_is():
     assert torch.equal(mean, torch.zeros(4)) and torch.equal(std, torch.ones(4))
     assert policy.observation_statistics("observation") is None  # the base policy's: not fitted
     assert policy.content_hash() != ResidualPolicy(make_base(), 2, 0.5).content_hash()
+
+
+def test_the_base_policys_features_carry_its_chunk():
+    """``latent.base_features``: what else is read in place of images."""
+    base = make_base()
+    macro = make_macro_env(PointReachEnv(num_envs=4, seed=0), act_horizon=2, gamma=0.9)
+    env = TransformedEnv(macro, BaseChunk(base, 2), auto_unwrap=False)
+    env = LatentActionEnv(env, ResidualPolicy(base, 2, 0.25), action_magnitude=1.0, gamma=0.9, base_features=True)
+    td = make_prior(env.decoder)(env.reset())
+    assert torch.equal(td["base_features"][..., -4:], td[BASE_CHUNK_KEY])
+    executed = env.step(td)["next", "action_chunk"]
+    torch.testing.assert_close(base.normalise_action(executed).flatten(-2), td[BASE_CHUNK_KEY])

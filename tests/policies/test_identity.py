@@ -6,6 +6,7 @@ import torch
 
 from dsrl_torchrl import LatentActionEnv
 from dsrl_torchrl.envs.toy import PointReachEnv
+from dsrl_torchrl.latent_env.prior_noise import make_prior
 from dsrl_torchrl.policies import FlowPolicy, IdentityPolicy
 from dsrl_torchrl.policies.identity import EDGE
 
@@ -56,3 +57,12 @@ def test_another_base_policy_is_another_identity():
     other.base.action_high.add_(1.0)
     assert policy.content_hash() != policy.base.content_hash()
     assert policy.content_hash() != other.content_hash()
+
+
+def test_its_features_are_the_base_policys():
+    policy = make()
+    env = LatentActionEnv(PointReachEnv(num_envs=4, seed=0), policy, action_magnitude=1.0, base_features=True)
+    td = make_prior(env.decoder)(env.reset())
+    torch.testing.assert_close(td["base_features"], policy.base.encode(td))
+    executed = env.step(td)["next", "action_chunk"]
+    torch.testing.assert_close(policy.encode_chunk(executed), td["action"])
