@@ -1,7 +1,7 @@
 """``python -m benchmarks <name>``: what things cost, as ratios from one run.
 
     python -m benchmarks update            # one benchmark
-    python -m benchmarks all               # every one but cold_start and methods, which train for hours, and gpu
+    python -m benchmarks all               # every one but those that train (cold_start, methods, offline_failures) and gpu
     python -m benchmarks all --smoke       # with tiny sizes: that they run, not what they measure
     python -m benchmarks gpu               # where there is a graphics card
     python -m benchmarks methods suite=small    # every method on the same frozen base policies
@@ -29,6 +29,7 @@ from benchmarks import (
     limits,
     methods,
     na_cost,
+    offline_failures,
     pixels,
     policy_server,
     scaling,
@@ -86,8 +87,8 @@ def _parser(smoke: bool) -> argparse.ArgumentParser:
         benchmark = _add(names, name, module, [common])
         if smoke:
             benchmark.set_defaults(**module.SMOKE)
-    for name, module in {"cold_start": cold_start, "methods": methods}.items():
-        _add(names, name, module, []).set_defaults(threads=1)
+    for name, trains in {"cold_start": cold_start, "methods": methods, "offline_failures": offline_failures}.items():
+        _add(names, name, trains, []).set_defaults(threads=1)
     names.add_parser("all", parents=[common], help=f"{', '.join(SUITE)}, one after the other")
     return parser
 

@@ -2,10 +2,28 @@
 
 from dsrl_torchrl.agents.actor_agent import ActorAgent, ActorConfig
 from dsrl_torchrl.agents.agent import Agent, AgentConfig
+from dsrl_torchrl.agents.awr import AWR
 from dsrl_torchrl.agents.best_of_n import BestOfN
 from dsrl_torchrl.agents.dsrl_aw_mle import DSRLAWMLE
 from dsrl_torchrl.agents.dsrl_na import DSRLNA
 from dsrl_torchrl.agents.dsrl_sac import DSRLSAC
+from dsrl_torchrl.agents.iql import IQL
+from dsrl_torchrl.agents.residual_sac import ResidualSAC
 from dsrl_torchrl.agents.td3 import TD3
+from dsrl_torchrl.agents.td3_bc import TD3BC
 
-__all__ = ["DSRLAWMLE", "DSRLNA", "DSRLSAC", "TD3", "ActorAgent", "ActorConfig", "Agent", "AgentConfig", "BestOfN"]
+__all__ = [
+    "AWR",
+    "DSRLAWMLE",
+    "DSRLNA",
+    "DSRLSAC",
+    "IQL",
+    "TD3",
+    "TD3BC",
+    "ActorAgent",
+    "ActorConfig",
+    "Agent",
+    "AgentConfig",
+    "BestOfN",
+    "ResidualSAC",
+]

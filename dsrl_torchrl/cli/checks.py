@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 
+from dsrl_torchrl.agents.residual_sac import ResidualSAC
 from dsrl_torchrl.cli.config import LatentOptions, RunConfig
 from dsrl_torchrl.cli.steps.base import policy_keys
 from dsrl_torchrl.cli.steps.offline_data import check_demonstrated_reward
@@ -32,6 +33,7 @@ def check_together(config: RunConfig, find: Callable[[str], str]) -> None:
     _check_updates(config)
     _check_batches(config)
     _check_ray(config)
+    _check_action(config)
     _check_actor_encoder(config)
     _check_base_features(config)
     _check_targets(config)
@@ -66,6 +68,11 @@ def _check_stage1(config: RunConfig, find: Callable[[str], str]) -> None:
 def _check_updates(config: RunConfig) -> None:
     """An actor that is left alone for a whole stage was not meant to be."""
     stage1, stage2 = config.stage1, config.stage2
+    if not (stage2.total_env_steps or stage2.from_stage1):
+        raise UserError(
+            "stage2.total_env_steps=0 and stage2.from_stage1=[] leave nothing to learn: give stage 2 steps, or "
+            "from_stage1=[actor,critics], which makes stage 1"
+        )
     # Algorithms without an actor have no such option.
     waits = getattr(config.offline_algorithm, "critic_only_updates", 0)
     if "actor" in stage2.from_stage1 and TRY_UPDATES < stage1.updates <= waits:
@@ -92,6 +99,32 @@ def _check_ray(config: RunConfig) -> None:
             f"collector.ray_workers={config.collector.ray_workers}: {config.agent.__name__} acts by its critics, which "
             "Ray workers would not get: collector=processes"
         )
+
+
+def _check_action(config: RunConfig) -> None:
+    """What learns chunks, or corrections of them, has no noise to lay out, to bound or to find."""
+    latent, agent = config.latent, config.agent
+    if latent.residual_scale != LatentOptions().residual_scale and latent.action != "residual":
+        raise UserError(f"latent.residual_scale is for latent.action=residual, which is {latent.action}")
+    if agent is ResidualSAC and latent.action != "residual":
+        raise UserError("ResidualSAC corrects the base policy's chunks: set latent.action=residual")
+    if latent.action == "noise":
+        return
+    where = f"latent.action={latent.action}"
+    if not agent.reads_noise:
+        raise UserError(f"{where} is for algorithms that learn from stored actions, not {agent.__name__}")
+    for name, needed in (("action_magnitude", 1.0), ("noise_layout", "full")):
+        if getattr(latent, name) != needed:
+            raise UserError(f"{where} is scaled to ±1, and no noise: set latent.{name}={needed}")
+    if config.stage1.inversion is not None:
+        raise UserError(f"{where} needs no noise: leave stage1.inversion out")
+    if latent.action == "residual" and (config.stage2.from_stage1 or config.needs_offline_data):
+        raise UserError(
+            f"{where} learns online alone, the data know no correction: set stage2.from_stage1=[] and "
+            "stage2.offline_fraction=0"
+        )
+    if config.collector.ray_workers is not None:
+        raise UserError(f"{where} can't be collected by Ray workers: collector=processes")
 
 
 def _check_batches(config: RunConfig) -> None:
@@ -166,7 +199,8 @@ def _reads_demonstrations(config: RunConfig) -> bool:
     """Whether demonstrations are among the offline data of stage 2, or of the stage 1 that it begins with."""
     stage1, stage2 = config.stage1, config.stage2
     there = config.base_policy.load is None or config.task.demonstrations.path is not None
-    learned_from = not config.agent.reads_noise or stage1.inversion is not None
+    known = stage1.inversion is not None or config.latent.action == "chunk"
+    learned_from = not config.agent.reads_noise or known
     return bool(
         stage1.use_demonstrations and there and learned_from and (stage2.from_stage1 or config.needs_offline_data)
     )

@@ -124,6 +124,10 @@ class LatentOptions(Options):
     action_magnitude: Annotated[Any, PlainValidator(values.magnitude)] = option(
         1.5, "bound of the noise, in standard deviations of the prior; auto: measured on the base policy"
     )
+    action: Literal["noise", "chunk", "residual"] = option(
+        "noise", "what is learned: the base policy's noise, the action chunk in its place, or a correction of its chunk"
+    )
+    residual_scale: float = option(0.1, "of the largest correction, in half ranges of the action", gt=0, le=2)
     base_features: bool = option(
         False, "the base policy's encoder makes the entry base_features, which all else reads: cheap with images"
     )

@@ -32,7 +32,7 @@ from dsrl_torchrl.latent_env.base_features import BASE_FEATURES_KEY, add_base_fe
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv, check_units
 from dsrl_torchrl.latent_env.macro_step import SUCCESS_KEY
 from dsrl_torchrl.networks.config import make_encoder, observation_keys
-from dsrl_torchrl.policies import BasePolicy, load_policy, probe, save_policy
+from dsrl_torchrl.policies import BasePolicy, IdentityPolicy, load_policy, probe, save_policy
 from dsrl_torchrl.policies.probe import PROBE_NOISES
 from dsrl_torchrl.policies.storage import CONFIG_FILE as POLICY_FILE
 from dsrl_torchrl.policies.storage import MODEL_FILE
@@ -168,12 +168,17 @@ class Inputs:
         """All offline macro transitions ``[n]``; collects the rollouts where they are missing.
 
         An algorithm that reads the data's noise gets what has one: the rollouts, and demonstrations whose noise
-        ``stage1.inversion`` finds. The others get everything, without noise.
+        ``stage1.inversion`` finds. The others get everything, without noise; one that learns chunks, everything.
         """
         if self._data is None:
             rollouts, demonstrations = self._rollouts(), self._demonstrations()
             noise = self.config.agent.reads_noise
-            if noise and demonstrations is not None:
+            if self.config.latent.action == "chunk":
+                policy = IdentityPolicy(self.base(), self.config.task.act_horizon)
+                rollouts = offline_data.with_chunks(rollouts, policy)
+                if demonstrations is not None:
+                    demonstrations = offline_data.with_chunks(demonstrations, policy)
+            elif noise and demonstrations is not None:
                 inversion = self.config.stage1.inversion
                 if inversion is None:
                     demonstrations = None
@@ -202,15 +207,22 @@ class Inputs:
         if artifact.exists:
             return load_transitions(path)
         env, config = self.training_env(), self.config
+        steered = config.latent.action == "noise"
+        if not steered:  # the same rollouts as for learners of noise
+            env = make_latent_env(config.replace(latent=config.latent.replace(action="noise")), self.base())
         artifact.begin()
         self.folder.save_config(config)  # the number of envs that they depend on, which a resumed run keeps
-        rollouts, line = offline_data.base_rollouts(
-            env,
-            observation_keys(env.decoder.base_policy, config.networks),
-            config.stage1.rollout_env_steps,
-            seed=config.seed,
-            progress=config.progress,
-        )
+        try:
+            rollouts, line = offline_data.base_rollouts(
+                env,
+                observation_keys(env.decoder.base_policy, config.networks),
+                config.stage1.rollout_env_steps,
+                seed=config.seed,
+                progress=config.progress,
+            )
+        finally:
+            if not steered:
+                env.close()
         save_transitions(rollouts, path)
         artifact.finish(path)
         self.folder.connect()
@@ -276,8 +288,10 @@ class Inputs:
         decoder, size = env.decoder, env.batch_size.numel()
         starts = seeds.first(seeds.DIAGNOSIS, -(-PROBE_NOISES // size) * size)
         resets = [reset_to_seeds(env, starts[i : i + size]) for i in range(0, len(starts), size)]
-        observations = torch.cat([td.select(*decoder.observation_keys).reshape(-1) for td in resets])
-        probe(decoder.base_policy, observations)
+        keys = {*decoder.observation_keys, *self.base().in_keys}
+        observations = torch.cat([td.select(*keys).reshape(-1) for td in resets])
+        # What learns chunks, or corrects them, is no function of noise: its base policy is.
+        probe(decoder.base_policy if self.config.latent.action == "noise" else self.base(), observations)
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(len(observations), decoder.latent_dim, generator=generator).to(decoder.device)
         with torch.no_grad():

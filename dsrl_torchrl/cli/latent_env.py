@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from torchrl.envs import EnvBase
+from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.envs.transforms import Transform
 
 from dsrl_torchrl.cli.config import AUTO, RunConfig
@@ -15,15 +15,18 @@ from dsrl_torchrl.collect.worker_processes import WorkerEnvs
 from dsrl_torchrl.data.frame_pool import is_image
 from dsrl_torchrl.data.image_memory import available_memory, check_image_memory, image_memory
 from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.latent_env.base_chunk import BASE_CHUNK_KEY, BaseChunk, ResidualPolicy
 from dsrl_torchrl.latent_env.base_features import BASE_FEATURES_KEY
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.latent_env.macro_step import make_macro_env
 from dsrl_torchrl.networks.config import check_entries, observation_keys
-from dsrl_torchrl.policies.base_policy import BasePolicy
+from dsrl_torchrl.policies import BasePolicy, IdentityPolicy
 from dsrl_torchrl.steerability.action_magnitude import DEFAULT_MAGNITUDE
 
 #: Sub-envs of a process of which a task's env can have several.
 SIDE_BY_SIDE = 8
+#: Entries that the env of the task does not have.
+MADE_ABOVE = (BASE_FEATURES_KEY, BASE_CHUNK_KEY)
 
 
 def make_latent_env(
@@ -52,14 +55,20 @@ def make_latent_env(
         act_horizon=task.act_horizon,
         gamma=config.algorithm.gamma if gamma is None else gamma,
         obs_horizon=policy.obs_horizon,
-        history_keys=[key for key in observation_keys(policy, config.networks) if key != BASE_FEATURES_KEY],
+        history_keys=[key for key in observation_keys(policy, config.networks) if key not in MADE_ABOVE],
         below=below,
     )
     workers = config.collector.num_workers if workers is None else workers
     env = make_env() if workers == 1 else WorkerEnvs(workers, make_env)
+    steered: BasePolicy = policy
+    if latent.action == "chunk":
+        steered = IdentityPolicy(policy, task.act_horizon)
+    elif latent.action == "residual":
+        env = TransformedEnv(env, BaseChunk(policy, task.act_horizon), auto_unwrap=False)
+        steered = ResidualPolicy(policy, task.act_horizon, latent.residual_scale)
     latent_env = LatentActionEnv(
         env,
-        policy,
+        steered,
         act_horizon=task.act_horizon,
         noise_layout=latent.noise_layout,
         knots=latent.knots,

@@ -51,7 +51,10 @@ class Run(Inputs):
             self.say(f"evaluation: {self.folder.path / 'summary.json'} (exists)")
             return
         self.refuse_without_success("the evaluation")
-        self.stage2()
+        if self.config.stage2.total_env_steps:
+            self.stage2()
+        else:
+            self.stage1()
         self.evaluate()
 
     def _results_exist(self) -> bool:
@@ -59,7 +62,8 @@ class Run(Inputs):
         config, folder = self.config, self.folder
         needed = [folder.base] if config.base_policy.load is None else []
         needed += [folder.stage1] if config.stage2.from_stage1 else []
-        return all(artifact.exists for artifact in (*needed, folder.stage2))
+        needed += [folder.stage2] if config.stage2.total_env_steps else []
+        return all(artifact.exists for artifact in needed)
 
     def base_step(self) -> None:
         """``dsrl base``: a loaded policy is probed in the env."""
@@ -100,6 +104,8 @@ class Run(Inputs):
     def stage2(self) -> None:
         """Online steering, in ``stage2/``."""
         artifact, config = self.folder.stage2, self.config
+        if not config.stage2.total_env_steps:
+            raise UserError("stage2.total_env_steps=0 leaves nothing to do online: give it some")
         if artifact.exists:
             self.say(f"stage 2: {artifact.folder} (exists)")
             return
@@ -141,7 +147,7 @@ class Run(Inputs):
             from_stage1 = bool(config.stage2.from_stage1)
             learned1 = self._learned(env, config.offline_algorithm, folder.stage1) if from_stage1 else None
             learned2 = self._learned(env, config.algorithm, folder.stage2)
-            policies = evaluate.policies_of_run(env, learned1, learned2)
+            policies = evaluate.policies_of_run(env, config.latent.action, learned1, learned2)
             starts = seeds.first(seeds.HELD_OUT, config.evaluation.episodes)
             results = evaluate.evaluate_policies(env, policies, starts, progress=config.progress)
         finally:
@@ -165,6 +171,8 @@ class Run(Inputs):
 
     def diagnose(self) -> None:
         """Measures the base policy, and what the last finished stage learned, if there is one; prints the advice."""
+        if self.config.latent.action != "noise":
+            raise UserError("dsrl diagnose measures the base policy's noise: set latent.action=noise")
         policy = self.base()
         self.settle_magnitude()
         env = make_latent_env(self.config, policy, gamma=1.0)

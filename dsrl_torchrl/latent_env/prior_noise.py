@@ -1,4 +1,4 @@
-"""The base policy seen as a latent policy: noise from its own prior."""
+"""The base policy seen as a latent policy: noise from its own prior, or the chunks that it decodes to."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from typing import ClassVar
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
+
+from dsrl_torchrl.latent_env.base_chunk import ResidualPolicy
+from dsrl_torchrl.latent_env.base_features import FeaturePolicy
+from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
+from dsrl_torchrl.policies.identity import IdentityPolicy
 
 
 class PriorNoise(TensorDictModuleBase):
@@ -33,3 +38,41 @@ class PriorNoise(TensorDictModuleBase):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         noise = torch.randn(*tensordict.batch_size, self.latent_dim, device=self.device)
         return tensordict.set("action", self.scale * noise)
+
+
+class PriorChunks(TensorDictModuleBase):
+    """The base policy in an env of raw action chunks: what it decodes from its own noise.
+
+    Args:
+        policy: of that env; its :attr:`~dsrl_torchrl.policies.identity.IdentityPolicy.base` acts.
+        scale: of the noise, as :class:`PriorNoise`'s.
+    """
+
+    out_keys: ClassVar = ["action"]
+
+    def __init__(self, policy: IdentityPolicy, scale: float = 1.0) -> None:
+        super().__init__()
+        self.policy, self.scale, self.in_keys = policy, scale, policy.base.in_keys
+
+    @torch.no_grad()
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        base, first = self.policy.base, self.policy.base.first_action
+        noise = torch.randn(*tensordict.batch_size, base.noise_horizon, base.noise_dim, device=base.device)
+        chunk = base.decode(tensordict, self.scale * noise)[..., first : first + self.policy.pred_horizon, :]
+        return tensordict.set("action", self.policy.encode_chunk(chunk))
+
+
+def make_prior(decoder: NoiseDecoder, scale: float = 1.0) -> TensorDictModuleBase:
+    """The base policy as it acts by itself, whatever the learner's action is; on the decoder's device.
+
+    Args:
+        decoder: of the latent env.
+        scale: of the base policy's noise: 1 for its prior, 0 for zero noise. Under a residual it draws its own.
+    """
+    policy = decoder.base_policy
+    policy = policy.policy if isinstance(policy, FeaturePolicy) else policy
+    if isinstance(policy, ResidualPolicy):
+        return PriorNoise(decoder.latent_dim, 0.0, decoder.device)
+    if isinstance(policy, IdentityPolicy):
+        return PriorChunks(policy, scale)
+    return PriorNoise(decoder.latent_dim, scale, decoder.device)

@@ -33,6 +33,9 @@ class SACOptions(Options):
     fixed_alpha: bool = option(False, "keep alpha_init")
     target_entropy_per_dim: float = option(-0.5, "for noise scaled to [-1, 1]; the official runs use 0")
     target_entropy: float | None = option(None, "of all dimensions at once, in place of target_entropy_per_dim")
+    target_subset: int | None = option(
+        None, "critics drawn for each target, whose min it takes (REDQ, RLPD: 2); null: all, by backup", ge=1
+    )
     backup_entropy: bool = option(True, "the critics' targets hold the policy's entropy")
 
     def total_target_entropy(self, latent_dim: int) -> float:
@@ -41,12 +44,13 @@ class SACOptions(Options):
 
 
 class LatentSACLoss(MacroDiscountLoss, SACLoss):
-    """TorchRL's :class:`~torchrl.objectives.SACLoss` with the three choices that DSRL needs and SACLoss fixes.
+    """TorchRL's :class:`~torchrl.objectives.SACLoss` with the choices that DSRL needs and SACLoss fixes.
 
     - ``backup``: the ensemble's ``min`` (SACLoss) or ``mean`` in targets and actor;
     - ``alpha_parameterisation``: ``log``, α = exp(x) (SACLoss), or ``softplus``, α = log(1 + exp(x)) (RLinf), where x
       is the parameter ``log_alpha`` of SACLoss in both cases. The temperature loss is ``-x (log π + H)`` for ``log``
       (SACLoss, Stable-Baselines3) and ``-α (log π + H)`` for ``softplus``;
+    - ``target_subset``: y takes the minimum of as many critics, drawn anew for each update (REDQ, RLPD);
     - ``backup_entropy``: whether y holds ``- α log π`` (SACLoss) or not (RLinf, dsrl_pi0).
 
     The critic loss is the squared error summed over the ensemble, ``Σ_i mean (Q_i - y)²``, with
@@ -66,6 +70,7 @@ class LatentSACLoss(MacroDiscountLoss, SACLoss):
         backup: str = "min",
         alpha_parameterisation: str = "log",
         backup_entropy: bool = True,
+        target_subset: int | None = None,
         **kwargs,
     ) -> None:
         check_ensemble(1, backup)
@@ -76,6 +81,7 @@ class LatentSACLoss(MacroDiscountLoss, SACLoss):
             )
         super().__init__(*args, **kwargs)
         self.backup, self.backup_entropy = backup, backup_entropy
+        self.target_subset = target_subset
         self.alpha_parameterisation = alpha_parameterisation
         if alpha_parameterisation == "softplus":
             self.log_alpha.data.copy_(torch.log(torch.expm1(self.alpha_init)))
@@ -110,7 +116,10 @@ class LatentSACLoss(MacroDiscountLoss, SACLoss):
         following = tensordict.get("next")
         action, log_prob = self.draw_noise(following)
         q = self.qvalue_network.ensemble(self.target_qvalue_network_params, following, action)
-        q = reduce_ensemble(q, self.backup)  # (*B,)
+        if self.target_subset is None:
+            q = reduce_ensemble(q, self.backup)  # (*B,)
+        else:  # as CUDA graphs can draw it
+            q = q[torch.rand(len(q), device=q.device).topk(self.target_subset).indices].min(0)[0]
         value = q - self._alpha * log_prob if self.backup_entropy else q
         return self.value_estimator.value_estimate(tensordict, next_value=value.unsqueeze(-1)).squeeze(-1)
 
@@ -159,6 +168,8 @@ def make_sac_loss(
         delay_qvalue: keep target copies of the critics; DSRL-NA's ``Q^W`` is distilled and needs none.
     """
     check_ensemble(num_critics)
+    if options.target_subset is not None and options.target_subset > num_critics:
+        raise UserError(f"target_subset ({options.target_subset}) must be at most num_critics ({num_critics})")
     loss = LatentSACLoss(
         actor,
         q_noise,
@@ -169,6 +180,7 @@ def make_sac_loss(
         target_entropy=options.total_target_entropy(latent_dim) + latent_dim * math.log(action_magnitude),
         backup=options.backup,
         backup_entropy=options.backup_entropy,
+        target_subset=options.target_subset,
         alpha_parameterisation=options.alpha_parameterisation,
         separate_losses=False,
         delay_qvalue=delay_qvalue,

@@ -5,6 +5,7 @@ from dsrl_torchrl.policies.cloning_loss import BehaviourCloningLoss
 from dsrl_torchrl.policies.diffusion import DiffusionBCLoss, DiffusionPolicy
 from dsrl_torchrl.policies.flow import FlowBCLoss, FlowPolicy
 from dsrl_torchrl.policies.generative import GenerativePolicy
+from dsrl_torchrl.policies.identity import IdentityPolicy
 from dsrl_torchrl.policies.networks import ChunkMLP, ChunkNetwork, UNet1D, make_network
 from dsrl_torchrl.policies.probe import Steerability, probe, steerability
 from dsrl_torchrl.policies.shortcut import ShortcutBCLoss, ShortcutPolicy
@@ -20,6 +21,7 @@ __all__ = [
     "FlowBCLoss",
     "FlowPolicy",
     "GenerativePolicy",
+    "IdentityPolicy",
     "ShortcutBCLoss",
     "ShortcutPolicy",
     "Steerability",

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from dsrl_torchrl.agents.agent import Agent
 from dsrl_torchrl.data.replay import Replay
+from dsrl_torchrl.latent_env.prior_noise import make_prior
 from dsrl_torchrl.options import Options, option
 from dsrl_torchrl.training.accelerated_update import AcceleratedUpdate
 from dsrl_torchrl.training.checkpoints import Checkpoints
@@ -139,7 +140,7 @@ def check_gain(agent: Agent, observations: TensorDictBase) -> dict[str, float]:
     forked = [agent.device] if agent.device.type == "cuda" else []
     with torch.random.fork_rng(devices=forked), set_exploration_type(ExplorationType.RANDOM):
         torch.manual_seed(0)  # the same noises at every check
-        prior = torch.randn(len(observations), agent.decoder.latent_dim).to(agent.device)
+        prior = make_prior(agent.decoder)(observations.copy()).get("action")
         chosen = agent.policy(observations.copy()).get("action")
     q_prior = agent.noise_values(observations, prior).min(0)[0]
     q_policy = agent.noise_values(observations, chosen).min(0)[0]

@@ -24,7 +24,7 @@ from dsrl_torchrl.data.replay import Replay
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.latent_env.macro_step import STEPS_KEY
-from dsrl_torchrl.latent_env.prior_noise import PriorNoise
+from dsrl_torchrl.latent_env.prior_noise import PriorNoise, make_prior
 from dsrl_torchrl.options import Options, option
 from dsrl_torchrl.training.accelerated_update import AcceleratedUpdate
 from dsrl_torchrl.training.checkpoints import Checkpoints
@@ -44,7 +44,7 @@ WITHOUT_EFFECT = {"log_env_steps", "replay_memmap", "eval_env_steps", "eval_epis
 class OnlineConfig(Options):
     """The online loop."""
 
-    total_env_steps: int = option(60_000, "primitive env steps, warm-up included", ge=1)
+    total_env_steps: int = option(60_000, "primitive env steps, warm-up included; 0: `dsrl run` ends offline", ge=0)
     warmup_env_steps: int = option(2_000, "collected before the first update", ge=0)
     macro_steps_per_round: int = option(8, "collected between two rounds of updates; at least one of every env", ge=1)
     utd: float = option(1.0, "gradient updates per macro step; raise it where env steps are dear", gt=0)
@@ -62,7 +62,7 @@ class OnlineConfig(Options):
 
     @model_validator(mode="after")
     def _learns(self) -> OnlineConfig:
-        if self.warmup_env_steps >= self.total_env_steps:
+        if 0 < self.total_env_steps <= self.warmup_env_steps:
             raise ValueError(
                 f"warmup_env_steps ({self.warmup_env_steps}) must be below total_env_steps ({self.total_env_steps})"
             )
@@ -143,7 +143,7 @@ def train_online(
         agent.device,
         config.replay_memmap,
     )
-    prior = PriorNoise(agent.decoder.latent_dim, device=agent.device if workers is None else "cpu")
+    prior = make_prior(agent.decoder) if workers is None else PriorNoise(agent.decoder.latent_dim)
     updates = OwedUpdates(AcceleratedUpdate(agent), replay.sample, config.utd)
     episodes, counters = EpisodeTracker(SUCCESS_WINDOW), Counters()
     log = MetricsLog() if log is None else log

@@ -7,7 +7,7 @@ import inspect
 import pytest
 
 import dsrl_torchrl.agents as agents
-from dsrl_torchrl.agents import DSRLAWMLE, DSRLNA, DSRLSAC, TD3, BestOfN
+from dsrl_torchrl.agents import AWR, DSRLAWMLE, DSRLNA, DSRLSAC, IQL, TD3, TD3BC, BestOfN
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.options import Options
 
@@ -47,6 +47,11 @@ def test_bad_options_are_one_line(kind, options, message):
         (DSRLAWMLE, {"alpha_init": 0.1}),
         (TD3, {"noise_clip": 0.0}),
         (TD3, {"actor_interval": 0}),
+        (TD3BC, {"alpha": -1.0}),
+        (AWR, {"weight_temperature": 0.0}),
+        (AWR, {"alpha_init": 0.1}),
+        (IQL, {"expectile": 1.0}),
+        (IQL, {"backup": "min"}),
         (BestOfN, {"candidates": 0}),
         (BestOfN, {"actor_lr": 1e-3}),
     ],

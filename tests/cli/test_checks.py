@@ -21,6 +21,17 @@ MISFITS = [
         ["algorithm=td3", "stage2.total_env_steps=20000", "stage2.utd=0.25"],
         NEVER_LEARNS,
     ),
+    # Raw chunks and corrections of chunks.
+    (["algorithm=td3_bc", "latent.action_magnitude=1.5"], ["algorithm=td3_bc"], "set latent.action_magnitude=1.0"),
+    (["algorithm=iql", "latent.noise_layout=repeat"], ["algorithm=iql"], "set latent.noise_layout=full"),
+    (["latent.action=chunk", "latent.action_magnitude=1.0"], ["algorithm=rlpd"], "not DSRLAWMLE"),
+    (["algorithm=awr", "stage1.inversion=retrieval"], ["algorithm=awr"], "leave stage1.inversion out"),
+    (["algorithm=residual_sac", "stage2.from_stage1=[actor]"], ["algorithm=residual_sac"], "learns online alone"),
+    (["algorithm=residual_sac", "stage2.offline_fraction=0.5"], ["algorithm=residual_sac"], "learns online alone"),
+    (["algorithm=residual_sac", "latent.action=chunk"], ["algorithm=residual_sac"], "set latent.action=residual"),
+    (["latent.residual_scale=0.2"], ["algorithm=residual_sac", "latent.residual_scale=0.2"], "which is noise"),
+    # Nothing online.
+    (["stage2.total_env_steps=0", "stage2.from_stage1=[]"], ["stage2.total_env_steps=0"], "leave nothing to learn"),
     # Batches.
     (["stage2.replay_size=255"], ["stage2.replay_size=256"], "must have room for a batch"),
     (["stage2.offline_fraction=0.001"], ["stage2.offline_fraction=0.004"], "less than one transition of a batch"),

@@ -78,12 +78,23 @@ def test_plain_sac_is_one_override_away(capsys):
     assert "stage1 " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("algorithm", ["dsrl_na", "td3", "best_of_n"])
+@pytest.mark.parametrize("algorithm", ["dsrl_na", "td3", "best_of_n", "rlpd", "residual_sac"])
 def test_every_algorithm_runs_through(finished, capsys, algorithm):
     main(["run", *SMOKE, *loaded(finished / "a" / "base"), f"algorithm={algorithm}", "name=x"])
     out = capsys.readouterr().out
     assert "stage2_deterministic" in out
-    assert ("stage1_deterministic" in out) == (algorithm != "td3")
+    assert ("stage1_deterministic" in out) == (algorithm not in ("td3", "rlpd", "residual_sac"))
+
+
+@pytest.mark.parametrize("algorithm", ["offline_sac", "td3_bc", "awr", "iql"])
+def test_an_offline_baseline_ends_offline(finished, capsys, algorithm):
+    demos = f"task.demonstrations.path={finished / 'a' / 'demos' / 'trajectory.h5'}"
+    words = [*TINY, *loaded(finished / "a" / "base"), demos, f"algorithm={algorithm}", "stage2.total_env_steps=0"]
+    main(["run", *words, "name=x"])
+    out = capsys.readouterr().out
+    assert "stage1_deterministic" in out and "base_zero" in out and "stage2" not in out
+    main(["run", *words, "name=x"])
+    assert "evaluation: runs/x/summary.json (exists)" in capsys.readouterr().out
 
 
 def test_without_demonstrations(finished, capsys):

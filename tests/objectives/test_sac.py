@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from copy import deepcopy
 
@@ -102,6 +103,30 @@ def test_a_target_without_the_entropy():
     w, log_prob = policy(actor, batch, seed=6)
     q = keep(q_noise_by_hand(loss.qvalue_network_params, batch, w), "min")
     torch.testing.assert_close(value, (ALPHA * log_prob - q).mean(), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_target_takes_the_min_of_a_drawn_subset(size):
+    """REDQ's and RLPD's: every subset of that size comes, and nothing else."""
+    actor, loss, batch = make_all(target_subset=size, backup="mean")
+    following = batch["next"]
+    found = set()
+    for seed in range(60):
+        torch.manual_seed(seed)
+        _, metadata = loss.qvalue_v2_loss(batch)
+        w, log_prob = policy(actor, following, seed=seed)
+        q = q_noise_by_hand(loss.target_qvalue_network_params, following, w)
+        subsets = list(itertools.combinations(range(N), size))
+        targets = [macro_target(following, q[list(s)].min(0)[0] - ALPHA * log_prob) for s in subsets]
+        matches = [i for i, y in enumerate(targets) if torch.allclose(y, metadata["target"], rtol=1e-6, atol=1e-6)]
+        assert matches
+        found |= set(matches)
+    assert len(found) == len(subsets)
+
+
+def test_a_subset_larger_than_the_ensemble_is_refused():
+    with pytest.raises(UserError, match=r"target_subset \(3\) must be at most num_critics \(2\)"):
+        make_loss(num_critics=2, target_subset=3)
 
 
 def test_a_target_entropy_in_all_is_that_of_every_dimension_summed():

@@ -11,22 +11,21 @@ from dsrl_torchrl.agents.agent import Agent
 from dsrl_torchrl.evaluation.evaluate import Evaluation, evaluate
 from dsrl_torchrl.evaluation.videos import FrameRecorder, record_videos
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
-from dsrl_torchrl.latent_env.prior_noise import PriorNoise
+from dsrl_torchrl.latent_env.prior_noise import PriorNoise, make_prior
 
 #: By name in the table: the module and whether its mode is used.
 Policies = Mapping[str, tuple[TensorDictModuleBase, bool]]
 
 
-def policies_of_run(env: LatentActionEnv, stage1: Agent | None, stage2: Agent | None) -> Policies:
+def policies_of_run(env: LatentActionEnv, action: str, stage1: Agent | None, stage2: Agent | None) -> Policies:
     """The rows of the table. A stage's policy is there by its mode, too: what taking that gains is no merit of it."""
-    device, layout = env.decoder.device, env.decoder.layout
+    decoder, layout = env.decoder, env.decoder.layout
     policies: dict[str, tuple[TensorDictModuleBase, bool]] = {}
     if layout.dim != layout.full_dim:  # the base policy as its own user runs it; its prior in the layout is another
-        policies["base_own"] = (PriorNoise(layout.full_dim, device=device), False)
-    policies |= {
-        "base_prior": (PriorNoise(env.latent_dim, device=device), False),
-        "base_zero": (PriorNoise(env.latent_dim, 0.0, device=device), True),
-    }
+        policies["base_own"] = (PriorNoise(layout.full_dim, device=decoder.device), False)
+    policies["base_prior"] = make_prior(decoder), False
+    if action != "residual":  # whose base policy draws its own noise
+        policies["base_zero"] = make_prior(decoder, 0.0), True
     if stage1 is not None:
         policies |= {"stage1": (stage1.kept_policy, False), "stage1_deterministic": (stage1.kept_policy, True)}
     if stage2 is not None:

@@ -24,9 +24,10 @@ from dsrl_torchrl.evaluation.rates import make_rate
 from dsrl_torchrl.inversion.cache import invert_transitions
 from dsrl_torchrl.inversion.search import NoiseOptimisation, NoiseRetrieval
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
-from dsrl_torchrl.latent_env.macro_step import SUCCESS_KEY
+from dsrl_torchrl.latent_env.macro_step import CHUNK_KEY, SUCCESS_KEY
 from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
 from dsrl_torchrl.latent_env.prior_noise import PriorNoise
+from dsrl_torchrl.policies.identity import IdentityPolicy
 
 INVERSIONS = {"optimisation": NoiseOptimisation, "retrieval": NoiseRetrieval}
 
@@ -122,6 +123,12 @@ def with_noise(
         demonstrations, decoder, INVERSIONS[inversion](), folder, progress=progress, say=say
     )
     return labelled, f"inversion: {report}"
+
+
+def with_chunks(transitions: TensorDictBase, policy: IdentityPolicy) -> TensorDictBase:
+    """Macro transitions ``[n]`` of any policy for learners of raw chunks: ``action`` is the chunk itself."""
+    chunk = transitions["next", CHUNK_KEY]
+    return transitions.copy().set("action", policy.encode_chunk(chunk.to(policy.device)).to(chunk.device))
 
 
 def joined(rollouts: TensorDictBase, demonstrations: TensorDictBase | None, *, noise: bool) -> TensorDictBase:
