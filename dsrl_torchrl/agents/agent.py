@@ -60,6 +60,7 @@ class Agent(EncodingAgent):
         kept_policy: what a run keeps and evaluates.
         in_keys: entries that rollouts and replay must keep.
         reads_noise: its TD reads the noise of the data: offline data without ``action`` is of no use.
+        learns_offline: stage 1 and offline data are of use to it.
         acts_alone: the policy's weights are all its own: a copy of it acts elsewhere.
         mirrored_as: names of its metrics in TensorBoard and wandb where these differ from ``metrics.csv``: RLinf's.
         panels, curve_checks: what figures show and what is checked of the curves.
@@ -67,6 +68,7 @@ class Agent(EncodingAgent):
 
     Config: ClassVar[type[AgentConfig]] = AgentConfig
     reads_noise: ClassVar[bool] = False
+    learns_offline: ClassVar[bool] = True
     acts_alone: ClassVar[bool] = True
     mirrored_as: ClassVar[Mapping[str, str]] = {
         "env/success_running": "env/success_once",

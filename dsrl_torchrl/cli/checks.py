@@ -28,6 +28,7 @@ def check_together(config: RunConfig, find: Callable[[str], str]) -> None:
     Raises:
         UserError: the first that does not fit.
     """
+    _check_learns_offline(config)
     _check_stage1(config, find)
     _check_updates(config)
     _check_batches(config)
@@ -45,6 +46,13 @@ def _check_base_features(config: RunConfig) -> None:
 def _check_actor_encoder(config: RunConfig) -> None:
     if config.networks.actor_encoder == "own" and not config.agent.actor_can_encode:
         raise UserError(f"networks.actor_encoder=own is not for {config.agent.__name__}: choose shared")
+
+
+def _check_learns_offline(config: RunConfig) -> None:
+    if not config.agent.learns_offline and (config.stage2.from_stage1 or config.needs_offline_data):
+        raise UserError(
+            f"{config.agent.__name__} learns nothing offline: set stage2.from_stage1=[] and stage2.offline_fraction=0"
+        )
 
 
 def _check_stage1(config: RunConfig, find: Callable[[str], str]) -> None:

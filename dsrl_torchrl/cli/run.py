@@ -75,6 +75,8 @@ class Run(Inputs):
     def stage1(self) -> None:
         """The offline warm start, in ``stage1/``."""
         artifact, config = self.folder.stage1, self.config
+        if not config.agent.learns_offline:
+            raise UserError(f"{config.agent.__name__} learns nothing offline: run stage2, or choose another algorithm=")
         if artifact.exists:
             self.say(f"stage 1: {artifact.folder} (exists)")
             return
