@@ -7,12 +7,16 @@ from dsrl_torchrl.agents.dsrl_aw_mle import DSRLAWMLE
 from dsrl_torchrl.agents.dsrl_na import DSRLNA
 from dsrl_torchrl.agents.dsrl_sac import DSRLSAC
 from dsrl_torchrl.agents.golden_noise import GoldenNoise
+from dsrl_torchrl.agents.lp_ds import LPDS
+from dsrl_torchrl.agents.lps import LPS
 from dsrl_torchrl.agents.td3 import TD3
 
 __all__ = [
     "DSRLAWMLE",
     "DSRLNA",
     "DSRLSAC",
+    "LPDS",
+    "LPS",
     "TD3",
     "ActorAgent",
     "ActorConfig",

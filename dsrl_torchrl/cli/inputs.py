@@ -62,6 +62,7 @@ class Inputs:
         if self.config.base_policy.load is not None:
             self._policy = base.load_base(self.config.base_policy.load, self.config.device)
             base.check_fits(self._policy, self.config.task, self.config.latent)
+            self.config.agent.check_decoder(self._policy)
             content = self._policy.content_hash()
             key = loaded_key(self.config, content)
             if content is None:

@@ -13,7 +13,7 @@ from .pipeline_run import SMOKE, fails, loaded
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
 #: Those that begin with stage 1, and those that have none.
-SUCCESSORS = {"golden_noise": False}
+SUCCESSORS = {"golden_noise": False, "lp_ds": True, "lps": True}
 
 
 @pytest.mark.parametrize("algorithm", SUCCESSORS)

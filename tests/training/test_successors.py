@@ -1,0 +1,42 @@
+"""LP-DS and LPS in the online loop: a killed run goes on bit for bit, and what pays is found."""
+
+from __future__ import annotations
+
+import pytest
+
+from dsrl_torchrl.agents import LPDS, LPS
+from dsrl_torchrl.evaluation.evaluate import evaluate
+from dsrl_torchrl.latent_env.prior_noise import PriorNoise
+from tests.training.toy import Killed, assert_same_state, make_agent, make_env, run_online
+
+
+@pytest.mark.parametrize("kind", [LPDS, LPS])
+def test_kill_and_resume_equals_the_uninterrupted_run(tmp_path, kind):
+    small = {"total_env_steps": 200, "warmup_env_steps": 60, "checkpoint_env_steps": 50, "log_env_steps": 1, "utd": 0.5}
+    whole, killed, resumed = (make_agent(kind, batch_size=8, critic_only_updates=1) for _ in range(3))
+    _, rows = run_online(whole, tmp_path / "whole", **small)
+    with pytest.raises(Killed):
+        run_online(killed, tmp_path / "killed", **small, kill_at=140)
+    _, resumed_rows = run_online(resumed, tmp_path / "killed", **small, resume=True)
+    assert_same_state(resumed, whole)
+    assert resumed_rows == rows[-len(resumed_rows) :]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", [LPDS, LPS])
+def test_the_goal_is_found(tmp_path, kind, seed):
+    agent = make_agent(
+        kind, seed, num_cells=(64, 64), batch_size=64, critic_lr=2e-3, tau=0.03, critic_only_updates=200,
+        actor_average=0.9, actor_lr=2e-3, trust_region=1.0, multiplier_init=0.1,
+    )  # fmt: skip
+    run_online(
+        agent, tmp_path, env=make_env(num_envs=32), seed=seed, total_env_steps=4_500, warmup_env_steps=1_500, utd=0.4,
+        macro_steps_per_round=32, replay_size=20_000, checkpoint_env_steps=10_000,
+    )  # fmt: skip
+    env, starts = make_env(gamma=1.0, num_envs=32), range(500, 564)
+    mode = evaluate(env, agent.kept_policy, starts, deterministic=True).success_once.value
+    sampled = evaluate(env, agent.kept_policy, starts).success_once.value
+    prior = evaluate(env, PriorNoise(2), starts).success_once.value
+    print(kind.__name__, seed, mode, sampled, prior)
+    assert mode > prior + 0.3
