@@ -218,6 +218,7 @@ class Agent(EncodingAgent):
             {"log_std_range"} if self.networks.log_std_range else set()
         )
         networks = self.networks.model_dump(mode="json", include=meaning)
+        subspace = self.decoder.subspace
         return {
             "format": "dsrl_torchrl.agent",
             "version": 1,
@@ -225,6 +226,7 @@ class Agent(EncodingAgent):
             "noise_layout": asdict(self.decoder.layout),
             "action_magnitude": self.decoder.action_magnitude,
             "networks": networks,
+            **({} if subspace is None else {"subspace": subspace.content_hash()}),
         }
 
     def _entries(self) -> dict[str, Any]:

@@ -113,6 +113,10 @@ def _check_batches(config: RunConfig) -> None:
             f"stage2.offline_fraction={stage2.offline_fraction} is less than one transition of a batch of {batch}: "
             "raise it, or set 0"
         )
+    if config.stage1.inversion is not None and config.latent.subspace_dim is not None:
+        raise UserError(
+            "stage1.inversion finds whole noises, latent.subspace_dim steers a part of them: set one to null"
+        )
     if config.stage1.inversion is not None and not config.stage1.use_demonstrations:
         raise UserError("stage1.inversion finds noises for demonstrations: set stage1.use_demonstrations=true")
 

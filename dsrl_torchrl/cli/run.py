@@ -130,12 +130,11 @@ class Run(Inputs):
 
     def evaluate(self) -> dict[str, Any]:
         """Every policy of the run on the same held-out resets; ``summary.json`` and the figures."""
-        policy = self.base()
         self.settle_magnitude()
         self.close_env()  # its worker processes are the evaluation's
         config, folder = self.config, self.folder
         # Episode returns are plain sums, and episodes go on after a success to see whether it lasts.
-        env = make_latent_env(config, policy, gamma=1.0, terminate_on_success=False)
+        env = self.latent_env(gamma=1.0, terminate_on_success=False)
         try:
             self.probe_in(env)
             from_stage1 = bool(config.stage2.from_stage1)
@@ -165,13 +164,13 @@ class Run(Inputs):
 
     def diagnose(self) -> None:
         """Measures the base policy, and what stage 1 learned if that is there; prints the advice."""
-        policy = self.base()
         self.settle_magnitude()
-        env = make_latent_env(self.config, policy, gamma=1.0)
+        env = self.latent_env(gamma=1.0)
         try:
             self.probe_in(env)
             learned = None
-            if self.folder.stage1.exists and not self.config.agent.reads_noise:
+            whole = self.config.latent.subspace_dim is None  # the noise that is measured
+            if whole and self.folder.stage1.exists and not self.config.agent.reads_noise:
                 learned = self._learned(env, self.config.offline_algorithm, self.folder.stage1)
             report, files = diagnose.diagnose_base(env, learned, self.config, self.folder.path / "diagnosis")
         finally:
@@ -199,7 +198,7 @@ class Run(Inputs):
             return
         recorder = FrameRecorder()
         try:
-            env = make_latent_env(self.config, self.base(), workers=1, below=[recorder], **task.render)
+            env = self.latent_env(workers=1, below=[recorder], **task.render)
         except UserError as error:
             self.say(f"no videos: {error}")
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from dsrl_torchrl.cli.main import main
 
@@ -28,3 +29,24 @@ def test_golden_noise_has_no_stage_1(finished, capsys):
     words = [*SMOKE, *loaded(finished / "a" / "base"), "algorithm=golden_noise", "name=x"]
     assert "GoldenNoise learns nothing offline: run stage2" in fails(capsys, "stage1", *words)
     assert not Path("runs/x/stage1").exists()
+
+
+def test_a_subspace_is_measured_once_and_steered_in(finished, capsys):
+    words = [*SMOKE, *loaded(finished / "a" / "base"), "algorithm=pss", "latent.subspace_dim=3", "name=x"]
+    main(["stage1", *words])
+    assert "noise subspace: 3 of 8 dimensions carry " in capsys.readouterr().out
+    basis = Path("runs/x/subspace/basis.safetensors")
+    written = basis.stat().st_mtime_ns
+    main(["run", *words])
+    assert "stage2_deterministic" in capsys.readouterr().out
+    assert basis.stat().st_mtime_ns == written
+    with safe_open(basis, "pt") as file:
+        assert file.get_slice("basis").get_shape() == [8, 3]
+    assert "belongs to another configuration" in fails(capsys, "stage1", *words, "latent.subspace_dim=2")
+
+
+def test_a_subspace_is_smaller_than_the_noise(finished, capsys):
+    words = [*SMOKE, *loaded(finished / "a" / "base"), "name=x"]
+    error = fails(capsys, "stage1", *words, "latent.subspace_dim=8")
+    assert "latent.subspace_dim should be below the 8 dimensions" in error
+    assert not Path("runs/x").exists() or not list(Path("runs/x").iterdir())

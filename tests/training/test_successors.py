@@ -23,20 +23,18 @@ def test_kill_and_resume_equals_the_uninterrupted_run(tmp_path, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("kind", [LPDS, LPS])
-def test_the_goal_is_found(tmp_path, kind, seed):
+def test_the_goal_is_found(tmp_path, kind):
+    """Seeds 0, 1 and 2 gave 0.95 to 0.97 (LP-DS) and 1.0 (LPS) by the mode, the prior 0.02."""
     agent = make_agent(
-        kind, seed, num_cells=(64, 64), batch_size=64, critic_lr=2e-3, tau=0.03, critic_only_updates=200,
+        kind, num_cells=(64, 64), batch_size=64, critic_lr=2e-3, tau=0.03, critic_only_updates=200,
         actor_average=0.9, actor_lr=2e-3, trust_region=1.0, multiplier_init=0.1,
     )  # fmt: skip
     run_online(
-        agent, tmp_path, env=make_env(num_envs=32), seed=seed, total_env_steps=4_500, warmup_env_steps=1_500, utd=0.4,
+        agent, tmp_path, env=make_env(num_envs=32), seed=0, total_env_steps=4_500, warmup_env_steps=1_500, utd=0.4,
         macro_steps_per_round=32, replay_size=20_000, checkpoint_env_steps=10_000,
     )  # fmt: skip
     env, starts = make_env(gamma=1.0, num_envs=32), range(500, 564)
     mode = evaluate(env, agent.kept_policy, starts, deterministic=True).success_once.value
-    sampled = evaluate(env, agent.kept_policy, starts).success_once.value
     prior = evaluate(env, PriorNoise(2), starts).success_once.value
-    print(kind.__name__, seed, mode, sampled, prior)
     assert mode > prior + 0.3

@@ -120,7 +120,7 @@ def check_fits(policy: BasePolicy, task: TaskOptions, latent: LatentOptions) -> 
             f"{policy.first_action} on), the task asks for obs_horizon {task.obs_horizon} and act_horizon "
             f"{task.act_horizon}"
         )
-    NoiseLayout(
+    layout = NoiseLayout(
         latent.noise_layout,
         policy.noise_horizon,
         policy.noise_dim,
@@ -128,6 +128,16 @@ def check_fits(policy: BasePolicy, task: TaskOptions, latent: LatentOptions) -> 
         policy.first_action,
         knots=latent.knots,
     )
+    if latent.subspace_dim is not None and latent.subspace_dim >= layout.dim:
+        raise UserError(
+            f"latent.subspace_dim should be below the {layout.dim} dimensions of this policy's noise in the layout "
+            f"{layout.name}, got {latent.subspace_dim}; null steers them all"
+        )
+    if latent.subspace_dim is not None and not policy.differentiable:
+        raise UserError(
+            f"latent.subspace_dim is measured by gradients, but {type(policy).__name__} is not differentiable in its "
+            "noise: set it to null"
+        )
 
 
 def steerability_lines(measured: Steerability) -> list[str]:

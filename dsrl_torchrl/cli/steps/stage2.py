@@ -69,5 +69,5 @@ def ray_workers(config: RunConfig, agent: Agent) -> AbstractContextManager[Any]:
 
     policy = agent.decoder.base_policy
     policy = deepcopy(policy.policy if isinstance(policy, FeaturePolicy) else policy).cpu()
-    make_env = partial(make_latent_env, config, policy, workers=1)
+    make_env = partial(make_latent_env, config, policy, workers=1, subspace=agent.decoder.subspace)
     return RayWorkers(make_env, config.collector.ray_workers, address=config.collector.ray_address)
