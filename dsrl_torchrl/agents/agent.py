@@ -24,7 +24,6 @@ from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
 from dsrl_torchrl.latent_env.transforms_above import check_transforms_above
 from dsrl_torchrl.networks.config import NetworkConfig, observation_keys
 from dsrl_torchrl.options import Options, option
-from dsrl_torchrl.policies.base_policy import BasePolicy
 from dsrl_torchrl.tensor_files import load_described, save_described
 
 #: Metrics drawn in one panel, each with its label, and the panel's title.
@@ -97,7 +96,6 @@ class Agent(EncodingAgent):
         self.config = self.Config() if config is None else config
         if not isinstance(self.config, self.Config):
             raise UserError(f"{type(self).__name__} takes its own Config, got {type(self.config).__qualname__}")
-        self.check_decoder(env.decoder.base_policy)
         # Without the noise of the data it decodes at the observations that were stored.
         check_transforms_above(env, env.decoder, decodes_stored_entries=not self.reads_noise)
         self.networks = NetworkConfig() if networks is None else networks
@@ -106,15 +104,6 @@ class Agent(EncodingAgent):
         self.make_encoders(env, data)
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
         self._trained: dict[str, list[Tensor]] = {}
-
-    @classmethod
-    def check_decoder(cls, base_policy: BasePolicy) -> None:
-        """Raises :class:`UserError` for a base policy that lets no gradient through to an algorithm that needs it."""
-        if cls.through_decoder and not base_policy.differentiable:
-            raise UserError(
-                f"{cls.__name__} climbs through the base policy, but {type(base_policy).__name__} is not "
-                "differentiable in its noise: choose another algorithm="
-            )
 
     @property
     def device(self) -> torch.device:

@@ -24,6 +24,7 @@ from dsrl_torchrl.networks.latent_actor import LatentPolicy
 from dsrl_torchrl.objectives.polyak import PolyakUpdate
 from dsrl_torchrl.objectives.q_action import QActionLoss
 from dsrl_torchrl.options import option
+from dsrl_torchrl.policies.base_policy import require_differentiable
 
 
 class LPS(ActorAgent):
@@ -55,6 +56,7 @@ class LPS(ActorAgent):
     ]
 
     def __init__(self, env, config=None, networks=None, data=None) -> None:
+        require_differentiable(env.decoder.base_policy, type(self).__name__)
         super().__init__(env, config, networks, data)
         config, encoder = self.config, self.actor_encoder
         self.actor = make_deterministic_actor(

@@ -34,6 +34,7 @@ from dsrl_torchrl.latent_env.macro_step import SUCCESS_KEY
 from dsrl_torchrl.latent_env.noise_subspace import NoiseSubspace
 from dsrl_torchrl.networks.config import make_encoder, observation_keys
 from dsrl_torchrl.policies import BasePolicy, load_policy, probe, save_policy
+from dsrl_torchrl.policies.base_policy import require_differentiable
 from dsrl_torchrl.policies.probe import PROBE_NOISES
 from dsrl_torchrl.policies.storage import CONFIG_FILE as POLICY_FILE
 from dsrl_torchrl.policies.storage import MODEL_FILE
@@ -65,7 +66,8 @@ class Inputs:
         if self.config.base_policy.load is not None:
             self._policy = base.load_base(self.config.base_policy.load, self.config.device)
             base.check_fits(self._policy, self.config.task, self.config.latent)
-            self.config.agent.check_decoder(self._policy)
+            if self.config.agent.through_decoder:
+                require_differentiable(self._policy, self.config.agent.__name__)
             content = self._policy.content_hash()
             key = loaded_key(self.config, content)
             if content is None:

@@ -163,7 +163,7 @@ class Silent(Leaning):
 
 
 def test_a_decoder_without_gradient_is_refused():
-    with pytest.raises(UserError, match="LPS climbs through the base policy, but Blind is not differentiable"):
+    with pytest.raises(UserError, match="LPS needs a base policy that is differentiable in its noise, Blind is not"):
         make_agent(LPS, LatentActionEnv(PointReachEnv(num_envs=4), Blind(), gamma=0.875))
     agent = make_agent(LPS, LatentActionEnv(PointReachEnv(num_envs=4), Silent(), gamma=0.875))
     with pytest.raises(UserError, match="Silent is not differentiable in its noise, which LPS needs"):

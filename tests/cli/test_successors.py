@@ -8,6 +8,7 @@ import pytest
 from safetensors import safe_open
 
 from dsrl_torchrl.cli.main import main
+from dsrl_torchrl.policies import BasePolicy
 
 from .pipeline_run import SMOKE, fails, loaded
 
@@ -50,3 +51,23 @@ def test_a_subspace_is_smaller_than_the_noise(finished, capsys):
     error = fails(capsys, "stage1", *words, "latent.subspace_dim=8")
     assert "latent.subspace_dim should be below the 8 dimensions" in error
     assert not Path("runs/x").exists() or not list(Path("runs/x").iterdir())
+
+
+@pytest.mark.parametrize("word", ["algorithm=lps", "latent.subspace_dim=2"])
+def test_what_needs_gradients_of_the_policy_is_refused_before_any_work(capsys, word):
+    words = [*SMOKE, "base_policy=load", f"base_policy.load._target_={__name__}.Server", word, "name=x"]
+    assert "needs a base policy that is differentiable in its noise, Server is not" in fails(capsys, "run", *words)
+    assert not Path("runs/x").exists()
+
+
+class Server(BasePolicy):
+    """Of the toy's sizes, as one behind a server."""
+
+    differentiable = False
+
+    def __init__(self) -> None:
+        super().__init__(action_dim=2, pred_horizon=4)
+        self.freeze()
+
+    def forward(self, observation, noise):
+        return noise
