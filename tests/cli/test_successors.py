@@ -33,16 +33,16 @@ def test_golden_noise_has_no_stage_1(finished, capsys):
 
 
 def test_a_subspace_is_measured_once_and_steered_in(finished, capsys):
-    words = [*SMOKE, *loaded(finished / "a" / "base"), "algorithm=pss", "latent.subspace_dim=3", "name=x"]
+    words = [*SMOKE, *loaded(finished / "a" / "base"), "algorithm=pss", "name=x"]
     main(["stage1", *words])
-    assert "noise subspace: 3 of 8 dimensions carry " in capsys.readouterr().out
+    assert "noise subspace: 6 of 8 dimensions carry " in capsys.readouterr().out
     basis = Path("runs/x/subspace/basis.safetensors")
     written = basis.stat().st_mtime_ns
     main(["run", *words])
     assert "stage2_deterministic" in capsys.readouterr().out
     assert basis.stat().st_mtime_ns == written
     with safe_open(basis, "pt") as file:
-        assert file.get_slice("basis").get_shape() == [8, 3]
+        assert file.get_slice("basis").get_shape() == [8, 6]
     assert "belongs to another configuration" in fails(capsys, "stage1", *words, "latent.subspace_dim=2")
 
 
