@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from dsrl_torchrl.agents import LPDS, LPS
+from dsrl_torchrl import LatentActionEnv
+from dsrl_torchrl.agents import DSRLAWMLE, LPDS, LPS
+from dsrl_torchrl.envs.toy import PointReachEnv
 from dsrl_torchrl.evaluation.evaluate import evaluate
+from dsrl_torchrl.latent_env.noise_subspace import NoiseSubspace
 from dsrl_torchrl.latent_env.prior_noise import PriorNoise
-from tests.training.toy import Killed, assert_same_state, make_agent, make_env, run_online
+from tests.training.toy import (
+    FULL_SPEED,
+    GAMMA,
+    Killed,
+    NoiseIsAction,
+    assert_same_state,
+    make_agent,
+    make_env,
+    run_online,
+)
 
 
 @pytest.mark.parametrize("kind", [LPDS, LPS])
@@ -20,6 +33,25 @@ def test_kill_and_resume_equals_the_uninterrupted_run(tmp_path, kind):
     _, resumed_rows = run_online(resumed, tmp_path / "killed", **small, resume=True)
     assert_same_state(resumed, whole)
     assert resumed_rows == rows[-len(resumed_rows) :]
+
+
+def test_the_rest_of_a_subspaces_noise_is_drawn_again_as_it_was(tmp_path):
+    """It comes from the generator that a checkpoint keeps."""
+    small = {"total_env_steps": 200, "warmup_env_steps": 60, "checkpoint_env_steps": 50, "log_env_steps": 1, "utd": 0.5}
+
+    def make():
+        env = LatentActionEnv(
+            PointReachEnv(num_envs=8, max_episode_steps=20), NoiseIsAction(), gamma=GAMMA, noise_layout="repeat",
+            action_magnitude=FULL_SPEED, subspace=NoiseSubspace(torch.tensor([[0.6], [0.8]])),
+        )  # fmt: skip
+        return {"agent": make_agent(DSRLAWMLE, env=env, batch_size=8, critic_only_updates=1), "env": env}
+
+    whole, killed, resumed = make(), make(), make()
+    run_online(**whole, folder=tmp_path / "whole", **small)
+    with pytest.raises(Killed):
+        run_online(**killed, folder=tmp_path / "killed", **small, kill_at=140)
+    run_online(**resumed, folder=tmp_path / "killed", **small, resume=True)
+    assert_same_state(resumed["agent"], whole["agent"])
 
 
 @pytest.mark.slow
