@@ -7,7 +7,10 @@ from dsrl_torchrl.agents.best_of_n import BestOfN
 from dsrl_torchrl.agents.dsrl_aw_mle import DSRLAWMLE
 from dsrl_torchrl.agents.dsrl_na import DSRLNA
 from dsrl_torchrl.agents.dsrl_sac import DSRLSAC
+from dsrl_torchrl.agents.golden_noise import GoldenNoise
 from dsrl_torchrl.agents.iql import IQL
+from dsrl_torchrl.agents.lp_ds import LPDS
+from dsrl_torchrl.agents.lps import LPS
 from dsrl_torchrl.agents.residual_sac import ResidualSAC
 from dsrl_torchrl.agents.td3 import TD3
 from dsrl_torchrl.agents.td3_bc import TD3BC
@@ -18,6 +21,8 @@ __all__ = [
     "DSRLNA",
     "DSRLSAC",
     "IQL",
+    "LPDS",
+    "LPS",
     "TD3",
     "TD3BC",
     "ActorAgent",
@@ -25,5 +30,6 @@ __all__ = [
     "Agent",
     "AgentConfig",
     "BestOfN",
+    "GoldenNoise",
     "ResidualSAC",
 ]

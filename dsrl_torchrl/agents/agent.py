@@ -60,6 +60,8 @@ class Agent(EncodingAgent):
         kept_policy: what a run keeps and evaluates.
         in_keys: entries that rollouts and replay must keep.
         reads_noise: its TD reads the noise of the data: offline data without ``action`` is of no use.
+        learns_offline: stage 1 and offline data are of use to it.
+        through_decoder: its actor's gradient passes through the base policy, which must be differentiable in its noise.
         acts_alone: the policy's weights are all its own: a copy of it acts elsewhere.
         mirrored_as: names of its metrics in TensorBoard and wandb where these differ from ``metrics.csv``: RLinf's.
         panels, curve_checks: what figures show and what is checked of the curves.
@@ -67,6 +69,8 @@ class Agent(EncodingAgent):
 
     Config: ClassVar[type[AgentConfig]] = AgentConfig
     reads_noise: ClassVar[bool] = False
+    learns_offline: ClassVar[bool] = True
+    through_decoder: ClassVar[bool] = False
     acts_alone: ClassVar[bool] = True
     mirrored_as: ClassVar[Mapping[str, str]] = {
         "env/success_running": "env/success_once",
@@ -206,6 +210,7 @@ class Agent(EncodingAgent):
             {"log_std_range"} if self.networks.log_std_range else set()
         )
         networks = self.networks.model_dump(mode="json", include=meaning)
+        subspace = self.decoder.subspace
         return {
             "format": "dsrl_torchrl.agent",
             "version": 1,
@@ -213,6 +218,7 @@ class Agent(EncodingAgent):
             "noise_layout": asdict(self.decoder.layout),
             "action_magnitude": self.decoder.action_magnitude,
             "networks": networks,
+            **({} if subspace is None else {"subspace": subspace.content_hash()}),
         }
 
     def _entries(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from torch import Tensor
@@ -12,6 +12,7 @@ from torchrl.objectives import ValueEstimators
 from dsrl_torchrl.agents.actor_agent import ACTOR, ActorAgent, ActorConfig
 from dsrl_torchrl.agents.agent import flat, scalars
 from dsrl_torchrl.agents.curve_checks import collapsed_early, grew, ran_away
+from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.networks.config import make_actor, make_critics
 from dsrl_torchrl.networks.critics import Critic
 from dsrl_torchrl.networks.latent_actor import LatentActor, LatentPolicy
@@ -74,7 +75,7 @@ class DSRLNA(SACActorAgent):
     def __init__(self, env, config=None, networks=None, data=None) -> None:
         super().__init__(env, config, networks, data)
         config, decoder, num_critics = self.config, self.decoder, self.networks.num_critics
-        self.actor = make_actor(env, self.networks, self.actor_encoder.out_features, self.actor_encoder.out_keys[0])
+        self.actor = self.make_actor(env)
         critics = make_critics(env, self.networks, self.encoder.out_features)
         q_noise_params = self.make_actor_losses(critics["q_noise"])
         self.q_action_loss = QActionLoss(
@@ -102,6 +103,10 @@ class DSRLNA(SACActorAgent):
         self.optimise("actor", self.actor_parameters(self.actor), config.actor_lr)
         self.policy = LatentPolicy(self.actor_encoder, self.actor)
         self.kept_policy = self.keep_average(self.actor)
+
+    def make_actor(self, env: LatentActionEnv) -> Any:
+        """``π^W``."""
+        return make_actor(env, self.networks, self.actor_encoder.out_features, self.actor_encoder.out_keys[0])
 
     def make_actor_losses(self, q_noise: Critic) -> TensorDictParams | None:
         """SAC's actor and temperature losses; returns the parameters of ``Q^W`` where they hold it."""

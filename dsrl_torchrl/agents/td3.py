@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
-from torchrl.modules import MLP, AdditiveGaussianModule
+from torchrl.modules import AdditiveGaussianModule
 from torchrl.objectives import LossModule, TD3Loss
 
 from dsrl_torchrl.agents.actor_agent import ACTOR, ActorAgent, ActorConfig
@@ -17,7 +17,7 @@ from dsrl_torchrl.agents.agent import flat, scalars
 from dsrl_torchrl.agents.curve_checks import grew
 from dsrl_torchrl.networks.config import make_critics
 from dsrl_torchrl.networks.critics import Critic
-from dsrl_torchrl.networks.encoders import FEATURES_KEY
+from dsrl_torchrl.networks.deterministic_actor import make_deterministic_actor
 from dsrl_torchrl.networks.latent_actor import LatentPolicy
 from dsrl_torchrl.objectives.macro_discount import use_macro_discount
 from dsrl_torchrl.objectives.polyak import PolyakUpdate
@@ -83,19 +83,13 @@ class TD3(ActorAgent):
 
     def _make_actor(self) -> TensorDictModule:
         """``features`` to ``action`` in ``±action_magnitude``, near zero noise at first."""
-        head = nn.Linear(self.networks.num_cells[-1], self.decoder.latent_dim)
-        nn.init.uniform_(head.weight, -1e-3, 1e-3)
-        nn.init.zeros_(head.bias)
-        activation, cells = self.networks.sizes["activation"], list(self.networks.num_cells)
-        hidden = MLP(
-            in_features=self.encoder.out_features,
-            out_features=cells[-1],
-            num_cells=cells[:-1],
-            activation_class=activation,
-            activate_last_layer=True,
-        )
-        network = nn.Sequential(hidden, head, Squash(self.decoder.action_magnitude)).to(self.device)
-        return TensorDictModule(network, in_keys=[FEATURES_KEY], out_keys=["action"])
+        return make_deterministic_actor(
+            self.encoder.out_features,
+            self.decoder.latent_dim,
+            Squash(self.decoder.action_magnitude),
+            **self.networks.sizes,
+            layer_norm=self.networks.actor_layer_norm,
+        ).to(self.device)
 
     def update(self, batch: TensorDictBase, parts: frozenset[str]) -> TensorDict:
         """Both critics by TD, then the actor."""

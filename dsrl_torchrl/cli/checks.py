@@ -29,6 +29,7 @@ def check_together(config: RunConfig, find: Callable[[str], str]) -> None:
     Raises:
         UserError: the first that does not fit.
     """
+    _check_learns_offline(config)
     _check_stage1(config, find)
     _check_updates(config)
     _check_batches(config)
@@ -47,6 +48,13 @@ def _check_base_features(config: RunConfig) -> None:
 def _check_actor_encoder(config: RunConfig) -> None:
     if config.networks.actor_encoder == "own" and not config.agent.actor_can_encode:
         raise UserError(f"networks.actor_encoder=own is not for {config.agent.__name__}: choose shared")
+
+
+def _check_learns_offline(config: RunConfig) -> None:
+    if not config.agent.learns_offline and (config.stage2.from_stage1 or config.needs_offline_data):
+        raise UserError(
+            f"{config.agent.__name__} learns nothing offline: set stage2.from_stage1=[] and stage2.offline_fraction=0"
+        )
 
 
 def _check_stage1(config: RunConfig, find: Callable[[str], str]) -> None:
@@ -137,6 +145,10 @@ def _check_batches(config: RunConfig) -> None:
         raise UserError(
             f"stage2.offline_fraction={stage2.offline_fraction} is less than one transition of a batch of {batch}: "
             "raise it, or set 0"
+        )
+    if config.stage1.inversion is not None and config.latent.subspace_dim is not None:
+        raise UserError(
+            "stage1.inversion finds whole noises, latent.subspace_dim steers a part of them: set one to null"
         )
     if config.stage1.inversion is not None and not config.stage1.use_demonstrations:
         raise UserError("stage1.inversion finds noises for demonstrations: set stage1.use_demonstrations=true")

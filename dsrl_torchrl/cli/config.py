@@ -121,6 +121,11 @@ class LatentOptions(Options):
         "full", "how one noise fills that of a chunk"
     )
     knots: int = option(2, "steps whose noise is steered by the layout `interpolated`", ge=2)
+    subspace_dim: int | None = option(
+        None,
+        "steer the noise in so many directions, in which the decoder moves most, and draw the rest; null: in all",
+        ge=1,
+    )
     action_magnitude: Annotated[Any, PlainValidator(values.magnitude)] = option(
         1.5, "bound of the noise, in standard deviations of the prior; auto: measured on the base policy"
     )

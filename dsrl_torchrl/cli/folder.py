@@ -55,11 +55,11 @@ class RunFolder:
             _keys(values, offline_algorithm, config, base_policy)
             for values, offline_algorithm in ((full, offline), (default, default["algorithm"]))
         )
-        self.demos, self.base, self.magnitude, self.stage1, self.stage2 = (
+        self.demos, self.base, self.magnitude, self.subspace, self.stage1, self.stage2 = (
             Artifact(
                 self.path / name, keys[name], default_keys[name], budget=BUDGETS.get(name, ()), resume=config.resume
             )
-            for name in ("demos", "base", "magnitude", "stage1", "stage2")
+            for name in ("demos", "base", "magnitude", "subspace", "stage1", "stage2")
         )
         self.rollouts = Artifact(
             self.path / "stage1", keys["rollouts"], default_keys["rollouts"], marker="rollouts.json"
@@ -73,10 +73,11 @@ class RunFolder:
         Args:
             base_policy: content hash of the base policy, once it is there and if it has one.
         """
-        after_base = (self.magnitude, self.rollouts, self.stage1, self.stage2)
+        after_base = (self.magnitude, self.subspace, self.rollouts, self.stage1, self.stage2)
         for name, content, artifacts in (
             ("demonstrations", self.demos.content, (self.base, self.stage1, self.stage2)),
             ("base_policy", base_policy, after_base),
+            ("subspace", self.subspace.content, (self.rollouts, self.stage1, self.stage2)),
             ("rollouts", self.rollouts.content, (self.stage1, self.stage2)),
             ("stage1", self.stage1.content, (self.stage2,) if self._from_stage1 else ()),
         ):
@@ -186,7 +187,8 @@ def _keys(
     stage1 = _effective(values["stage1"])
     workers = {"num_workers": values["collector"]["num_workers"]}
     layout = {name: values["latent"][name] for name in ("noise_layout", "knots", "base_features")}
-    rollouts = base | layout | workers | {"gamma": values["algorithm"].get("gamma")}
+    subspace = {"subspace_dim": values["latent"]["subspace_dim"]}
+    rollouts = base | layout | subspace | workers | {"gamma": values["algorithm"].get("gamma")}
     rollouts |= {"rollout_env_steps": stage1.pop("rollout_env_steps"), "in_keys": values["networks"].get("in_keys")}
     steering = base | {name: values[name] for name in ("latent", "networks")}
     data = rollouts | {name: stage1.pop(name) for name in ("use_demonstrations", "inversion")}
@@ -203,6 +205,7 @@ def _keys(
         "demos": demos,
         "base": base,
         "magnitude": base | layout,
+        "subspace": base | layout | subspace,
         "rollouts": rollouts,
         "stage1": offline,
         "stage2": online,

@@ -20,7 +20,7 @@ from dsrl_torchrl.cli.auto import MAX_THREADS, settle_machine
 from dsrl_torchrl.cli.config import AUTO, RunConfig
 from dsrl_torchrl.cli.folder import CONFIG_FILE, RunFolder, check_logger, loaded_key, metrics_log
 from dsrl_torchrl.cli.latent_env import image_memory_line, make_latent_env
-from dsrl_torchrl.cli.steps import base, demos, offline_data
+from dsrl_torchrl.cli.steps import base, demos, noise_subspace, offline_data
 from dsrl_torchrl.cli.steps.action_magnitude import measure_magnitude
 from dsrl_torchrl.cli.steps.demos import TaskInterface
 from dsrl_torchrl.collect.episodes import reset_to_seeds
@@ -31,11 +31,14 @@ from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.base_features import BASE_FEATURES_KEY, add_base_features
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv, check_units
 from dsrl_torchrl.latent_env.macro_step import SUCCESS_KEY
+from dsrl_torchrl.latent_env.noise_subspace import NoiseSubspace
 from dsrl_torchrl.networks.config import make_encoder, observation_keys
 from dsrl_torchrl.policies import BasePolicy, IdentityPolicy, load_policy, probe, save_policy
+from dsrl_torchrl.policies.base_policy import require_differentiable
 from dsrl_torchrl.policies.probe import PROBE_NOISES
 from dsrl_torchrl.policies.storage import CONFIG_FILE as POLICY_FILE
 from dsrl_torchrl.policies.storage import MODEL_FILE
+from dsrl_torchrl.tensor_files import load_tensors, save_tensors
 
 
 class Inputs:
@@ -57,11 +60,14 @@ class Inputs:
         self._policy: BasePolicy | None = None
         self._env: LatentActionEnv | None = None
         self._data: TensorDictBase | None = None
+        self._subspace: NoiseSubspace | None = None
         self._recorded = self._probed = self._warned = False
         key = None
         if self.config.base_policy.load is not None:
             self._policy = base.load_base(self.config.base_policy.load, self.config.device)
             base.check_fits(self._policy, self.config.task, self.config.latent)
+            if self.config.agent.through_decoder:
+                require_differentiable(self._policy, self.config.agent.__name__)
             content = self._policy.content_hash()
             key = loaded_key(self.config, content)
             if content is None:
@@ -154,9 +160,8 @@ class Inputs:
     def training_env(self) -> LatentActionEnv:
         """The latent env of rollouts, stage 1's check and stage 2; the base policy is probed in it."""
         if self._env is None:
-            policy = self.base()
             self.settle_magnitude()
-            self._env = make_latent_env(self.config, policy)
+            self._env = self.latent_env()
             self.probe_in(self._env)
             make_encoder(self._env, self.config.networks)  # whatever does not fit it shows before the rollouts
             images = image_memory_line(self._env, self.config)
@@ -280,6 +285,34 @@ class Inputs:
             artifact.finish(**asdict(choice))
         self.config = config.replace(latent=config.latent.replace(action_magnitude=artifact.facts["value"]))
         self.say(f"auto: {artifact.facts['reason']}")
+
+    def latent_env(self, **options: Any) -> LatentActionEnv:
+        """:func:`~dsrl_torchrl.cli.latent_env.make_latent_env` of this run, steered in its subspace."""
+        return make_latent_env(self.config, self.base(), subspace=self.subspace(), **options)
+
+    def subspace(self) -> NoiseSubspace | None:
+        """The subspace that ``latent.subspace_dim`` asks for, measured once for the base policy."""
+        config, artifact = self.config, self.folder.subspace
+        dim = config.latent.subspace_dim
+        if dim is None or self._subspace is not None:
+            return self._subspace
+        path = artifact.folder / noise_subspace.FILE
+        if not artifact.exists:
+            env = make_latent_env(config, self.base())
+            try:
+                self.probe_in(env)
+                artifact.begin()
+                choice = noise_subspace.measure_subspace(env, dim, seed=config.seed, progress=config.progress)
+                size = env.decoder.layout.dim
+            finally:
+                env.close()
+            save_tensors({"basis": choice.basis}, path)
+            artifact.finish(path, share=choice.share, of=size)
+            self.folder.connect(self.base().content_hash())
+        facts = artifact.facts
+        self.say(f"noise subspace: {dim} of {facts['of']} dimensions carry {facts['share']:.0%} of the response")
+        self._subspace = NoiseSubspace(load_tensors(path)["basis"])
+        return self._subspace
 
     def probe_in(self, env: LatentActionEnv) -> None:
         """Probes the base policy, once per command: is the chunk a function of the noise, at what the env gives."""

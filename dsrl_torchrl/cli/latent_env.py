@@ -19,6 +19,7 @@ from dsrl_torchrl.latent_env.base_chunk import BASE_CHUNK_KEY, BaseChunk, Residu
 from dsrl_torchrl.latent_env.base_features import BASE_FEATURES_KEY
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.latent_env.macro_step import make_macro_env
+from dsrl_torchrl.latent_env.noise_subspace import NoiseSubspace
 from dsrl_torchrl.networks.config import check_entries, observation_keys
 from dsrl_torchrl.policies import BasePolicy, IdentityPolicy
 from dsrl_torchrl.steerability.action_magnitude import DEFAULT_MAGNITUDE
@@ -35,6 +36,7 @@ def make_latent_env(
     *,
     gamma: float | None = None,
     workers: int | None = None,
+    subspace: NoiseSubspace | None = None,
     below: Sequence[Transform] = (),
     **env_options: Any,
 ) -> LatentActionEnv:
@@ -45,6 +47,7 @@ def make_latent_env(
         policy: the frozen base policy.
         gamma: discount per primitive step; the algorithm's if ``None``.
         workers: number of processes; ``collector.num_workers`` if ``None``; 1 stays in this process.
+        subspace: of the noise; ``None``: all of it is the latent action, whatever ``latent.subspace_dim``.
         below: transforms below the macro step.
         env_options: arguments of the task's env that differ from the configuration.
     """
@@ -74,6 +77,7 @@ def make_latent_env(
         knots=latent.knots,
         action_magnitude=DEFAULT_MAGNITUDE if latent.action_magnitude == AUTO else latent.action_magnitude,
         base_features=latent.base_features,
+        subspace=subspace,
     )
     try:
         check_entries(latent_env, config.networks)

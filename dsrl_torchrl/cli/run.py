@@ -79,6 +79,8 @@ class Run(Inputs):
     def stage1(self) -> None:
         """The offline warm start, in ``stage1/``."""
         artifact, config = self.folder.stage1, self.config
+        if not config.agent.learns_offline:
+            raise UserError(f"{config.agent.__name__} learns nothing offline: run stage2, or choose another algorithm=")
         if artifact.exists:
             self.say(f"stage 1: {artifact.folder} (exists)")
             return
@@ -136,12 +138,11 @@ class Run(Inputs):
 
     def evaluate(self) -> dict[str, Any]:
         """Every policy of the run on the same held-out resets; ``summary.json`` and the figures."""
-        policy = self.base()
         self.settle_magnitude()
         self.close_env()  # its worker processes are the evaluation's
         config, folder = self.config, self.folder
         # Episode returns are plain sums, and episodes go on after a success to see whether it lasts.
-        env = make_latent_env(config, policy, gamma=1.0, terminate_on_success=False)
+        env = self.latent_env(gamma=1.0, terminate_on_success=False)
         try:
             self.probe_in(env)
             from_stage1 = bool(config.stage2.from_stage1)
@@ -175,13 +176,14 @@ class Run(Inputs):
             raise UserError("dsrl diagnose measures the base policy's noise: set latent.action=noise")
         policy = self.base()
         self.settle_magnitude()
-        env = make_latent_env(self.config, policy, gamma=1.0)
+        env = self.latent_env(gamma=1.0)
         try:
             self.probe_in(env)
             learned = None
-            if self.folder.stage2.exists:
+            whole = self.config.latent.subspace_dim is None  # the noise that is measured
+            if whole and self.folder.stage2.exists:
                 learned, stage = self._learned(env, self.config.algorithm, self.folder.stage2), "stage 2"
-            elif self.folder.stage1.exists:
+            elif whole and self.folder.stage1.exists:
                 learned, stage = self._learned(env, self.config.offline_algorithm, self.folder.stage1), "stage 1"
             report, files = diagnose.diagnose_base(env, policy, learned, self.config, self.folder.path / "diagnosis")
         finally:
@@ -211,7 +213,7 @@ class Run(Inputs):
             return
         recorder = FrameRecorder()
         try:
-            env = make_latent_env(self.config, self.base(), workers=1, below=[recorder], **task.render)
+            env = self.latent_env(workers=1, below=[recorder], **task.render)
         except UserError as error:
             self.say(f"no videos: {error}")
             return

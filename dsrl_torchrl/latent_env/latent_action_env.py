@@ -15,6 +15,7 @@ from dsrl_torchrl.latent_env.base_features import BASE_FEATURES_KEY, BaseFeature
 from dsrl_torchrl.latent_env.checks import single_transforms, transforms_of
 from dsrl_torchrl.latent_env.macro_step import CHUNK_KEY, STEPS_KEY, MacroStep, make_macro_env
 from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
+from dsrl_torchrl.latent_env.noise_subspace import NoiseSubspace
 from dsrl_torchrl.latent_env.transforms_above import refuse_repeated_steps, transforms_above
 from dsrl_torchrl.policies.base_policy import BasePolicy
 
@@ -46,6 +47,7 @@ class LatentActionEnv(TransformedEnv):
         noise_layout: ``full``, ``act_horizon``, ``repeat`` or ``interpolated``.
         knots: steps whose noise is steered by ``interpolated``.
         action_magnitude: bound of the noise in standard deviations of the prior.
+        subspace: steers some directions of the noise and draws the rest from the prior at every macro step.
         base_features: the base policy's own encoder makes the entry ``base_features`` of what it reads, once per macro
             step, and decodes from that: latent policy and critics may read it in place of images
             (:mod:`~dsrl_torchrl.latent_env.base_features`).
@@ -80,6 +82,7 @@ class LatentActionEnv(TransformedEnv):
         knots: int = 2,
         action_magnitude: float = 1.5,
         base_features: bool = False,
+        subspace: NoiseSubspace | None = None,
     ) -> None:
         if not base_policy.frozen:
             raise UserError("the base policy must be frozen: call its freeze() first")
@@ -91,6 +94,7 @@ class LatentActionEnv(TransformedEnv):
             noise_layout=noise_layout,
             knots=knots,
             action_magnitude=action_magnitude,
+            subspace=subspace,
         )
         if STEPS_KEY not in env.observation_spec.keys():
             env = make_macro_env(
@@ -163,7 +167,7 @@ def _check_fit(macro_env: EnvBase, decoder: NoiseDecoder, policy: BasePolicy) ->
     observations = macro_env.observation_spec.zero().select(*policy.in_keys).to(decoder.device)
     # No draw from the global generator: the episodes that follow are those of the user's seed.
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(*macro_env.batch_size, decoder.latent_dim, generator=generator).to(decoder.device)
+    noise = torch.randn(*macro_env.batch_size, decoder.layout.dim, generator=generator).to(decoder.device)
     try:
         with torch.no_grad():
             if decoder.base_policy is not policy:

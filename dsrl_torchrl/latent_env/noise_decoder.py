@@ -12,6 +12,7 @@ from torchrl.envs.transforms import Transform
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.noise_layout import NoiseLayout
 from dsrl_torchrl.latent_env.noise_spec import NoiseSpec
+from dsrl_torchrl.latent_env.noise_subspace import NoiseSubspace
 from dsrl_torchrl.policies.base_policy import BasePolicy
 
 
@@ -30,8 +31,9 @@ class NoiseDecoder(Transform):
         action_magnitude: bound of the action spec, ``|w_i| <= action_magnitude``, in standard deviations of the
             prior. The official runs use 1.0 to 2.5. Noise beyond the bound is decoded as it is: the prior
             ``N(0, I)`` of the base policy itself has no bound.
+        subspace: what is steered of the layout's noise; ``None`` for all of it.
 
-    The latent action ``action`` ``[*B, layout.dim]`` becomes ``[*B, act_horizon, action_dim]`` in the env's dtype. Of
+    The latent action ``action`` ``[*B, latent_dim]`` becomes ``[*B, act_horizon, action_dim]`` in the env's dtype. Of
     size ``layout.full_dim`` it is the base policy's own noise, in whatever layout.
 
     Raises:
@@ -46,6 +48,7 @@ class NoiseDecoder(Transform):
         noise_layout: str = "full",
         knots: int = 2,
         action_magnitude: float = 1.5,
+        subspace: NoiseSubspace | None = None,
     ) -> None:
         if not action_magnitude > 0:
             raise UserError(f"action_magnitude must be positive, got {action_magnitude}")
@@ -59,6 +62,12 @@ class NoiseDecoder(Transform):
         self.layout = NoiseLayout(
             noise_layout, base_policy.noise_horizon, base_policy.noise_dim, act_horizon, base_policy.first_action, knots
         )
+        if subspace is not None and len(subspace.basis) != self.layout.dim:
+            raise UserError(
+                f"the noise subspace's basis has {len(subspace.basis)} rows, the layout {noise_layout} has "
+                f"{self.layout.dim} dimensions: measure it for this policy and layout"
+            )
+        self.subspace = subspace
         self.base_policy = base_policy
         self.act_horizon = act_horizon
         self.action_magnitude = float(action_magnitude)
@@ -75,7 +84,7 @@ class NoiseDecoder(Transform):
     @property
     def latent_dim(self) -> int:
         """Size of the latent action."""
-        return self.layout.dim
+        return self.layout.dim if self.subspace is None else self.subspace.dim
 
     @property
     def device(self) -> torch.device:
@@ -83,17 +92,23 @@ class NoiseDecoder(Transform):
         return self.base_policy.device
 
     def decode(self, observations: TensorDictBase, latent_action: Tensor, *, full: bool = False) -> Tensor:
-        """Observations ``[*B]``, ``[*B, layout.dim]`` -> the executed head ``[*B, act_horizon, action_dim]``.
+        """Observations ``[*B]``, ``[*B, latent_dim]`` -> the executed head ``[*B, act_horizon, action_dim]``.
 
         ``full=True`` returns the whole sequence ``[*B, pred_horizon, action_dim]``. Deterministic in both arguments,
-        differentiable in ``latent_action`` when that requires grad and the base policy is differentiable.
+        differentiable in ``latent_action`` when that requires grad and the base policy is differentiable. A latent
+        action of a ``subspace`` is completed by a draw of the global generator first
+        (:meth:`~dsrl_torchrl.latent_env.noise_subspace.NoiseSubspace.complete`): what is completed by the caller is
+        deterministic again.
 
         Args:
             observations: the entries as the env gave them to the base policy: nothing above the decoder has altered
                 them.
-            latent_action: of the layout's size, or ``[*B, layout.full_dim]``: the base policy's own noise.
+            latent_action: the subspace's, of the layout's size, or ``[*B, layout.full_dim]``: the base policy's own
+                noise.
             full: the whole sequence.
         """
+        if self.subspace is not None and latent_action.shape[-1] == self.subspace.dim:
+            latent_action = self.subspace.complete(latent_action)
         chunk = self.base_policy.decode(observations, self.layout.to_chunk_noise(latent_action))
         first = self.base_policy.first_action
         return chunk if full else chunk[..., first : first + self.act_horizon, :]
@@ -166,7 +181,7 @@ class NoiseDecoder(Transform):
         full_action_spec["action"] = NoiseSpec(
             -self.action_magnitude,
             self.action_magnitude,
-            shape=(*spec.shape[:-2], self.layout.dim),
+            shape=(*spec.shape[:-2], self.latent_dim),
             dtype=torch.get_default_dtype(),  # the learner's: the env has its own
             device=spec.device,
         )

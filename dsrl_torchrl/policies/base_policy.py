@@ -210,3 +210,11 @@ class BasePolicy(nn.Module):
                 "workers and LatentActionEnv around the ParallelEnv"
             )
         return super().__reduce_ex__(protocol)
+
+
+def require_differentiable(policy: BasePolicy, what: str) -> None:
+    """Raises :class:`UserError` for a policy that says that it isn't differentiable in its noise, as ``what`` needs."""
+    if not policy.differentiable:
+        raise UserError(
+            f"{what} needs a base policy that is differentiable in its noise, {type(policy).__name__} is not"
+        )

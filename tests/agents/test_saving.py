@@ -18,7 +18,7 @@ from dsrl_torchrl.training.run_state import OptimiserState
 
 from .cases import GAMMA, MAGNITUDE, Leaning, changed, every_part, files, make_agent, make_batch, state
 
-ACTOR_FILES = {"actor", "kept_actor", "target_actor", "temperature"}
+ACTOR_FILES = {"actor", "kept_actor", "target_actor", "temperature", "multiplier"}
 
 
 def trained(kind, env, updates=3, seed=0):

@@ -16,6 +16,7 @@ from dsrl_torchrl.data.macro_transitions import entry_name
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.noise_layout import NoiseLayout
 from dsrl_torchrl.policies import BasePolicy, BehaviourCloningLoss, GenerativePolicy, Steerability, probe, steerability
+from dsrl_torchrl.policies.base_policy import require_differentiable
 from dsrl_torchrl.training.behaviour_cloning import train_base_policy
 
 #: Chunks of the demonstrations that steerability is measured on.
@@ -120,7 +121,7 @@ def check_fits(policy: BasePolicy, task: TaskOptions, latent: LatentOptions) -> 
             f"{policy.first_action} on), the task asks for obs_horizon {task.obs_horizon} and act_horizon "
             f"{task.act_horizon}"
         )
-    NoiseLayout(
+    layout = NoiseLayout(
         latent.noise_layout,
         policy.noise_horizon,
         policy.noise_dim,
@@ -128,6 +129,13 @@ def check_fits(policy: BasePolicy, task: TaskOptions, latent: LatentOptions) -> 
         policy.first_action,
         knots=latent.knots,
     )
+    if latent.subspace_dim is not None and latent.subspace_dim >= layout.dim:
+        raise UserError(
+            f"latent.subspace_dim should be below the {layout.dim} dimensions of this policy's noise in the layout "
+            f"{layout.name}, got {latent.subspace_dim}; null steers them all"
+        )
+    if latent.subspace_dim is not None:
+        require_differentiable(policy, "latent.subspace_dim")
 
 
 def steerability_lines(measured: Steerability) -> list[str]:

@@ -77,7 +77,8 @@ def ray_workers(config: RunConfig, agent: Agent) -> AbstractContextManager[Any]:
         return nullcontext()
     from dsrl_torchrl.collect.ray_workers import RayWorkers
 
-    make_env = partial(make_latent_env, config, deepcopy(whole_policy(agent)).cpu(), workers=1)
+    policy = deepcopy(whole_policy(agent)).cpu()
+    make_env = partial(make_latent_env, config, policy, workers=1, subspace=agent.decoder.subspace)
     return RayWorkers(make_env, config.collector.ray_workers, address=config.collector.ray_address)
 
 

@@ -1,0 +1,73 @@
+"""The successors' algorithms through the whole pipeline, from a base policy that exists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from dsrl_torchrl.cli.main import main
+from dsrl_torchrl.policies import BasePolicy
+
+from .pipeline_run import SMOKE, fails, loaded
+
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
+
+#: Those that begin with stage 1, and those that have none.
+SUCCESSORS = {"golden_noise": False, "lp_ds": True, "lps": True}
+
+
+@pytest.mark.parametrize("algorithm", SUCCESSORS)
+def test_it_runs_through(finished, capsys, algorithm):
+    main(["run", *SMOKE, *loaded(finished / "a" / "base"), f"algorithm={algorithm}", "name=x"])
+    out = capsys.readouterr().out
+    assert "stage2_deterministic" in out
+    assert ("stage1_deterministic" in out) == SUCCESSORS[algorithm]
+
+
+def test_golden_noise_has_no_stage_1(finished, capsys):
+    words = [*SMOKE, *loaded(finished / "a" / "base"), "algorithm=golden_noise", "name=x"]
+    assert "GoldenNoise learns nothing offline: run stage2" in fails(capsys, "stage1", *words)
+    assert not Path("runs/x/stage1").exists()
+
+
+def test_a_subspace_is_measured_once_and_steered_in(finished, capsys):
+    words = [*SMOKE, *loaded(finished / "a" / "base"), "algorithm=pss", "name=x"]
+    main(["stage1", *words])
+    assert "noise subspace: 6 of 8 dimensions carry " in capsys.readouterr().out
+    basis = Path("runs/x/subspace/basis.safetensors")
+    written = basis.stat().st_mtime_ns
+    main(["run", *words])
+    assert "stage2_deterministic" in capsys.readouterr().out
+    assert basis.stat().st_mtime_ns == written
+    with safe_open(basis, "pt") as file:
+        assert file.get_slice("basis").get_shape() == [8, 6]
+    assert "belongs to another configuration" in fails(capsys, "stage1", *words, "latent.subspace_dim=2")
+
+
+def test_a_subspace_is_smaller_than_the_noise(finished, capsys):
+    words = [*SMOKE, *loaded(finished / "a" / "base"), "name=x"]
+    error = fails(capsys, "stage1", *words, "latent.subspace_dim=8")
+    assert "latent.subspace_dim should be below the 8 dimensions" in error
+    assert not Path("runs/x").exists() or not list(Path("runs/x").iterdir())
+
+
+@pytest.mark.parametrize("word", ["algorithm=lps", "latent.subspace_dim=2"])
+def test_what_needs_gradients_of_the_policy_is_refused_before_any_work(capsys, word):
+    words = [*SMOKE, "base_policy=load", f"base_policy.load._target_={__name__}.Server", word, "name=x"]
+    assert "needs a base policy that is differentiable in its noise, Server is not" in fails(capsys, "run", *words)
+    assert not Path("runs/x").exists()
+
+
+class Server(BasePolicy):
+    """Of the toy's sizes, as one behind a server."""
+
+    differentiable = False
+
+    def __init__(self) -> None:
+        super().__init__(action_dim=2, pred_horizon=4)
+        self.freeze()
+
+    def forward(self, observation, noise):
+        return noise
