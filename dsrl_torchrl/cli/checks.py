@@ -34,6 +34,7 @@ def check_together(config: RunConfig, find: Callable[[str], str]) -> None:
     _check_ray(config)
     _check_actor_encoder(config)
     _check_base_features(config)
+    _check_offline_data(config)
     _check_targets(config)
 
 
@@ -105,8 +106,19 @@ def _check_batches(config: RunConfig) -> None:
             f"stage2.offline_fraction={stage2.offline_fraction} is less than one transition of a batch of {batch}: "
             "raise it, or set 0"
         )
+    if stage2.offline_fraction is None and batch == 1:
+        raise UserError("stage2.offline_fraction=null mixes a batch, algorithm.batch_size=1 is too small for that")
     if config.stage1.inversion is not None and not config.stage1.use_demonstrations:
         raise UserError("stage1.inversion finds noises for demonstrations: set stage1.use_demonstrations=true")
+
+
+def _check_offline_data(config: RunConfig) -> None:
+    needed = bool(config.stage2.from_stage1) or config.needs_offline_data
+    if needed and config.stage1.rollout_env_steps == 0 and not _reads_demonstrations(config):
+        raise UserError(
+            "stage1.rollout_env_steps=0 leaves no offline data: raise it, or give demonstrations that "
+            f"{config.agent.__name__} can learn from"
+        )
 
 
 def _check_targets(config: RunConfig) -> None:

@@ -132,7 +132,7 @@ class LatentOptions(Options):
 class Stage1Options(OfflineConfig):
     """Stage 1: offline data and the offline warm start."""
 
-    rollout_env_steps: int = option(30_000, "of the base policy with prior noise, failures included", ge=1)
+    rollout_env_steps: int = option(30_000, "of the base policy with prior noise, failures included; 0: none", ge=0)
     use_demonstrations: bool = option(True, "as offline data, beside the rollouts")
     inversion: Literal["optimisation", "retrieval"] | None = option(
         None, "finds a noise for every demonstrated chunk, for algorithms that learn from the data's noise"
@@ -236,7 +236,7 @@ class RunConfig(Options):
     @property
     def needs_offline_data(self) -> bool:
         """Whether stage 2 samples offline transitions."""
-        return self.stage2.offline_fraction > 0
+        return self.stage2.offline_fraction != 0
 
     @model_validator(mode="after")
     def _checked(self) -> RunConfig:

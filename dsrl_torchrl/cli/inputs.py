@@ -171,7 +171,8 @@ class Inputs:
         ``stage1.inversion`` finds. The others get everything, without noise.
         """
         if self._data is None:
-            rollouts, demonstrations = self._rollouts(), self._demonstrations()
+            rollouts = self._rollouts() if self.config.stage1.rollout_env_steps else None
+            demonstrations = self._demonstrations()
             noise = self.config.agent.reads_noise
             if noise and demonstrations is not None:
                 inversion = self.config.stage1.inversion
@@ -188,6 +189,11 @@ class Inputs:
                         say=lambda line: self.say(f"warning: {line}"),
                     )
                     self.say(line)
+            if rollouts is None and demonstrations is None:
+                raise UserError(
+                    "there are no offline data: set stage1.rollout_env_steps above 0, or give demonstrations that this "
+                    "algorithm can learn from"
+                )
             self._data = offline_data.joined(rollouts, demonstrations, noise=noise)
         return self._data
 

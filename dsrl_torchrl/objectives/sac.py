@@ -34,20 +34,32 @@ class SACOptions(Options):
     target_entropy_per_dim: float = option(-0.5, "for noise scaled to [-1, 1]; the official runs use 0")
     target_entropy: float | None = option(None, "of all dimensions at once, in place of target_entropy_per_dim")
     backup_entropy: bool = option(True, "the critics' targets hold the policy's entropy")
+    entropy_cap: float | None = option(
+        None, "most that -log π of a decision counts there, for noise scaled to [-1, 1]; null: no cap"
+    )
 
     def total_target_entropy(self, latent_dim: int) -> float:
         """Of all ``latent_dim`` dimensions, for noise scaled to [-1, 1]."""
         return latent_dim * self.target_entropy_per_dim if self.target_entropy is None else self.target_entropy
 
 
+def capped(log_prob: Tensor, entropy_cap: float | None) -> Tensor:
+    """``-min(-log π, entropy_cap)``, any shape: what a decision's ``log π`` counts in the critics' targets (Eq. 8, 12).
+
+    Ours, no paper's: with an entropy bonus without bound, critics value states in which many decisions are left.
+    """
+    return log_prob if entropy_cap is None else log_prob.clamp(min=-entropy_cap)
+
+
 class LatentSACLoss(MacroDiscountLoss, SACLoss):
-    """TorchRL's :class:`~torchrl.objectives.SACLoss` with the three choices that DSRL needs and SACLoss fixes.
+    """TorchRL's :class:`~torchrl.objectives.SACLoss` with the choices that DSRL needs and SACLoss fixes.
 
     - ``backup``: the ensemble's ``min`` (SACLoss) or ``mean`` in targets and actor;
     - ``alpha_parameterisation``: ``log``, α = exp(x) (SACLoss), or ``softplus``, α = log(1 + exp(x)) (RLinf), where x
       is the parameter ``log_alpha`` of SACLoss in both cases. The temperature loss is ``-x (log π + H)`` for ``log``
       (SACLoss, Stable-Baselines3) and ``-α (log π + H)`` for ``softplus``;
-    - ``backup_entropy``: whether y holds ``- α log π`` (SACLoss) or not (RLinf, dsrl_pi0).
+    - ``backup_entropy``: whether y holds ``- α log π`` (SACLoss) or not (RLinf, dsrl_pi0);
+    - ``entropy_cap``: most that ``- log π`` counts in y (:func:`capped`), in ±m; ``None`` (SACLoss): no cap.
 
     The critic loss is the squared error summed over the ensemble, ``Σ_i mean (Q_i - y)²``, with
     ``y = R + γ^k (1 - terminated) (min_i Q_i^targ(s', w') - α log π(w' | s'))``. The discount comes from
@@ -66,6 +78,7 @@ class LatentSACLoss(MacroDiscountLoss, SACLoss):
         backup: str = "min",
         alpha_parameterisation: str = "log",
         backup_entropy: bool = True,
+        entropy_cap: float | None = None,
         **kwargs,
     ) -> None:
         check_ensemble(1, backup)
@@ -75,7 +88,7 @@ class LatentSACLoss(MacroDiscountLoss, SACLoss):
                 f"got {alpha_parameterisation!r}"
             )
         super().__init__(*args, **kwargs)
-        self.backup, self.backup_entropy = backup, backup_entropy
+        self.backup, self.backup_entropy, self.entropy_cap = backup, backup_entropy, entropy_cap
         self.alpha_parameterisation = alpha_parameterisation
         if alpha_parameterisation == "softplus":
             self.log_alpha.data.copy_(torch.log(torch.expm1(self.alpha_init)))
@@ -111,7 +124,7 @@ class LatentSACLoss(MacroDiscountLoss, SACLoss):
         action, log_prob = self.draw_noise(following)
         q = self.qvalue_network.ensemble(self.target_qvalue_network_params, following, action)
         q = reduce_ensemble(q, self.backup)  # (*B,)
-        value = q - self._alpha * log_prob if self.backup_entropy else q
+        value = q - self._alpha * capped(log_prob, self.entropy_cap) if self.backup_entropy else q
         return self.value_estimator.value_estimate(tensordict, next_value=value.unsqueeze(-1)).squeeze(-1)
 
     def qvalue_v2_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
@@ -151,7 +164,7 @@ def make_sac_loss(
     Args:
         actor, q_noise: see :mod:`dsrl_torchrl.networks`.
         options: ensemble's backup and temperature. The loss works in ±action_magnitude, where entropy is larger than
-            for noise scaled to [-1, 1] by ``latent_dim * log(action_magnitude)``: that is added to the target.
+            for noise scaled to [-1, 1] by ``latent_dim * log(action_magnitude)``: added to the target and to the cap.
         latent_dim: size of the noise.
         action_magnitude: bound of the noise.
         gamma: discount per primitive step; the bootstrap uses ``γ^k`` with k from ``("next", "steps_to_next_obs")``.
@@ -159,6 +172,7 @@ def make_sac_loss(
         delay_qvalue: keep target copies of the critics; DSRL-NA's ``Q^W`` is distilled and needs none.
     """
     check_ensemble(num_critics)
+    shift, cap = latent_dim * math.log(action_magnitude), options.entropy_cap
     loss = LatentSACLoss(
         actor,
         q_noise,
@@ -166,9 +180,10 @@ def make_sac_loss(
         loss_function="l2",
         alpha_init=options.alpha_init,
         fixed_alpha=options.fixed_alpha,
-        target_entropy=options.total_target_entropy(latent_dim) + latent_dim * math.log(action_magnitude),
+        target_entropy=options.total_target_entropy(latent_dim) + shift,
         backup=options.backup,
         backup_entropy=options.backup_entropy,
+        entropy_cap=None if cap is None else cap + shift,
         alpha_parameterisation=options.alpha_parameterisation,
         separate_losses=False,
         delay_qvalue=delay_qvalue,

@@ -48,7 +48,9 @@ class OnlineConfig(Options):
     utd: float = option(1.0, "gradient updates per macro step; raise it where env steps are dear", gt=0)
     replay_size: int = option(200_000, "macro transitions", ge=1)
     replay_memmap: bool = option(False, "keep the replay on disk (TMPDIR), e.g. for images")
-    offline_fraction: float = option(0.25, "of every batch, from stage 1's data", ge=0, lt=1)
+    offline_fraction: float | None = option(
+        0.25, "of every batch, from stage 1's data; null: prefilled, their share of all that is stored", ge=0, lt=1
+    )
     checkpoint_env_steps: int = option(5_000, "env steps between two checkpoints, at which all envs are reset", ge=1)
     log_env_steps: int = option(250, "env steps between two rows of metrics", ge=1)
 

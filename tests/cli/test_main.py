@@ -100,6 +100,15 @@ def test_offline_data_without_stage_1(finished, capsys):
     assert Path("runs/o/stage1/rollouts.safetensors").exists()
 
 
+def test_a_replay_that_begins_with_the_demonstrations(finished, capsys):
+    """No rollouts, no stage 1."""
+    demos = f"task.demonstrations.path={finished / 'a' / 'demos' / 'trajectory.h5'}"
+    words = [*TINY, *loaded(finished / "a" / "base"), demos, "stage1.rollout_env_steps=0", "name=p"]
+    main(["stage2", *words, "algorithm=dsrl_na_prefilled"])
+    assert "base rollouts" not in capsys.readouterr().out
+    assert Path("runs/p/stage2/actor.safetensors").exists() and not Path("runs/p/stage1").exists()
+
+
 def test_demonstrations_get_their_noise_by_inversion(finished, capsys):
     """TD on the noise can then use them; the cache is found again by another run of the same base policy."""
     switches = ["stage1.inversion=retrieval", "algorithm=dsrl_sac"]

@@ -124,8 +124,11 @@ def with_noise(
     return labelled, f"inversion: {report}"
 
 
-def joined(rollouts: TensorDictBase, demonstrations: TensorDictBase | None, *, noise: bool) -> TensorDictBase:
-    """One data set ``[n]``: with the noise of its transitions, or without, where that is not read."""
+def joined(rollouts: TensorDictBase | None, demonstrations: TensorDictBase | None, *, noise: bool) -> TensorDictBase:
+    """One data set ``[n]`` of one or both: with the noise of its transitions, or without, where that is not read."""
+    if rollouts is None:
+        assert demonstrations is not None
+        return demonstrations
     rollouts = rollouts if noise else rollouts.exclude("action")
     if demonstrations is None:
         return rollouts
