@@ -13,6 +13,7 @@ from dsrl_torchrl.data.macro_transitions import entry_name
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.base_features import BASE_FEATURES_KEY
 from dsrl_torchrl.latent_env.noise_layout import NoiseLayout
+from dsrl_torchrl.training.online import check_on_policy
 
 #: A stage of so few updates is a try of the machinery: it teaches nobody, whatever its options.
 TRY_UPDATES = 100
@@ -29,6 +30,7 @@ def check_together(config: RunConfig, find: Callable[[str], str]) -> None:
         UserError: the first that does not fit.
     """
     _check_stage1(config, find)
+    check_on_policy(config.agent, config.stage2)
     _check_updates(config)
     _check_batches(config)
     _check_ray(config)
@@ -50,7 +52,7 @@ def _check_actor_encoder(config: RunConfig) -> None:
 
 def _check_stage1(config: RunConfig, find: Callable[[str], str]) -> None:
     for name in config.stage1.algorithm:
-        if name not in type(config.algorithm).model_fields:
+        if name != "_target_" and name not in config.offline_agent.Config.model_fields:
             raise UserError(f"unknown option stage1.algorithm.{name}{find(f'algorithm.{name}')}")
     if config.stage1.algorithm.get("gamma", config.algorithm.gamma) != config.algorithm.gamma:
         raise UserError("stage1.algorithm.gamma: both stages have the discount of their rewards, algorithm.gamma")
@@ -58,9 +60,21 @@ def _check_stage1(config: RunConfig, find: Callable[[str], str]) -> None:
         _ = config.offline_algorithm
     except UserError as error:
         raise UserError(f"stage1.algorithm.{error}") from None
-    if config.stage1.inversion is not None and not config.agent.reads_noise:
+    if config.stage1.inversion is not None and not config.reads_noise:
         raise UserError(
-            f"stage1.inversion is for algorithms that learn from the data's noise; {config.agent.__name__} needs none"
+            "stage1.inversion is for algorithms that learn from the data's noise; "
+            f"{config.offline_agent.__name__} needs none"
+        )
+    parts = config.stage2.from_stage1
+    if parts and config.offline_agent.on_policy:
+        raise UserError(
+            f"{config.offline_agent.__name__} can't learn offline: name another algorithm by "
+            "stage1.algorithm._target_, or set stage2.from_stage1=[]"
+        )
+    if "critics" in parts and config.agent.on_policy:
+        raise UserError(
+            f"{config.agent.__name__} has a critic that stage 1 doesn't learn: set stage2.from_stage1=[actor], got "
+            f"{list(parts)}"
         )
 
 
@@ -178,7 +192,7 @@ def _reads_demonstrations(config: RunConfig) -> bool:
     """Whether demonstrations are among the offline data of stage 2, or of the stage 1 that it begins with."""
     stage1, stage2 = config.stage1, config.stage2
     there = config.base_policy.load is None or config.task.demonstrations.path is not None
-    learned_from = not config.agent.reads_noise or stage1.inversion is not None
+    learned_from = not config.reads_noise or stage1.inversion is not None
     return bool(
         stage1.use_demonstrations and there and learned_from and (stage2.from_stage1 or config.needs_offline_data)
     )

@@ -173,7 +173,7 @@ class Inputs:
         if self._data is None:
             rollouts = self._rollouts() if self.config.stage1.rollout_env_steps else None
             demonstrations = self._demonstrations()
-            noise = self.config.agent.reads_noise
+            noise = self.config.reads_noise
             if noise and demonstrations is not None:
                 inversion = self.config.stage1.inversion
                 if inversion is None:
@@ -198,9 +198,10 @@ class Inputs:
         return self._data
 
     def agent(self, env: LatentActionEnv, algorithm: Any, data: TensorDictBase | None = None) -> Agent:
-        """A fresh agent; its weights depend on the run's seed alone."""
+        """A fresh agent, stage 2's or stage 1's by its ``algorithm``; its weights depend on the run's seed alone."""
         torch.manual_seed(self.config.seed)
-        return self.config.agent(env, algorithm, self.config.networks, data)
+        kind = self.config.agent if type(algorithm) is self.config.agent.Config else self.config.offline_agent
+        return kind(env, algorithm, self.config.networks, data)
 
     def _rollouts(self) -> TensorDictBase:
         artifact = self.folder.rollouts

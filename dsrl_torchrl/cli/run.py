@@ -169,7 +169,7 @@ class Run(Inputs):
         try:
             self.probe_in(env)
             learned = None
-            if self.folder.stage1.exists and not self.config.agent.reads_noise:
+            if self.folder.stage1.exists and not self.config.offline_agent.reads_noise:
                 learned = self._learned(env, self.config.offline_algorithm, self.folder.stage1)
             report, files = diagnose.diagnose_base(env, learned, self.config, self.folder.path / "diagnosis")
         finally:

@@ -31,6 +31,25 @@ MISFITS = [
         ["stage2.offline_fraction=null", "algorithm.batch_size=2"],
         "mixes a batch",
     ),
+    # On-policy.
+    (["algorithm=ppo", "stage2.offline_fraction=0.5"], ["algorithm=ppo"], "set stage2.offline_fraction=0"),
+    (["algorithm=ppo", "stage2.from_stage1=[actor,critics]"], ["algorithm=ppo"], "a critic that stage 1 doesn't learn"),
+    (
+        ["algorithm=ppo", "stage1.algorithm._target_=dsrl_torchrl.agents.PPO"],
+        ["algorithm=ppo", "stage1.algorithm._target_=dsrl_torchrl.agents.DSRLNA"],
+        "PPO can't learn offline",
+    ),
+    # Another algorithm in stage 1.
+    (
+        ["algorithm=ppo", "stage1.algorithm.lmbda=0.5"],
+        ["algorithm=ppo", "stage1.algorithm.beta_latent=0.5"],
+        "unknown option stage1.algorithm.lmbda",
+    ),
+    (
+        ["+stage1.algorithm._target_=dsrl_torchrl.policies.FlowPolicy"],
+        ["+stage1.algorithm._target_=dsrl_torchrl.agents.DSRLAWMLE"],
+        "stage1.algorithm._target_ should name a subclass",
+    ),
     # Offline data.
     (
         ["stage1.rollout_env_steps=0", "stage1.use_demonstrations=false"],

@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from dsrl_torchrl.cli.main import main
+from dsrl_torchrl.tensor_files import load_tensors
 
 from .pipeline_run import SMOKE, TINY, loaded
 
@@ -84,6 +85,22 @@ def test_every_algorithm_runs_through(finished, capsys, algorithm):
     out = capsys.readouterr().out
     assert "stage2_deterministic" in out
     assert ("stage1_deterministic" in out) == (algorithm != "td3")
+
+
+def test_another_algorithm_in_stage_1_and_its_actor_in_stage_2(finished, capsys):
+    """The on-policy two stages: imitation, then PPO."""
+    words = [*SMOKE, *loaded(finished / "a" / "base"), "algorithm=ppo", "algorithm.actor_lr=1e-9", "name=ppo"]
+    main(["run", *words])
+    out = capsys.readouterr().out
+    assert "stage1_deterministic" in out and "stage2_deterministic" in out
+    folders = [Path("runs/ppo") / stage for stage in ("stage1", "stage2")]
+    assert (folders[0] / "q_action.safetensors").exists() and not (folders[0] / "value.safetensors").exists()
+    assert (folders[1] / "value.safetensors").exists() and not list(folders[1].glob("q_*"))
+    kept = [load_tensors(folder / "kept_actor.safetensors") for folder in folders]
+    for name, tensor in kept[0].items():
+        torch.testing.assert_close(kept[1][name], tensor, rtol=1e-4, atol=1e-5)
+    main(["run", *words])
+    assert "(exists)" in capsys.readouterr().out
 
 
 def test_without_demonstrations(finished, capsys):
