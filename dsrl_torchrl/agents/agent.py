@@ -30,6 +30,8 @@ from dsrl_torchrl.tensor_files import load_described, save_described
 Panel = tuple[dict[str, str], str]
 
 CRITIC = "critic"
+#: What the names of critics' files begin with.
+CRITIC_FILES = ("q_", "value")
 DESCRIPTION_FILE = "agent.json"
 
 
@@ -62,6 +64,7 @@ class Agent(EncodingAgent):
         reads_noise: its TD reads the noise of the data: offline data without ``action`` is of no use.
         learns_offline: stage 1 and offline data are of use to it.
         through_decoder: its actor's gradient passes through the base policy, which must be differentiable in its noise.
+        on_policy: it learns from its own newest macro steps alone: no replay, no offline data, no warm-up.
         acts_alone: the policy's weights are all its own: a copy of it acts elsewhere.
         mirrored_as: names of its metrics in TensorBoard and wandb where these differ from ``metrics.csv``: RLinf's.
         panels, curve_checks: what figures show and what is checked of the curves.
@@ -71,6 +74,7 @@ class Agent(EncodingAgent):
     reads_noise: ClassVar[bool] = False
     learns_offline: ClassVar[bool] = True
     through_decoder: ClassVar[bool] = False
+    on_policy: ClassVar[bool] = False
     acts_alone: ClassVar[bool] = True
     mirrored_as: ClassVar[Mapping[str, str]] = {
         "env/success_running": "env/success_once",
@@ -115,6 +119,10 @@ class Agent(EncodingAgent):
     def store(self, transitions: TensorDictBase, *, online: bool) -> TensorDictBase:
         """Adds to macro transitions ``[n]`` what is computed once, when they are stored."""
         return transitions
+
+    def finish_rollout(self, rollout: TensorDictBase) -> TensorDictBase:
+        """Adds to ``[n, T]`` consecutive macro steps of n envs what an ``on_policy`` agent learns from."""
+        return rollout
 
     def prepare(self, batches: TensorDictBase) -> TensorDictBase:
         """Does at once what ``[k, n]`` transitions of k coming updates can share: features, unless they are trained."""
@@ -168,7 +176,7 @@ class Agent(EncodingAgent):
 
     @abstractmethod
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
-        """All that is learned, by file: ``actor``, ``kept_actor`` and critics, whose names begin with ``q_``."""
+        """All that is learned, by file: ``actor``, ``kept_actor`` and critics (:data:`CRITIC_FILES`)."""
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Writes a safetensors file for each of :meth:`tensors` and the encoder's, and ``agent.json``, about them.
@@ -192,11 +200,11 @@ class Agent(EncodingAgent):
         """
         if set(components) - {"actor", "critics"}:
             raise UserError(f"components are actor and critics, got {', '.join(components)}")
-        wanted = {
-            name: tensors
-            for name, tensors in self._files().items()
-            if (components if name == "encoder" else ("critics" if name.startswith("q_") else "actor") in components)
-        }
+        wanted = {}
+        for name, tensors in self._files().items():
+            component = "critics" if name.startswith(CRITIC_FILES) else "actor"
+            if component in components or (name == "encoder" and components):
+                wanted[name] = tensors
         load_described(Path(folder), wanted, self._description() | self._entries(), DESCRIPTION_FILE)
 
     def identity(self) -> dict[str, Any]:

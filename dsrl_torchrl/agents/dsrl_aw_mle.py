@@ -18,6 +18,9 @@ from dsrl_torchrl.objectives.aw_mle import AdvantageWeightedMLELoss
 from dsrl_torchrl.options import option, with_defaults
 
 DISTIL = "distil"
+#: Share of stage 2 after which the policy narrows. Narrowing from the start on makes better hands in training and, by
+#: one seed of two, modes that do not stay at the goal: the critics then see little beside the mode's own way.
+NARROWS_FROM = 0.8
 
 
 class DSRLAWMLE(DSRLNA):
@@ -92,9 +95,10 @@ class DSRLAWMLE(DSRLNA):
         return self.q_action_loss.draw_next_chunks(self.encode_next(batches) if self.encoder.trainable else batches)
 
     def advance(self, share: float) -> None:
-        """Narrows what acts, and what the TD targets assume of it, linearly to ``final_spread``."""
+        """Narrows what acts, and what the TD targets assume of it, linearly to ``final_spread`` at the end."""
+        late = max(0.0, (share - NARROWS_FROM) / (1 - NARROWS_FROM))
         for actor in (self.actor, self.kept_policy.actor):
-            actor.spread.fill_(1 - share * (1 - self.config.final_spread))
+            actor.spread.fill_(1 - late * (1 - self.config.final_spread))
 
     def parts(self, update: int) -> frozenset[str]:
         due = update % self.config.distillation_interval == 0

@@ -19,7 +19,7 @@ from dsrl_torchrl.networks.latent_actor import LatentActor, LatentPolicy
 from dsrl_torchrl.objectives.noise_aliasing import NoiseAliasingLoss
 from dsrl_torchrl.objectives.polyak import PolyakUpdate
 from dsrl_torchrl.objectives.q_action import QActionLoss
-from dsrl_torchrl.objectives.sac import LatentSACLoss, SACOptions, make_sac_loss
+from dsrl_torchrl.objectives.sac import LatentSACLoss, SACOptions, capped, make_sac_loss
 from dsrl_torchrl.options import with_defaults
 
 
@@ -50,6 +50,8 @@ class SACActorAgent(ActorAgent):
 
 class DSRLNA(SACActorAgent):
     """Noise aliasing (Wagenmaker et al. 2025): TD on executed chunks, distillation and SAC's actor in every update."""
+
+    entropy_cap: float | None = None  # of -log π in the TD targets, in ±action_magnitude
 
     class Config(with_defaults(ActorConfig, actor_average=0.0), SACOptions):  # type: ignore[misc]
         """Hyper-parameters of DSRL-NA."""
@@ -120,6 +122,7 @@ class DSRLNA(SACActorAgent):
             num_critics=self.networks.num_critics,
             delay_qvalue=False,
         )
+        self.entropy_cap = self.sac.entropy_cap
         if not self.config.fixed_alpha:
             self.optimise("alpha", [self.sac.log_alpha], self.config.alpha_lr)
         return self.sac.qvalue_network_params
@@ -136,8 +139,9 @@ class DSRLNA(SACActorAgent):
         return TensorDict(metrics)
 
     def draw_noise(self, observations: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """``w ~ π^W(· | s)`` and ``log π(w | s)``."""
-        return self.actor.draw(observations)
+        """``w ~ π^W(· | s)`` and ``log π(w | s)``, as the TD targets count it."""
+        noise, log_prob = self.actor.draw(observations)
+        return noise, capped(log_prob, self.entropy_cap)
 
     def temperature(self) -> Tensor | float:
         """α, as the TD targets weigh the entropy."""

@@ -14,6 +14,7 @@ from dsrl_torchrl.data.macro_transitions import entry_name
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.base_features import BASE_FEATURES_KEY
 from dsrl_torchrl.latent_env.noise_layout import NoiseLayout
+from dsrl_torchrl.training.online import check_on_policy
 
 #: A stage of so few updates is a try of the machinery: it teaches nobody, whatever its options.
 TRY_UPDATES = 100
@@ -31,12 +32,14 @@ def check_together(config: RunConfig, find: Callable[[str], str]) -> None:
     """
     _check_learns_offline(config)
     _check_stage1(config, find)
+    check_on_policy(config.agent, config.stage2)
     _check_updates(config)
     _check_batches(config)
     _check_ray(config)
     _check_action(config)
     _check_actor_encoder(config)
     _check_base_features(config)
+    _check_offline_data(config)
     _check_targets(config)
 
 
@@ -59,7 +62,7 @@ def _check_learns_offline(config: RunConfig) -> None:
 
 def _check_stage1(config: RunConfig, find: Callable[[str], str]) -> None:
     for name in config.stage1.algorithm:
-        if name not in type(config.algorithm).model_fields:
+        if name != "_target_" and name not in config.offline_agent.Config.model_fields:
             raise UserError(f"unknown option stage1.algorithm.{name}{find(f'algorithm.{name}')}")
     if config.stage1.algorithm.get("gamma", config.algorithm.gamma) != config.algorithm.gamma:
         raise UserError("stage1.algorithm.gamma: both stages have the discount of their rewards, algorithm.gamma")
@@ -67,9 +70,21 @@ def _check_stage1(config: RunConfig, find: Callable[[str], str]) -> None:
         _ = config.offline_algorithm
     except UserError as error:
         raise UserError(f"stage1.algorithm.{error}") from None
-    if config.stage1.inversion is not None and not config.agent.reads_noise:
+    if config.stage1.inversion is not None and not config.reads_noise:
         raise UserError(
-            f"stage1.inversion is for algorithms that learn from the data's noise; {config.agent.__name__} needs none"
+            "stage1.inversion is for algorithms that learn from the data's noise; "
+            f"{config.offline_agent.__name__} needs none"
+        )
+    parts = config.stage2.from_stage1
+    if parts and config.offline_agent.on_policy:
+        raise UserError(
+            f"{config.offline_agent.__name__} can't learn offline: name another algorithm by "
+            "stage1.algorithm._target_, or set stage2.from_stage1=[]"
+        )
+    if "critics" in parts and config.agent.on_policy:
+        raise UserError(
+            f"{config.agent.__name__} has a critic that stage 1 doesn't learn: set stage2.from_stage1=[actor], got "
+            f"{list(parts)}"
         )
 
 
@@ -150,8 +165,19 @@ def _check_batches(config: RunConfig) -> None:
         raise UserError(
             "stage1.inversion finds whole noises, latent.subspace_dim steers a part of them: set one to null"
         )
+    if stage2.offline_fraction is None and batch == 1:
+        raise UserError("stage2.offline_fraction=null mixes a batch, algorithm.batch_size=1 is too small for that")
     if config.stage1.inversion is not None and not config.stage1.use_demonstrations:
         raise UserError("stage1.inversion finds noises for demonstrations: set stage1.use_demonstrations=true")
+
+
+def _check_offline_data(config: RunConfig) -> None:
+    needed = bool(config.stage2.from_stage1) or config.needs_offline_data
+    if needed and config.stage1.rollout_env_steps == 0 and not _reads_demonstrations(config):
+        raise UserError(
+            "stage1.rollout_env_steps=0 leaves no offline data: raise it, or give demonstrations that "
+            f"{config.agent.__name__} can learn from"
+        )
 
 
 def _check_targets(config: RunConfig) -> None:
@@ -212,7 +238,7 @@ def _reads_demonstrations(config: RunConfig) -> bool:
     stage1, stage2 = config.stage1, config.stage2
     there = config.base_policy.load is None or config.task.demonstrations.path is not None
     known = stage1.inversion is not None or config.latent.action == "chunk"
-    learned_from = not config.agent.reads_noise or known
+    learned_from = not config.reads_noise or known
     return bool(
         stage1.use_demonstrations and there and learned_from and (stage2.from_stage1 or config.needs_offline_data)
     )

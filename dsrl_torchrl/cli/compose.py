@@ -12,12 +12,11 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dsrl_torchrl.agents.agent import Agent
 from dsrl_torchrl.cli.checks import check_together
 from dsrl_torchrl.cli.config import RunConfig
 from dsrl_torchrl.cli.overrides import read_words
 from dsrl_torchrl.cli.schema import build, defaults, nearest, partial_of
-from dsrl_torchrl.cli.targets import check_target, find_target
+from dsrl_torchrl.cli.targets import agent_class, check_target
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.options import Options
 
@@ -78,14 +77,6 @@ def make_config(values: Mapping[str, Any]) -> RunConfig:
     )
     check_together(config, find)
     return config
-
-
-def agent_class(algorithm: Any) -> type[Agent]:
-    """The agent that ``algorithm._target_`` names."""
-    agent = find_target(algorithm, "algorithm")
-    if not (inspect.isclass(agent) and issubclass(agent, Agent)):
-        raise UserError(f"algorithm._target_ should name a subclass of {Agent.__module__}.Agent, got {agent!r}")
-    return agent
 
 
 def option_names(algorithm: type[Options]) -> list[str]:

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, mod
 from dsrl_torchrl.agents.agent import Agent, AgentConfig
 from dsrl_torchrl.cli import values
 from dsrl_torchrl.cli.schema import from_yaml, plain
-from dsrl_torchrl.cli.targets import Target, find_target, parameters
+from dsrl_torchrl.cli.targets import Target, agent_class, find_target, parameters
 from dsrl_torchrl.cli.values import AUTO as AUTO
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.networks.config import NetworkConfig
@@ -141,13 +141,15 @@ class LatentOptions(Options):
 class Stage1Options(OfflineConfig):
     """Stage 1: offline data and the offline warm start."""
 
-    rollout_env_steps: int = option(30_000, "of the base policy with prior noise, failures included", ge=1)
+    rollout_env_steps: int = option(30_000, "of the base policy with prior noise, failures included; 0: none", ge=0)
     use_demonstrations: bool = option(True, "as offline data, beside the rollouts")
     inversion: Literal["optimisation", "retrieval"] | None = option(
         None, "finds a noise for every demonstrated chunk, for algorithms that learn from the data's noise"
     )
     check_episodes: int = option(40, "of the result in the env, on resets of their own", ge=0, le=len(CHECKS))
-    algorithm: dict[str, Any] = option({}, "options of the algorithm that are different offline")
+    algorithm: dict[str, Any] = option(
+        {}, "options of the algorithm that are different offline; with _target_: another algorithm, and its options"
+    )
 
 
 class Stage2Options(OnlineConfig):
@@ -242,14 +244,28 @@ class RunConfig(Options):
         return Path(self.output).expanduser() / self.run_name
 
     @property
+    def offline_agent(self) -> type[Agent]:
+        """The algorithm of stage 1: stage 2's, or what ``stage1.algorithm._target_`` names."""
+        named = "_target_" in self.stage1.algorithm
+        return agent_class(self.stage1.algorithm, "stage1.algorithm") if named else self.agent
+
+    @property
     def offline_algorithm(self) -> Any:
-        """The agent's ``Config`` for stage 1."""
-        return self.algorithm.replace(**from_yaml(self.stage1.algorithm))
+        """Its ``Config``; another algorithm than stage 2's has the same discount, and otherwise options of its own."""
+        options = from_yaml({name: value for name, value in self.stage1.algorithm.items() if name != "_target_"})
+        if self.offline_agent is self.agent:
+            return self.algorithm.replace(**options)
+        return self.offline_agent.Config(**{"gamma": self.algorithm.gamma} | options)
+
+    @property
+    def reads_noise(self) -> bool:
+        """Whether the offline data need their noise, for who learns from them."""
+        return self.offline_agent.reads_noise or (self.needs_offline_data and self.agent.reads_noise)
 
     @property
     def needs_offline_data(self) -> bool:
         """Whether stage 2 samples offline transitions."""
-        return self.stage2.offline_fraction > 0
+        return self.stage2.offline_fraction != 0
 
     @model_validator(mode="after")
     def _checked(self) -> RunConfig:

@@ -48,12 +48,13 @@ class RunFolder:
         _check_writable(self.path)
         sweep(self.path)
         full = config.to_dict()
-        offline = {"_target_": full["algorithm"]["_target_"], **plain(config.offline_algorithm)}
+        offline = plain(config.offline_agent) | plain(config.offline_algorithm)
         default = defaults(RunConfig) | {"algorithm": defaults(config.agent.Config)}
+        default_offline = defaults(config.offline_agent.Config)
         # The same selections of the defaults: what an option that is newer than a folder was when it was made.
         keys, default_keys = (
             _keys(values, offline_algorithm, config, base_policy)
-            for values, offline_algorithm in ((full, offline), (default, default["algorithm"]))
+            for values, offline_algorithm in ((full, offline), (default, default_offline))
         )
         self.demos, self.base, self.magnitude, self.subspace, self.stage1, self.stage2 = (
             Artifact(

@@ -176,11 +176,13 @@ class Inputs:
         ``stage1.inversion`` finds. The others get everything, without noise; one that learns chunks, everything.
         """
         if self._data is None:
-            rollouts, demonstrations = self._rollouts(), self._demonstrations()
-            noise = self.config.agent.reads_noise
+            rollouts = self._rollouts() if self.config.stage1.rollout_env_steps else None
+            demonstrations = self._demonstrations()
+            noise = self.config.reads_noise
             if self.config.latent.action == "chunk":
                 policy = IdentityPolicy(self.base(), self.config.task.act_horizon)
-                rollouts = offline_data.with_chunks(rollouts, policy)
+                if rollouts is not None:
+                    rollouts = offline_data.with_chunks(rollouts, policy)
                 if demonstrations is not None:
                     demonstrations = offline_data.with_chunks(demonstrations, policy)
             elif noise and demonstrations is not None:
@@ -198,13 +200,19 @@ class Inputs:
                         say=lambda line: self.say(f"warning: {line}"),
                     )
                     self.say(line)
+            if rollouts is None and demonstrations is None:
+                raise UserError(
+                    "there are no offline data: set stage1.rollout_env_steps above 0, or give demonstrations that this "
+                    "algorithm can learn from"
+                )
             self._data = offline_data.joined(rollouts, demonstrations, noise=noise)
         return self._data
 
     def agent(self, env: LatentActionEnv, algorithm: Any, data: TensorDictBase | None = None) -> Agent:
-        """A fresh agent; its weights depend on the run's seed alone."""
+        """A fresh agent, stage 2's or stage 1's by its ``algorithm``; its weights depend on the run's seed alone."""
         torch.manual_seed(self.config.seed)
-        return self.config.agent(env, algorithm, self.config.networks, data)
+        kind = self.config.agent if type(algorithm) is self.config.agent.Config else self.config.offline_agent
+        return kind(env, algorithm, self.config.networks, data)
 
     def _rollouts(self) -> TensorDictBase:
         artifact = self.folder.rollouts

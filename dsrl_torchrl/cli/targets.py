@@ -15,6 +15,7 @@ from hydra.utils import instantiate
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from tensordict.utils import NestedKey
 
+from dsrl_torchrl.agents.agent import Agent
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.options import expected, shown
 
@@ -124,11 +125,16 @@ def make(spec: Mapping[str, Any], **given: Any) -> Any:
 
 
 def argument_meanings(spec: Mapping[str, Any]) -> dict[str, str]:
-    """The first sentence on each argument in the docstring (Google style) of what a checked dict names."""
+    """The first sentence on each argument in the docstring (Google style) of what a checked dict names.
+
+    An algorithm's are its options.
+    """
     if "_target_" not in spec:
         return {}
     target = find_target(spec, "")
     found = {"_target_": _plain((inspect.getdoc(target) or "").split("\n")[0])}
+    if inspect.isclass(target) and issubclass(target, Agent):
+        return found | {name: field.description or "" for name, field in target.Config.model_fields.items()}
     for documented in inspect.getmro(target) if inspect.isclass(target) else (target,):
         if documented is object:
             continue
@@ -186,3 +192,11 @@ def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     if inspect.isclass(target):
         found.pop(next(iter(found)), None)
     return found
+
+
+def agent_class(algorithm: Any, where: str = "algorithm") -> type[Agent]:
+    """The agent that ``<where>._target_`` names."""
+    agent = find_target(algorithm, where)
+    if not (inspect.isclass(agent) and issubclass(agent, Agent)):
+        raise UserError(f"{where}._target_ should name a subclass of {Agent.__module__}.Agent, got {agent!r}")
+    return agent

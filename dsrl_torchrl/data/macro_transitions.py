@@ -14,6 +14,8 @@ from dsrl_torchrl.errors import CheckpointError, NonFiniteError, UserError
 from dsrl_torchrl.latent_env.macro_step import CHUNK_KEY, STEPS_KEY, SUCCESS_KEY
 from dsrl_torchrl.tensor_files import load_tensors, save_tensors
 
+#: ``log π(w | s)`` when ``w`` was drawn, ``[n]``: of on-policy agents alone.
+LOG_PROB_KEY = "sample_log_prob"
 #: What a macro step writes under ``"next"``, beside the observations: shapes are those of
 #: :class:`~dsrl_torchrl.latent_env.macro_step.MacroStep`, for a flat batch ``[n]``.
 OUTCOME_KEYS = (
@@ -49,7 +51,7 @@ def to_macro_transitions(batch: TensorDictBase, observation_keys: Sequence[Neste
         if batch.get(key, None) is None:
             there = ", ".join(entry_name(name) for name in batch.exclude("next").keys(True, True))
             raise UserError(f"expected an entry {entry_name(key)!r}, the env has {there}")
-    return batch.select(*macro_transition_keys(observation_keys), strict=False).reshape(-1)
+    return batch.select(*macro_transition_keys(observation_keys), LOG_PROB_KEY, strict=False).reshape(-1)
 
 
 def check_finite(transitions: TensorDictBase, step: int) -> None:

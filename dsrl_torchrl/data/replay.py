@@ -58,13 +58,14 @@ def make_replay_buffer(
 
 
 class Replay:
-    """Batches with a fixed fraction of offline transitions (RLPD's symmetric sampling, Ball et al. 2023, at 0.5).
+    """Batches with a fraction of offline transitions (RLPD's symmetric sampling, Ball et al. 2023, at 0.5).
 
     Args:
         size: of the online buffer, in macro transitions.
         batch_size: of the mixed batch.
         offline: macro transitions ``[n]`` that stay; ``None`` for online data alone.
-        offline_fraction: of every batch, in [0, 1]; rounded to whole transitions. 1 is offline learning.
+        offline_fraction: of every batch, in [0, 1]; rounded to whole transitions. 1 is offline learning. ``None``:
+            their share of all that is stored now, as if the replay had been filled with them before anything else.
         device: where batches are needed: the learner's.
         memmap: keep online transitions on disk.
     """
@@ -74,20 +75,29 @@ class Replay:
         size: int,
         batch_size: int,
         offline: TensorDictBase | None = None,
-        offline_fraction: float = 0.0,
+        offline_fraction: float | None = 0.0,
         device: torch.device | str = "cpu",
         memmap: bool = False,
     ) -> None:
-        share = round(batch_size * offline_fraction) if offline is not None else 0
-        if offline_fraction < 1:
-            share = min(share, batch_size - 1)
-        self.online_share, self.offline_share = batch_size - share, share
+        self.batch_size = batch_size
+        self.offline_fraction = 0.0 if offline is None else offline_fraction
         self.size, self.device, self.memmap = size, torch.device(device), memmap
         self._pool = FramePool(memmap)
         self._online: TensorDictReplayBuffer | None = None
         self.offline: TensorDictReplayBuffer | None = None
-        if offline is not None and share:
+        if offline is not None and (offline_fraction is None or self.offline_share):
             self.offline = make_replay_buffer(len(offline), self._pool.take(offline), self._home(offline))
+
+    @property
+    def offline_share(self) -> int:
+        """Offline transitions in a batch."""
+        fraction = self.offline_fraction
+        if fraction is None:
+            assert self.offline is not None
+            stored = len(self.offline) + len(self)
+            return min(max(round(self.batch_size * len(self.offline) / stored), 1), self.batch_size - 1)
+        share = round(self.batch_size * fraction)
+        return share if fraction == 1 else min(share, self.batch_size - 1)
 
     def extend(self, transitions: TensorDictBase) -> None:
         """Stores online transitions ``[n]``; the oldest make room."""
@@ -111,13 +121,14 @@ class Replay:
 
     def sample(self, batches: int) -> TensorDictBase:
         """``[batches, batch_size]`` on the learner's device: the entries that both kinds have."""
-        if self._online is None or not self.online_share:
+        share = self.offline_share
+        if self._online is None or share == self.batch_size:
             assert self.offline is not None
-            return self._sample(self.offline, batches, self.offline_share)
-        online = self._sample(self._online, batches, self.online_share)
+            return self._sample(self.offline, batches, share)
+        online = self._sample(self._online, batches, self.batch_size - share)
         if self.offline is None:
             return online
-        offline = self._sample(self.offline, batches, self.offline_share)
+        offline = self._sample(self.offline, batches, share)
         return torch.cat([online.select(*offline.keys(True, True)), offline], dim=1)
 
     def _sample(self, buffer: TensorDictReplayBuffer, batches: int, share: int) -> TensorDictBase:

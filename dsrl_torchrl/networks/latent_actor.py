@@ -159,3 +159,23 @@ class LatentPolicy(TensorDictModuleBase):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         encoded = self.encoder(tensordict.select(*self.in_keys))
         return tensordict.set("action", self.actor(encoded).get("action"))
+
+
+class ScoredPolicy(LatentPolicy):
+    """A latent policy that also writes the log-density of what it draws, ``[*B]``: on-policy losses need it.
+
+    It is evaluated at the noise, as the losses evaluate it later, so that an unchanged policy has ratios of 1 even
+    where the inverse of a saturated tanh isn't exact.
+    """
+
+    actor: LatentActor
+
+    def __init__(self, encoder: ObservationEncoder, actor: LatentActor, log_prob_key: NestedKey) -> None:
+        super().__init__(encoder, actor)
+        self.log_prob_key = log_prob_key
+        self.out_keys = ["action", log_prob_key]
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        encoded = self.encoder(tensordict.select(*self.in_keys))
+        noise = self.actor(encoded).get("action")
+        return tensordict.set("action", noise).set(self.log_prob_key, self.actor.get_dist(encoded).log_prob(noise))

@@ -37,10 +37,21 @@ class SACOptions(Options):
         None, "critics drawn for each target, whose min it takes (REDQ, RLPD: 2); null: all, by backup", ge=1
     )
     backup_entropy: bool = option(True, "the critics' targets hold the policy's entropy")
+    entropy_cap: float | None = option(
+        None, "most that -log π of a decision counts there, for noise scaled to [-1, 1]; null: no cap"
+    )
 
     def total_target_entropy(self, latent_dim: int) -> float:
         """Of all ``latent_dim`` dimensions, for noise scaled to [-1, 1]."""
         return latent_dim * self.target_entropy_per_dim if self.target_entropy is None else self.target_entropy
+
+
+def capped(log_prob: Tensor, entropy_cap: float | None) -> Tensor:
+    """``-min(-log π, entropy_cap)``, any shape: what a decision's ``log π`` counts in the critics' targets (Eq. 8, 12).
+
+    Ours, no paper's: with an entropy bonus without bound, critics value states in which many decisions are left.
+    """
+    return log_prob if entropy_cap is None else log_prob.clamp(min=-entropy_cap)
 
 
 class LatentSACLoss(MacroDiscountLoss, SACLoss):
@@ -51,7 +62,8 @@ class LatentSACLoss(MacroDiscountLoss, SACLoss):
       is the parameter ``log_alpha`` of SACLoss in both cases. The temperature loss is ``-x (log π + H)`` for ``log``
       (SACLoss, Stable-Baselines3) and ``-α (log π + H)`` for ``softplus``;
     - ``target_subset``: y takes the minimum of as many critics, drawn anew for each update (REDQ, RLPD);
-    - ``backup_entropy``: whether y holds ``- α log π`` (SACLoss) or not (RLinf, dsrl_pi0).
+    - ``backup_entropy``: whether y holds ``- α log π`` (SACLoss) or not (RLinf, dsrl_pi0);
+    - ``entropy_cap``: most that ``- log π`` counts in y (:func:`capped`), in ±m; ``None`` (SACLoss): no cap.
 
     The critic loss is the squared error summed over the ensemble, ``Σ_i mean (Q_i - y)²``, with
     ``y = R + γ^k (1 - terminated) (min_i Q_i^targ(s', w') - α log π(w' | s'))``. The discount comes from
@@ -71,6 +83,7 @@ class LatentSACLoss(MacroDiscountLoss, SACLoss):
         alpha_parameterisation: str = "log",
         backup_entropy: bool = True,
         target_subset: int | None = None,
+        entropy_cap: float | None = None,
         **kwargs,
     ) -> None:
         check_ensemble(1, backup)
@@ -80,7 +93,7 @@ class LatentSACLoss(MacroDiscountLoss, SACLoss):
                 f"got {alpha_parameterisation!r}"
             )
         super().__init__(*args, **kwargs)
-        self.backup, self.backup_entropy = backup, backup_entropy
+        self.backup, self.backup_entropy, self.entropy_cap = backup, backup_entropy, entropy_cap
         self.target_subset = target_subset
         self.alpha_parameterisation = alpha_parameterisation
         if alpha_parameterisation == "softplus":
@@ -120,7 +133,7 @@ class LatentSACLoss(MacroDiscountLoss, SACLoss):
             q = reduce_ensemble(q, self.backup)  # (*B,)
         else:  # as CUDA graphs can draw it
             q = q[torch.rand(len(q), device=q.device).topk(self.target_subset).indices].min(0)[0]
-        value = q - self._alpha * log_prob if self.backup_entropy else q
+        value = q - self._alpha * capped(log_prob, self.entropy_cap) if self.backup_entropy else q
         return self.value_estimator.value_estimate(tensordict, next_value=value.unsqueeze(-1)).squeeze(-1)
 
     def qvalue_v2_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
@@ -160,7 +173,7 @@ def make_sac_loss(
     Args:
         actor, q_noise: see :mod:`dsrl_torchrl.networks`.
         options: ensemble's backup and temperature. The loss works in ±action_magnitude, where entropy is larger than
-            for noise scaled to [-1, 1] by ``latent_dim * log(action_magnitude)``: that is added to the target.
+            for noise scaled to [-1, 1] by ``latent_dim * log(action_magnitude)``: added to the target and to the cap.
         latent_dim: size of the noise.
         action_magnitude: bound of the noise.
         gamma: discount per primitive step; the bootstrap uses ``γ^k`` with k from ``("next", "steps_to_next_obs")``.
@@ -170,6 +183,7 @@ def make_sac_loss(
     check_ensemble(num_critics)
     if options.target_subset is not None and options.target_subset > num_critics:
         raise UserError(f"target_subset ({options.target_subset}) must be at most num_critics ({num_critics})")
+    shift, cap = latent_dim * math.log(action_magnitude), options.entropy_cap
     loss = LatentSACLoss(
         actor,
         q_noise,
@@ -177,10 +191,11 @@ def make_sac_loss(
         loss_function="l2",
         alpha_init=options.alpha_init,
         fixed_alpha=options.fixed_alpha,
-        target_entropy=options.total_target_entropy(latent_dim) + latent_dim * math.log(action_magnitude),
+        target_entropy=options.total_target_entropy(latent_dim) + shift,
         backup=options.backup,
         backup_entropy=options.backup_entropy,
         target_subset=options.target_subset,
+        entropy_cap=None if cap is None else cap + shift,
         alpha_parameterisation=options.alpha_parameterisation,
         separate_losses=False,
         delay_qvalue=delay_qvalue,

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from dsrl_torchrl.agents.agent import Agent
 from dsrl_torchrl.data.replay import Replay
+from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.prior_noise import make_prior
 from dsrl_torchrl.options import Options, option
 from dsrl_torchrl.training.accelerated_update import AcceleratedUpdate
@@ -84,9 +85,12 @@ def train_offline(
         say: prints one line to the user.
 
     Raises:
+        UserError: the agent learns on-policy.
         CheckpointError: none of the checkpoints there can be used, or there are some and ``resume`` is False.
         NonFiniteError: a metric became NaN or infinite.
     """
+    if agent.on_policy:
+        raise UserError(f"{type(agent).__name__} learns on-policy alone: another algorithm may learn offline before it")
     torch.manual_seed(seed)
     data = agent.store(data.copy(), online=False)
     replay = Replay(0, agent.config.batch_size, data, offline_fraction=1.0, device=agent.device)

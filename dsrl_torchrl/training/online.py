@@ -21,6 +21,7 @@ from dsrl_torchrl.collect.episode_statistics import EpisodeTracker
 from dsrl_torchrl.collect.macro_steps import macro_steps_of
 from dsrl_torchrl.data.macro_transitions import check_finite, to_macro_transitions
 from dsrl_torchrl.data.replay import Replay
+from dsrl_torchrl.data.rollout import Rollout
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.latent_env.macro_step import STEPS_KEY
@@ -45,12 +46,14 @@ class OnlineConfig(Options):
     """The online loop."""
 
     total_env_steps: int = option(60_000, "primitive env steps, warm-up included; 0: `dsrl run` ends offline", ge=0)
-    warmup_env_steps: int = option(2_000, "collected before the first update", ge=0)
+    warmup_env_steps: int = option(2_000, "collected before the first update; on-policy agents have none", ge=0)
     macro_steps_per_round: int = option(8, "collected between two rounds of updates; at least one of every env", ge=1)
     utd: float = option(1.0, "gradient updates per macro step; raise it where env steps are dear", gt=0)
     replay_size: int = option(200_000, "macro transitions", ge=1)
     replay_memmap: bool = option(False, "keep the replay on disk (TMPDIR), e.g. for images")
-    offline_fraction: float = option(0.25, "of every batch, from stage 1's data", ge=0, lt=1)
+    offline_fraction: float | None = option(
+        0.25, "of every batch, from stage 1's data; null: prefilled, their share of all that is stored", ge=0, lt=1
+    )
     checkpoint_env_steps: int = option(5_000, "env steps between two checkpoints, at which all envs are reset", ge=1)
     log_env_steps: int = option(250, "env steps between two rows of metrics", ge=1)
     eval_env_steps: int | None = option(
@@ -103,7 +106,8 @@ def train_online(
     bit where the simulator is deterministic.
 
     The policy is one round old: all envs make a macro step, then the updates for the round before are made, then what
-    the envs gave is stored. Envs in worker processes simulate during these updates; it's the same run without them.
+    the envs gave is stored. Envs in worker processes simulate during these updates; it's the same run without them. An
+    on-policy agent gets the first macro step of a round so, too, with the log-density of the policy that drew it.
 
     Args:
         env: the latent env.
@@ -126,23 +130,15 @@ def train_online(
             (:class:`~dsrl_torchrl.evaluation.progress.ProgressEvaluation`), and is in no budget, of steps nor seconds.
 
     Raises:
-        UserError: the env's discount is not the agent's.
+        UserError: the env's discount is not the agent's, or an on-policy agent is to get offline data.
         CheckpointError: none of the checkpoints there can be used, or there are some and ``resume`` is False.
         NonFiniteError: an observation, reward or metric became NaN or infinite; the last checkpoint stays.
     """
     if env.gamma is not None and env.gamma != agent.config.gamma:
         raise UserError(f"the env sums rewards with gamma {env.gamma}, the agent bootstraps with {agent.config.gamma}")
+    check_on_policy(type(agent), config)
     torch.manual_seed(seed)
-    if offline is not None:
-        offline = agent.store(offline.copy(), online=False)
-    replay = Replay(
-        min(config.replay_size, config.total_env_steps),  # a macro step is at least one env step
-        agent.config.batch_size,
-        offline,
-        config.offline_fraction,
-        agent.device,
-        config.replay_memmap,
-    )
+    replay = make_replay(agent, config, offline)
     prior = make_prior(agent.decoder) if workers is None else PriorNoise(agent.decoder.latent_dim)
     updates = OwedUpdates(AcceleratedUpdate(agent), replay.sample, config.utd)
     episodes, counters = EpisodeTracker(SUCCESS_WINDOW), Counters()
@@ -173,11 +169,13 @@ def train_online(
         while counters.env_steps < config.total_env_steps:
             started, begin = time.monotonic(), counters.env_steps
             updates.metrics = {}  # a resumed run has none from before
-            warming_up = counters.env_steps < config.warmup_env_steps
+            warming_up = counters.env_steps < config.warmup_env_steps and not agent.on_policy
             end = config.warmup_env_steps if warming_up else counters.env_steps + config.checkpoint_env_steps
             policy = prior if warming_up and warm_up_by_prior else agent.policy
             stream = seeds.segment_stream(seed, counters.segments)
             episodes.restart()
+            if isinstance(replay, Rollout):
+                replay.restart()
             collecting = partial(macro_steps_of, env) if workers is None else workers.collecting
             with collecting(policy, stream, updates.make) as batches:
                 for batch in batches:
@@ -217,7 +215,27 @@ def _due(before: int, now: int, every: int | None) -> bool:
     return every is not None and now // every > before // every
 
 
-def _run_values(episodes: EpisodeTracker, counters: Counters, replay: Replay) -> dict[str, float]:
+def check_on_policy(agent: type[Agent], config: OnlineConfig) -> None:
+    """Raises :class:`UserError` for an on-policy agent that would get offline transitions."""
+    if agent.on_policy and config.offline_fraction != 0:
+        raise UserError(
+            f"{agent.__name__} learns from its own newest macro steps alone: set stage2.offline_fraction=0, got "
+            f"{config.offline_fraction}"
+        )
+
+
+def make_replay(agent: Agent, config: OnlineConfig, offline: TensorDictBase | None = None) -> Replay | Rollout:
+    """Where macro steps are kept for ``agent``, with the offline transitions ``[n]`` that it mixes in."""
+    batch_size = agent.config.batch_size
+    if agent.on_policy:
+        return Rollout(config.macro_steps_per_round, batch_size, agent.finish_rollout)
+    if offline is not None:
+        offline = agent.store(offline.copy(), online=False)
+    size = min(config.replay_size, config.total_env_steps)  # a macro step is at least one env step
+    return Replay(size, batch_size, offline, config.offline_fraction, agent.device, config.replay_memmap)
+
+
+def _run_values(episodes: EpisodeTracker, counters: Counters, replay: Replay | Rollout) -> dict[str, float]:
     return {
         **episodes.metrics(),
         "train/updates": counters.updates,

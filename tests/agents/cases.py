@@ -6,14 +6,14 @@ import torch
 from torch import nn
 
 from dsrl_torchrl import LatentActionEnv
-from dsrl_torchrl.agents import AWR, DSRLAWMLE, DSRLNA, DSRLSAC, IQL, LPDS, LPS, TD3, TD3BC, BestOfN
+from dsrl_torchrl.agents import AWR, DSRLAWMLE, DSRLNA, DSRLSAC, IQL, LPDS, LPS, PPO, TD3, TD3BC, BestOfN
 from dsrl_torchrl.data.macro_transitions import to_macro_transitions
 from dsrl_torchrl.envs.toy import PointReachEnv
 from dsrl_torchrl.networks.config import NetworkConfig
 from dsrl_torchrl.policies import BasePolicy
 from tests.steerability.bases import CameraPolicy, CoinCameraEnv
 
-AGENTS = [DSRLNA, DSRLAWMLE, DSRLSAC, TD3, TD3BC, AWR, IQL, BestOfN, LPDS, LPS]
+AGENTS = [DSRLNA, DSRLAWMLE, DSRLSAC, TD3, TD3BC, AWR, IQL, PPO, BestOfN, LPDS, LPS]
 GAMMA, TAU, MAGNITUDE = 0.875, 0.25, 1.5
 SMALL = {"batch_size": 16, "gamma": GAMMA, "tau": TAU, "decoded_pairs": 4, "m_candidates": 8, "critic_only_updates": 2}
 NETWORKS = {"num_critics": 2, "num_cells": (16, 16), "activation": "tanh"}
@@ -53,13 +53,17 @@ def make_transitions(agent, env=None, n=16):
     """Macro transitions ``[n]`` as a run stores them, whose episodes end in all ways."""
     env = state_env() if env is None else env
     torch.manual_seed(1)
-    batch = env.rollout(-(-n // 4), auto_cast_to_device=True, break_when_any_done=False)
+    policy = agent.policy if agent.on_policy else None
+    with torch.no_grad():
+        batch = env.rollout(-(-n // 4), policy, auto_cast_to_device=True, break_when_any_done=False)
     transitions = to_macro_transitions(batch, agent.in_keys)[:n].clone()
     following = transitions["next"]
     following["reward"] = torch.randn(n, 1)
     following["steps_to_next_obs"] = torch.randint(1, 3, (n, 1))
     following["terminated"], following["truncated"] = torch.rand(2, n, 1) < 0.3
     following["done"] = following["terminated"] | following["truncated"]
+    if agent.on_policy:
+        transitions = agent.finish_rollout(transitions.unflatten(0, (4, n // 4))).reshape(-1)
     return agent.store(transitions, online=True)
 
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules.distributions import continuous
 
-from dsrl_torchrl.agents import DSRLAWMLE, LPDS, LPS, BestOfN
+from dsrl_torchrl.agents import DSRLAWMLE, LPDS, LPS, PPO, BestOfN
+from dsrl_torchrl.agents.agent import CRITIC_FILES
 
 from .cases import (
     AGENTS,
@@ -28,6 +29,8 @@ CRITIC = frozenset({"critic"})
 #: Their noise is the prior's, or near it: no box bounds it.
 UNBOUNDED = (BestOfN, LPDS, LPS)
 WITH_ACTOR = [kind for kind in AGENTS if kind is not BestOfN]
+#: Those that bootstrap in every update; the others do when a rollout is complete.
+BOOTSTRAPPING = pytest.mark.parametrize("kind", [kind for kind in AGENTS if not kind.on_policy])
 
 
 def test_metrics_are_finite_scalars_by_the_names_that_figures_and_checks_read(kind, make_env):
@@ -37,9 +40,10 @@ def test_metrics_are_finite_scalars_by_the_names_that_figures_and_checks_read(ki
     assert metrics.batch_size == torch.Size([])
     for name, value in metrics.items():
         assert value.shape == () and value.isfinite() and not value.requires_grad, name
-        assert name.split("/")[0] in ("q_action", "q_noise", "actor")
-    td = "q_noise" if kind.reads_noise else "q_action"
-    assert {f"{td}/{name}" for name in ("loss", "td_error", "q_mean", "q_std", "grad_norm")} <= set(metrics.keys())
+        assert name.split("/")[0] in ("q_action", "q_noise", "value", "actor")
+    critic = "value" if kind.on_policy else "q_noise" if kind.reads_noise else "q_action"
+    wanted = {"loss", "grad_norm"} | (set() if kind.on_policy else {"td_error", "q_mean", "q_std"})
+    assert {f"{critic}/{name}" for name in wanted} <= set(metrics.keys())
     if kind in WITH_ACTOR:
         assert {"actor/loss", "actor/grad_norm"} <= set(metrics.keys())
     assert {name for panel, _ in kind.panels for name in panel} <= set(metrics.keys())
@@ -86,7 +90,7 @@ def test_the_critics_step_does_not_move_the_actor_nor_the_actors_step_the_critic
         learner.update(batch, parts)
     moved = changed(before, files(agent))
     assert "actor" not in moved
-    assert moved >= {name for name in before if name.startswith("q_") and name != "q_noise"}
+    assert moved >= {name for name in before if name.startswith(CRITIC_FILES) and name != "q_noise"}
     actors = {"actor", "kept_actor"} if kind in WITH_ACTOR else set()
     actors |= {"temperature", "multiplier"} & before.keys()
     assert changed(files(agent), files(twin)) - {"target_actor"} == actors
@@ -129,6 +133,7 @@ def test_pixels_the_td_loss_trains_the_encoder_and_nothing_else_does(kind):
         torch.testing.assert_close(p, moved, rtol=1e-6, atol=1e-7)
 
 
+@BOOTSTRAPPING
 def test_pixels_the_target_encoder_sees_the_next_observation(kind):
     """With another target encoder the TD error is another one; with another encoder of s' nothing changes."""
     env = pixel_env()
@@ -161,7 +166,8 @@ def test_its_policies_read_the_stored_entries_and_write_noise_inside_the_bound(k
         assert set(policy.in_keys) <= set(agent.in_keys)
         with torch.no_grad(), set_exploration_type(exploration):
             out = policy(td.select(*agent.in_keys).clone())
-        assert set(out.keys(True, True)) == {*agent.in_keys, "action"}
+        assert set(out.keys(True, True)) == {*agent.in_keys, *policy.out_keys}
+        assert set(policy.out_keys) - {"action"} <= ({"sample_log_prob"} if kind.on_policy else set())
         assert out["action"].shape == (4, env.latent_dim)
         if kind not in UNBOUNDED:
             assert out["action"].abs().max() <= MAGNITUDE
@@ -173,7 +179,7 @@ def test_it_says_what_a_noise_and_a_chunk_are_worth(kind, make_env):
     td = env.reset().select(*agent.in_keys)
     noise = torch.randn(4, env.latent_dim)
     values = agent.noise_values(td, noise)
-    assert values.shape == (2, 4) and set(td.keys(True, True)) == set(agent.in_keys)
+    assert values.shape == (1 if kind is PPO else 2, 4) and set(td.keys(True, True)) == set(agent.in_keys)
     chunk_values = agent.chunk_values(td, env.decoder.decode(td, noise))
     assert (chunk_values is None) == kind.reads_noise
     if chunk_values is not None:
@@ -185,7 +191,7 @@ def test_only_those_that_say_so_read_the_noise_of_the_data(kind):
     batch = make_batch(agent).exclude("action")
     if kind.reads_noise:
         with pytest.raises((AttributeError, KeyError, TypeError)):
-            agent.update(batch, CRITIC)
+            agent.update(batch, CRITIC | {"actor"})
     else:
         assert agent.update(batch, every_part(agent))["q_action/loss"].isfinite()
 

@@ -26,7 +26,7 @@ from .cases import macro_target as target
 RATES = {"critic_lr": 1e-3, "actor_lr": 3e-4, "alpha_lr": 1e-2}
 
 
-def by_hand(agent, batch, backup="min", with_actor=True):
+def by_hand(agent, batch, backup="min", with_actor=True, cap=None):
     """Makes the update with plain Adams on ``agent``'s parameters; returns what should have been logged."""
     keep = (lambda q: q.min(0)[0]) if backup == "min" else (lambda q: q.mean(0))
     decode, td, distilled = agent.decoder.decode, agent.q_action_loss, agent.aliasing_loss
@@ -34,6 +34,8 @@ def by_hand(agent, batch, backup="min", with_actor=True):
 
     w, log_prob = agent.actor.get_dist(following).rsample_and_log_prob()  # Eq. 12
     value = keep(members(td.q_action, td.target_q_action_params, following, decode(following, w)))
+    if cap is not None:
+        log_prob = torch.maximum(log_prob, torch.tensor(-cap - agent.decoder.latent_dim * math.log(MAGNITUDE)))
     y = target(batch, value - agent.sac.log_alpha.exp() * log_prob)
     q = members(td.q_action, td.q_action_params, s, batch["next", "action_chunk"])
     loss_td = (q - y).square().mean(1).sum()
@@ -77,6 +79,21 @@ def test_an_update_is_the_equations(backup, with_actor):
     assert_logged(metrics, expected)
     assert_close(agent, twin)
     assert any(not torch.equal(value, before[name]) for name, value in state(agent).items())
+
+
+@pytest.mark.parametrize("cap", [-1.0, 100.0])
+def test_a_cap_of_the_entropy_is_that_of_the_td_target(cap):
+    """All decisions are capped at -1, none at 100."""
+    options = {"alpha_init": 0.5, **RATES}
+    agent, twin, free = (make_agent(DSRLNA, **options, **more) for more in ({"entropy_cap": cap},) * 2 + ({},))
+    batch, metrics = make_batch(agent), []
+    for learner in (agent, free):
+        torch.manual_seed(5)
+        metrics.append(learner.update(batch, every_part(agent)))
+    torch.manual_seed(5)
+    assert_logged(metrics[0], by_hand(twin, batch, cap=cap))
+    assert_close(agent, twin)
+    assert torch.equal(metrics[0]["q_action/loss"], metrics[1]["q_action/loss"]) == (cap == 100.0)
 
 
 def test_a_fixed_temperature_stays():

@@ -158,7 +158,9 @@ def settings(*words: str) -> list[Setting]:
                 yield Setting(f"{where}{name}", hint, tuple(field.metadata), words)
 
     found = list(walk(RunConfig, ""))
-    offline = [setting for setting in walk(config.agent.Config, "stage1.algorithm.") if "gamma" not in setting.name]
+    offline = [
+        setting for setting in walk(config.offline_agent.Config, "stage1.algorithm.") if "gamma" not in setting.name
+    ]
     return found + offline + [Setting(name, hint, (), words) for name, hint in _arguments(config.to_dict())]
 
 
@@ -166,7 +168,7 @@ def _arguments(values: Any, where: str = "") -> Iterator[tuple[str, Any]]:
     """The annotated arguments of everything that is named by ``_target_``, but for what the run gives it."""
     if not isinstance(values, dict):
         return
-    if "_target_" in values and where != "algorithm":
+    if "_target_" in values and where not in ("algorithm", "stage1.algorithm"):
         target = find_target(values, where)
         hints = get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
         yield from ((f"{where}.{name}", hint) for name, hint in hints.items() if name not in GIVEN)

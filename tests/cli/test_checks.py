@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dsrl_torchrl.cli.compose import compose
+from dsrl_torchrl.cli.help import choices
 from dsrl_torchrl.errors import UserError
 
 NEVER_LEARNS = "the actor never learns"
@@ -36,6 +37,41 @@ MISFITS = [
     (["stage2.replay_size=255"], ["stage2.replay_size=256"], "must have room for a batch"),
     (["stage2.offline_fraction=0.001"], ["stage2.offline_fraction=0.004"], "less than one transition of a batch"),
     (["algorithm.batch_size=1"], ["algorithm.batch_size=1", "stage2.offline_fraction=0"], "less than one transition"),
+    (
+        ["stage2.offline_fraction=null", "algorithm.batch_size=1"],
+        ["stage2.offline_fraction=null", "algorithm.batch_size=2"],
+        "mixes a batch",
+    ),
+    # On-policy.
+    (["algorithm=ppo", "stage2.offline_fraction=0.5"], ["algorithm=ppo"], "set stage2.offline_fraction=0"),
+    (["algorithm=ppo", "stage2.from_stage1=[actor,critics]"], ["algorithm=ppo"], "a critic that stage 1 doesn't learn"),
+    (
+        ["algorithm=ppo", "stage1.algorithm._target_=dsrl_torchrl.agents.PPO"],
+        ["algorithm=ppo", "stage1.algorithm._target_=dsrl_torchrl.agents.DSRLNA"],
+        "PPO can't learn offline",
+    ),
+    # Another algorithm in stage 1.
+    (
+        ["algorithm=ppo", "stage1.algorithm.lmbda=0.5"],
+        ["algorithm=ppo", "stage1.algorithm.beta_latent=0.5"],
+        "unknown option stage1.algorithm.lmbda",
+    ),
+    (
+        ["+stage1.algorithm._target_=dsrl_torchrl.policies.FlowPolicy"],
+        ["+stage1.algorithm._target_=dsrl_torchrl.agents.DSRLAWMLE"],
+        "stage1.algorithm._target_ should name a subclass",
+    ),
+    # Offline data.
+    (
+        ["stage1.rollout_env_steps=0", "stage1.use_demonstrations=false"],
+        ["stage1.rollout_env_steps=0"],
+        "leaves no offline data",
+    ),
+    (
+        ["stage1.rollout_env_steps=0", "algorithm=dsrl_sac", "stage2.offline_fraction=0.5"],
+        ["stage1.rollout_env_steps=0", "algorithm=dsrl_sac"],
+        "leaves no offline data",
+    ),
     # Demonstrations.
     (
         ["algorithm=dsrl_sac", "stage1.inversion=retrieval", "stage1.use_demonstrations=false"],
@@ -97,7 +133,7 @@ def test_what_does_not_go_together(wrong, right, message):
 
 
 def test_a_try_of_the_machinery_need_not_learn():
-    for algorithm in ("dsrl_aw_mle", "dsrl_na", "dsrl_sac", "td3", "best_of_n"):
+    for algorithm in choices("algorithm"):
         assert compose(["task=toy", "experiment=smoke", f"algorithm={algorithm}"])
 
 

@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from dsrl_torchrl.cli.main import main
+from dsrl_torchrl.tensor_files import load_tensors
 
 from .pipeline_run import SMOKE, TINY, loaded
 
@@ -97,6 +98,22 @@ def test_an_offline_baseline_ends_offline(finished, capsys, algorithm):
     assert "evaluation: runs/x/summary.json (exists)" in capsys.readouterr().out
 
 
+def test_another_algorithm_in_stage_1_and_its_actor_in_stage_2(finished, capsys):
+    """The on-policy two stages: imitation, then PPO."""
+    words = [*SMOKE, *loaded(finished / "a" / "base"), "algorithm=ppo", "algorithm.actor_lr=1e-9", "name=ppo"]
+    main(["run", *words])
+    out = capsys.readouterr().out
+    assert "stage1_deterministic" in out and "stage2_deterministic" in out
+    folders = [Path("runs/ppo") / stage for stage in ("stage1", "stage2")]
+    assert (folders[0] / "q_action.safetensors").exists() and not (folders[0] / "value.safetensors").exists()
+    assert (folders[1] / "value.safetensors").exists() and not list(folders[1].glob("q_*"))
+    kept = [load_tensors(folder / "kept_actor.safetensors") for folder in folders]
+    for name, tensor in kept[0].items():
+        torch.testing.assert_close(kept[1][name], tensor, rtol=1e-4, atol=1e-5)
+    main(["run", *words])
+    assert "(exists)" in capsys.readouterr().out
+
+
 def test_without_demonstrations(finished, capsys):
     main(["stage2", *TINY, *loaded(finished / "a" / "base"), "name=s", "stage1.use_demonstrations=false"])
     assert "stage 2: " in capsys.readouterr().out
@@ -109,6 +126,15 @@ def test_offline_data_without_stage_1(finished, capsys):
     out = capsys.readouterr().out
     assert "base rollouts: " in out and "stage 1: " not in out
     assert Path("runs/o/stage1/rollouts.safetensors").exists()
+
+
+def test_a_replay_that_begins_with_the_demonstrations(finished, capsys):
+    """No rollouts, no stage 1."""
+    demos = f"task.demonstrations.path={finished / 'a' / 'demos' / 'trajectory.h5'}"
+    words = [*TINY, *loaded(finished / "a" / "base"), demos, "stage1.rollout_env_steps=0", "name=p"]
+    main(["stage2", *words, "algorithm=dsrl_na_prefilled"])
+    assert "base rollouts" not in capsys.readouterr().out
+    assert Path("runs/p/stage2/actor.safetensors").exists() and not Path("runs/p/stage1").exists()
 
 
 def test_demonstrations_get_their_noise_by_inversion(finished, capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dsrl_torchrl import LatentActionEnv
-from dsrl_torchrl.agents import DSRLSAC
+from dsrl_torchrl.agents import DSRLNA, DSRLSAC
 from dsrl_torchrl.cli.compose import compose
 from dsrl_torchrl.envs.toy import PointReachEnv
 from dsrl_torchrl.errors import UserError
@@ -95,6 +95,45 @@ DSRL_PI0 = [
     ("stage2.macro_steps_per_round", 400 // 20, "train_utils_sim.py: updates after every trajectory"),
     ("stage2.utd", 20.0, "sh: multi_grad_step"),
 ]
+#: The official DSRL-NA: cfg/robomimic/dsrl_can.yaml ("yaml") and train_dsrl.py of ajwagen/dsrl, Stable-Baselines3's SAC
+#: ("SB3").
+DSRL = [
+    ("networks.num_critics", 2, "yaml: n_critics"),
+    ("networks.num_cells", (128, 128, 128), "ours; yaml: num_layers, layer_size 2048"),
+    ("networks.activation", "tanh", "train_dsrl.py: activation_fn"),
+    ("networks.layer_norm", True, "yaml: use_layer_norm"),
+    ("networks.initial_std", 1.0, "SB3: log_std starts near 0"),
+    ("networks.log_std_range", (-20.0, 2.0), "SB3: LOG_STD_MIN, LOG_STD_MAX"),
+    ("networks.chunk_gain", 1.0, "SB3: actions enter as they are"),
+    ("latent.action_magnitude", 1.5, "yaml: action_magnitude"),
+    ("algorithm.gamma", 0.9975, "yaml: discount 0.99, per chunk of act_steps 4"),
+    ("algorithm.tau", 0.005, "yaml: tau"),
+    ("algorithm.batch_size", 256, "yaml: batch_size"),
+    ("algorithm.actor_lr", 3e-4, "yaml: actor_lr, of all"),
+    ("algorithm.critic_lr", 3e-4, "yaml: actor_lr, of all"),
+    ("algorithm.alpha_lr", 3e-4, "yaml: actor_lr, of all"),
+    ("algorithm.alpha_init", 1.0, "SB3: ent_coef auto"),
+    ("algorithm.fixed_alpha", False, "yaml: ent_coef -1"),
+    ("algorithm.target_entropy_per_dim", 0.0, "yaml: target_ent"),
+    ("algorithm.backup", "min", "yaml: critic_backup_combine_type"),
+    ("algorithm.backup_entropy", True, "SB3"),
+    ("algorithm.entropy_cap", None, "SB3"),
+    ("algorithm.critic_only_updates", 0, "SB3: every update"),
+    ("algorithm.actor_interval", 1, "SB3: every update"),
+    ("algorithm.actor_average", 0.0, "no average"),
+    ("stage2.warmup_env_steps", 4 * 1_501 * 4 // 1_000 * 1_000, "yaml: init_rollout_steps, n_envs, act_steps"),
+    ("stage2.macro_steps_per_round", 4, "yaml: train_freq, n_envs"),
+    ("stage2.utd", 20 / 4, "yaml: utd"),
+    ("stage2.offline_fraction", 0.0, "yaml: load_offline_data"),
+    ("stage2.from_stage1", (), "no offline stage"),
+]
+#: What a public study changed of it, and what we do.
+VARIANTS = {
+    "fixed_alpha": {"algorithm.fixed_alpha": True, "algorithm.alpha_init": 0.15},
+    "prefilled": {"stage1.rollout_env_steps": 0, "stage2.offline_fraction": None},
+    "capped_entropy": {"algorithm.entropy_cap": 0.0},
+}
+VARIANTS["prefilled_fixed_alpha"] = VARIANTS["prefilled"] | VARIANTS["fixed_alpha"]
 
 
 def value(config, name):
@@ -105,11 +144,28 @@ def value(config, name):
 
 
 @pytest.mark.parametrize("task", ["toy", "pick_cube"])
-@pytest.mark.parametrize(("algorithm", "expected"), [("rlinf_dsrl", RLINF), ("dsrl_pi0", DSRL_PI0)])
-def test_a_preset_is_what_the_project_runs(algorithm, expected, task):
+@pytest.mark.parametrize(
+    ("algorithm", "kind", "expected"),
+    [("rlinf_dsrl", DSRLSAC, RLINF), ("dsrl_pi0", DSRLSAC, DSRL_PI0), ("dsrl_na_published", DSRLNA, DSRL)],
+)
+def test_a_preset_is_what_the_project_runs(algorithm, kind, expected, task):
     config = compose([f"task={task}", f"algorithm={algorithm}"])
-    assert config.agent is DSRLSAC
+    assert config.agent is kind
     assert {name: value(config, name) for name, *_ in expected} == {name: wanted for name, wanted, _ in expected}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant_of_dsrl_na_differs_in_what_its_name_says(variant):
+    published = compose(["algorithm=dsrl_na_published"])
+    config = compose([f"algorithm=dsrl_na_{variant}"])
+    wanted = VARIANTS[variant]
+    assert {name: value(config, name) for name in wanted} == wanted
+    changed = {name: value(published, name) for name in wanted}
+    algorithm = {name[10:]: old for name, old in changed.items() if name.startswith("algorithm.")}
+    assert config.algorithm.replace(**algorithm) == published.algorithm
+    stage2 = {name[7:]: old for name, old in changed.items() if name.startswith("stage2.")}
+    assert config.stage2.replace(**stage2) == published.stage2
+    assert config.to_dict()["networks"] == published.to_dict()["networks"]
 
 
 def test_rlinf_makes_200_updates_in_a_round():
@@ -126,6 +182,14 @@ def test_rlinfs_reward_is_minus_one_until_success_and_then_zero():
         td = env.step(td.set("action", ((env.goal - env.position) / 0.1).clamp(-1, 1)))["next"]
         towards.append((td["success"].item(), td["reward"].item()))
     assert towards == [(False, -1.0)] * (len(towards) - 1) + [(True, 0.0)] and len(towards) > 1
+
+
+def test_the_two_stage_runs_begin_with_stage_1_and_the_published_does_not():
+    begins = {
+        name: compose(["task=toy", f"algorithm={name}"]).stage2.from_stage1 for name in ("dsrl_aw_mle", "dsrl_na")
+    }
+    assert set(begins.values()) == {("actor", "critics")}
+    assert compose(["task=toy", "algorithm=dsrl_na_published"]).stage2.from_stage1 == ()
 
 
 def test_a_presets_networks_can_be_replaced():

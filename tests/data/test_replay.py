@@ -44,6 +44,18 @@ def test_the_fraction_is_exact_and_only_common_entries_stay(fraction, share):
         assert "action" not in batch.keys()
 
 
+def test_prefilled_they_are_drawn_like_everything_else():
+    """Their share is that of what is stored, at first all but one; one stays."""
+    replay, shares = Replay(3_000, 16, transitions(20, 1.0), None), []
+    for n in (1, 19, 40, 240, 2_700):
+        replay.extend(transitions(n, 0.0, action=torch.zeros(n, 3)))
+        batch = replay.sample(2)
+        assert batch.shape == (2, 16) and "action" not in batch.keys()
+        shares.append(batch["observation"][..., 0].sum(1).tolist())
+    assert shares == [[share, share] for share in (15, 8, 4, 1, 1)]
+    assert Replay(10, 16, None, None).offline_share == 0
+
+
 @pytest.mark.parametrize("offline", [None, transitions(5, 1.0)])
 def test_no_fraction_is_online_data_alone(offline):
     replay = Replay(100, 16, offline, 0.0)

@@ -129,6 +129,28 @@ def test_a_subset_larger_than_the_ensemble_is_refused():
         make_loss(num_critics=2, target_subset=3)
 
 
+@pytest.mark.parametrize("cap", [1.7, 2.2])
+def test_a_target_with_capped_entropy(cap):
+    """``min(-log π, cap)`` of each decision, for noise scaled to [-1, 1]; the actor's loss has no cap."""
+    actor, loss, batch = make_all(entropy_cap=cap)
+    following = batch["next"]
+    torch.manual_seed(5)
+    _, metadata = loss.qvalue_v2_loss(batch)
+    w, log_prob = policy(actor, following, seed=5)
+    value = keep(q_noise_by_hand(loss.target_qvalue_network_params, following, w), "min")
+    bonus = -log_prob.clone()
+    for i, unit in enumerate((bonus - DIM * math.log(MAGNITUDE)).tolist()):
+        if unit > cap:
+            bonus[i] = cap + DIM * math.log(MAGNITUDE)
+    assert 0 < (bonus != -log_prob).sum() < B
+    torch.testing.assert_close(metadata["target"], macro_target(following, value + ALPHA * bonus), rtol=1e-6, atol=1e-9)
+    free = make_loss(actor)
+    torch.manual_seed(6)
+    capped_loss = loss.actor_loss(batch)[0]
+    torch.manual_seed(6)
+    torch.testing.assert_close(capped_loss, free.actor_loss(batch)[0])
+
+
 def test_a_target_entropy_in_all_is_that_of_every_dimension_summed():
     per_dim = make_loss(target_entropy_per_dim=-0.5)
     total = make_loss(target_entropy_per_dim=7.0, target_entropy=-0.5 * DIM)

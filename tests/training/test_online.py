@@ -7,6 +7,7 @@ import torch
 from tensordict.nn import TensorDictModule
 
 from dsrl_torchrl import LatentActionEnv
+from dsrl_torchrl.agents import PPO
 from dsrl_torchrl.data.macro_transitions import to_macro_transitions
 from dsrl_torchrl.envs.toy import STEP_SIZE, optimal_steps
 from dsrl_torchrl.errors import NonFiniteError, UserError
@@ -28,6 +29,7 @@ from tests.training.toy import (
     assert_same_state,
     make_agent,
     make_env,
+    run_offline,
     run_online,
 )
 
@@ -110,6 +112,46 @@ def test_kill_and_resume_equals_the_uninterrupted_run(tmp_path, offline, kind, u
     assert_same_state(resumed, whole)
     assert resumed_rows == rows[-len(resumed_rows) :]
     assert 0 < len(resumed_rows) < len(rows)
+
+
+@pytest.mark.parametrize("utd", [0.02, 0.5])  # rounds without an update, and several epochs
+def test_kill_and_resume_equals_the_uninterrupted_run_on_policy(tmp_path, utd):
+    options = {"utd": utd, "log_env_steps": 1, "offline_fraction": 0.0, "macro_steps_per_round": 24}
+    whole, killed, resumed = (make_agent(PPO, batch_size=8) for _ in range(3))
+    result, rows = tiny(whole, tmp_path / "whole", **options)
+    with pytest.raises(Killed):
+        tiny(killed, tmp_path / "killed", **options, kill_at=140)
+    again, resumed_rows = tiny(resumed, tmp_path / "killed", **options, resume=True)
+    assert (again.env_steps, again.macro_steps, again.updates) == (result.env_steps, result.macro_steps, result.updates)
+    assert result.updates == int(utd * result.macro_steps)
+    assert_same_state(resumed, whole)
+    assert resumed_rows == rows[-len(resumed_rows) :]
+    assert 0 < len(resumed_rows) < len(rows)
+
+
+def test_an_on_policy_agent_learns_from_consecutive_steps_of_its_own(tmp_path, monkeypatch):
+    """Each once, none across a reset, from the first on, whatever the warm-up; their densities are the policy's."""
+    agent, seen = make_agent(PPO, batch_size=8, actor_lr=1e-9), []
+    original = agent.finish_rollout
+    monkeypatch.setattr(agent, "finish_rollout", lambda rollout: (seen.append(rollout.clone()), original(rollout))[1])
+    options = {"offline_fraction": 0.0, "utd": 0.5, "macro_steps_per_round": 24}
+    result, _ = tiny(agent, tmp_path, checkpoint_env_steps=90, **options)
+    assert len(seen) > 3 and sum(len(rollout.reshape(-1)) for rollout in seen) == result.macro_steps
+    assert seen[0].shape == (8, 3)
+    for rollout in seen:
+        following = rollout["next"]
+        goes_on = ~following["done"][:, :-1].squeeze(-1)
+        assert torch.equal(following["observation"][:, :-1][goes_on], rollout["observation"][:, 1:][goes_on])
+        dist = agent.actor.get_dist(agent.encoder(rollout.copy()))
+        torch.testing.assert_close(dist.log_prob(rollout["action"]), rollout["sample_log_prob"], rtol=1e-3, atol=1e-3)
+
+
+def test_an_on_policy_agent_gets_no_offline_data(tmp_path, offline):
+    agent = make_agent(PPO, batch_size=8)
+    with pytest.raises(UserError, match=r"PPO learns from its own newest .*: set stage2\.offline_fraction=0, got 0\.5"):
+        tiny(agent, tmp_path, offline=offline)
+    with pytest.raises(UserError, match="PPO learns on-policy alone"):
+        run_offline(agent, offline, tmp_path)
 
 
 @pytest.mark.parametrize("utd", [0.25, 1.5])

@@ -131,8 +131,11 @@ def with_chunks(transitions: TensorDictBase, policy: IdentityPolicy) -> TensorDi
     return transitions.copy().set("action", policy.encode_chunk(chunk.to(policy.device)).to(chunk.device))
 
 
-def joined(rollouts: TensorDictBase, demonstrations: TensorDictBase | None, *, noise: bool) -> TensorDictBase:
-    """One data set ``[n]``: with the noise of its transitions, or without, where that is not read."""
+def joined(rollouts: TensorDictBase | None, demonstrations: TensorDictBase | None, *, noise: bool) -> TensorDictBase:
+    """One data set ``[n]`` of one or both: with the noise of its transitions, or without, where that is not read."""
+    if rollouts is None:
+        assert demonstrations is not None
+        return demonstrations
     rollouts = rollouts if noise else rollouts.exclude("action")
     if demonstrations is None:
         return rollouts
