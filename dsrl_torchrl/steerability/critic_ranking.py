@@ -100,7 +100,7 @@ class CriticRanking:
         ]
         return (
             f"critics: {', '.join(parts)} of what the best of {self.noises} noises would "
-            f"({self.best_gain.value:.2g} of return; {self.states} states)"
+            f"({self.best_gain.value:.2g} of return; noises differ at {self.ranked_states} of {self.states} states)"
         )
 
 
