@@ -180,10 +180,11 @@ class Run(Inputs):
         try:
             self.probe_in(env)
             learned = None
-            whole = self.config.latent.subspace_dim is None  # the noise that is measured
-            if whole and self.folder.stage2.exists:
+            # Critics of a whole noise, as it is measured; what searches alone has none.
+            ranks = self.config.latent.subspace_dim is None and self.config.agent.learns_offline
+            if ranks and self.folder.stage2.exists:
                 learned, stage = self._learned(env, self.config.algorithm, self.folder.stage2), "stage 2"
-            elif whole and self.folder.stage1.exists:
+            elif ranks and self.folder.stage1.exists:
                 learned, stage = self._learned(env, self.config.offline_algorithm, self.folder.stage1), "stage 1"
             report, files = diagnose.diagnose_base(env, policy, learned, self.config, self.folder.path / "diagnosis")
         finally:
