@@ -1,7 +1,7 @@
 """``python -m benchmarks <name>``: what things cost, as ratios from one run.
 
     python -m benchmarks update            # one benchmark
-    python -m benchmarks all               # but gpu and those that train: cold_start, methods, offline_failures
+    python -m benchmarks all               # but for gpu and those that train: cold_start, methods, offline_failures
     python -m benchmarks all --smoke       # with tiny sizes: that they run, not what they measure
     python -m benchmarks gpu               # where there is a graphics card
     python -m benchmarks methods suite=small    # every method on the same frozen base policies

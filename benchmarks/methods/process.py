@@ -28,9 +28,11 @@ def main() -> None:
     for step in steps.split(","):
         try:
             dsrl([step, *words])
-        except SystemExit as error:
-            if (step, error.code) != ("diagnose", 1):  # what it cannot measure takes nothing from the result
+        except (Exception, SystemExit) as error:
+            interrupted = isinstance(error, SystemExit) and error.code != 1
+            if step != "diagnose" or interrupted:
                 raise
+            print(f"no diagnosis: {error!r}")  # what it cannot measure takes nothing from the result
 
 
 def make_shared(folder: Path, rollouts: bool, words: list[str]) -> None:

@@ -18,9 +18,10 @@ from dsrl_torchrl.cli.config import RunConfig
 from dsrl_torchrl.cli.folder import metrics_log
 from dsrl_torchrl.cli.latent_env import make_latent_env, make_side_env
 from dsrl_torchrl.evaluation.progress import ProgressEvaluation
+from dsrl_torchrl.latent_env.base_chunk import ResidualPolicy
 from dsrl_torchrl.latent_env.base_features import FeaturePolicy
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
-from dsrl_torchrl.policies import BasePolicy
+from dsrl_torchrl.policies import BasePolicy, IdentityPolicy
 from dsrl_torchrl.training.online import train_online
 
 
@@ -44,7 +45,14 @@ def train_stage2(
         metrics_log(config, metrics, "env_steps", "stage2") as log,
         ray_workers(config, agent) as workers,
         ProgressEvaluation(
-            partial(make_side_env, config, whole_policy(agent), 1.0, terminate_on_success=False),
+            partial(
+                make_side_env,
+                config,
+                whole_policy(agent),
+                1.0,
+                subspace=agent.decoder.subspace,
+                terminate_on_success=False,
+            ),
             config.stage2.eval_episodes,
         ) as evaluation,
     ):
@@ -83,6 +91,7 @@ def ray_workers(config: RunConfig, agent: Agent) -> AbstractContextManager[Any]:
 
 
 def whole_policy(agent: Agent) -> BasePolicy:
-    """The base policy, with its encoder."""
+    """The base policy, with its encoder, and without what the latent env puts around it."""
     policy = agent.decoder.base_policy
-    return policy.policy if isinstance(policy, FeaturePolicy) else policy
+    policy = policy.policy if isinstance(policy, FeaturePolicy) else policy
+    return policy.base if isinstance(policy, (IdentityPolicy, ResidualPolicy)) else policy
