@@ -12,6 +12,7 @@ from dsrl_torchrl.agents.iql import IQL
 from dsrl_torchrl.agents.lp_ds import LPDS
 from dsrl_torchrl.agents.lps import LPS
 from dsrl_torchrl.agents.ppo import PPO
+from dsrl_torchrl.agents.redq import REDQ
 from dsrl_torchrl.agents.residual_sac import ResidualSAC
 from dsrl_torchrl.agents.td3 import TD3
 from dsrl_torchrl.agents.td3_bc import TD3BC
@@ -25,6 +26,7 @@ __all__ = [
     "LPDS",
     "LPS",
     "PPO",
+    "REDQ",
     "TD3",
     "TD3BC",
     "ActorAgent",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 
+from dsrl_torchrl.agents.redq import REDQ, check_members
 from dsrl_torchrl.agents.residual_sac import ResidualSAC
 from dsrl_torchrl.cli.config import LatentOptions, RunConfig
 from dsrl_torchrl.cli.steps.base import policy_keys
@@ -35,6 +36,7 @@ def check_together(config: RunConfig, find: Callable[[str], str]) -> None:
     check_on_policy(config.agent, config.stage2)
     _check_updates(config)
     _check_batches(config)
+    _check_redq(config)
     _check_ray(config)
     _check_action(config)
     _check_actor_encoder(config)
@@ -148,6 +150,12 @@ def _check_action(config: RunConfig) -> None:
         )
     if config.collector.ray_workers is not None:
         raise UserError(f"{where} can't be collected by Ray workers: collector=processes")
+
+
+def _check_redq(config: RunConfig) -> None:
+    """As its agent does, before any work."""
+    if issubclass(config.agent, REDQ):
+        check_members(config.algorithm, config.networks.num_critics)
 
 
 def _check_batches(config: RunConfig) -> None:

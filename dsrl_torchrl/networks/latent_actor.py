@@ -90,7 +90,13 @@ class LatentActor(ProbabilisticActor):
 
         On tensors: writing loc and scale to a tensordict costs as much as a small network itself.
         """
-        loc, scale = self.module[0].module(tensordict.get(self.features_key))
+        return self._dist(*self.module[0].module(tensordict.get(self.features_key)))
+
+    def build_dist_from_params(self, td_params: TensorDictBase) -> TanhNormal:
+        """From ``loc`` and ``scale``, as losses make it that evaluate the network by themselves (REDQLoss)."""
+        return self._dist(td_params.get("loc"), td_params.get("scale"))
+
+    def _dist(self, loc: Tensor, scale: Tensor) -> TanhNormal:
         scale = scale / self.spread
         # Not as numbers, which TanhNormal copies from the host: no CUDA graph can hold that.
         high = loc.new_full((), self.action_magnitude)

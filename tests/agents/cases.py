@@ -6,16 +6,17 @@ import torch
 from torch import nn
 
 from dsrl_torchrl import LatentActionEnv
-from dsrl_torchrl.agents import AWR, DSRLAWMLE, DSRLNA, DSRLSAC, IQL, LPDS, LPS, PPO, TD3, TD3BC, BestOfN
+from dsrl_torchrl.agents import AWR, DSRLAWMLE, DSRLNA, DSRLSAC, IQL, LPDS, LPS, PPO, REDQ, TD3, TD3BC, BestOfN
 from dsrl_torchrl.data.macro_transitions import to_macro_transitions
 from dsrl_torchrl.envs.toy import PointReachEnv
 from dsrl_torchrl.networks.config import NetworkConfig
 from dsrl_torchrl.policies import BasePolicy
 from tests.steerability.bases import CameraPolicy, CoinCameraEnv
 
-AGENTS = [DSRLNA, DSRLAWMLE, DSRLSAC, TD3, TD3BC, AWR, IQL, PPO, BestOfN, LPDS, LPS]
+AGENTS = [DSRLNA, DSRLAWMLE, DSRLSAC, TD3, TD3BC, AWR, IQL, REDQ, PPO, BestOfN, LPDS, LPS]
 GAMMA, TAU, MAGNITUDE = 0.875, 0.25, 1.5
 SMALL = {"batch_size": 16, "gamma": GAMMA, "tau": TAU, "decoded_pairs": 4, "m_candidates": 8, "critic_only_updates": 2}
+SMALL["target_critics"] = 1
 NETWORKS = {"num_critics": 2, "num_cells": (16, 16), "activation": "tanh"}
 
 

@@ -55,17 +55,18 @@ def check_bridge(make_env, device):
 
 
 def check_training(kind, make_env, device, folder, updates=4, **options):
-    """Rollouts, stage 1, stage 2, a resumed stage 2; the files are read on the CPU."""
+    """Rollouts, stage 1 but for who learns on-policy, stage 2, a resumed stage 2; the files are read on the CPU."""
     env = make_env(device)
     agent = make_agent(kind, env, **options)
     prior = PriorNoise(env.latent_dim, device=device)
     data, _ = collect_rollouts(env, prior, 16, seed=0, observation_keys=agent.in_keys, progress=False)
     assert devices(data.values(True, True)) == {"cpu"}
-    train_offline(agent, data, OfflineConfig(updates=updates), seed=0, folder=folder / "stage1", progress=False)
+    if not kind.on_policy:
+        train_offline(agent, data, OfflineConfig(updates=updates), seed=0, folder=folder / "stage1", progress=False)
     for total in (48, 64):
         config = OnlineConfig(
             total_env_steps=total, warmup_env_steps=16, macro_steps_per_round=8, checkpoint_env_steps=16,
-            utd=updates / 8, offline_fraction=0.25, log_env_steps=1,
+            utd=updates / 8, offline_fraction=0.0 if kind.on_policy else 0.25, log_env_steps=1,
         )  # fmt: skip
         log = MetricsLog()
         result = train_online(

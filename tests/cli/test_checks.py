@@ -42,6 +42,11 @@ MISFITS = [
         ["stage2.offline_fraction=null", "algorithm.batch_size=2"],
         "mixes a batch",
     ),
+    (
+        ["algorithm=redq", "networks.num_critics=2"],
+        ["algorithm=redq", "networks.num_critics=3"],
+        "must be below networks",
+    ),
     # On-policy.
     (["algorithm=ppo", "stage2.offline_fraction=0.5"], ["algorithm=ppo"], "set stage2.offline_fraction=0"),
     (["algorithm=ppo", "stage2.from_stage1=[actor,critics]"], ["algorithm=ppo"], "a critic that stage 1 doesn't learn"),

@@ -79,12 +79,12 @@ def test_plain_sac_is_one_override_away(capsys):
     assert "stage1 " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("algorithm", ["dsrl_na", "td3", "best_of_n", "rlpd", "residual_sac"])
+@pytest.mark.parametrize("algorithm", ["dsrl_na", "td3", "redq", "best_of_n", "rlpd", "residual_sac"])
 def test_every_algorithm_runs_through(finished, capsys, algorithm):
     main(["run", *SMOKE, *loaded(finished / "a" / "base"), f"algorithm={algorithm}", "name=x"])
     out = capsys.readouterr().out
     assert "stage2_deterministic" in out
-    assert ("stage1_deterministic" in out) == (algorithm not in ("td3", "rlpd", "residual_sac"))
+    assert ("stage1_deterministic" in out) == (algorithm not in ("td3", "redq", "rlpd", "residual_sac"))
 
 
 @pytest.mark.parametrize("algorithm", ["offline_sac", "td3_bc", "awr", "iql"])

@@ -233,7 +233,7 @@ def test_a_mirror_has_rlinfs_names_and_the_csv_ours(tmp_path, monkeypatch):
     assert log.rows[-1]["env/reward"] == pytest.approx(log.rows[-1]["env/return"] / log.rows[-1]["env/episode_len"])
 
 
-@pytest.mark.parametrize("algorithm", ["td3", "best_of_n"])
+@pytest.mark.parametrize("algorithm", ["td3", "redq", "best_of_n"])
 def test_actors_that_cannot_encode_are_refused_before_any_work(algorithm):
     with pytest.raises(UserError, match=r"networks\.actor_encoder=own is not for .*: choose shared"):
         compose(["task=toy", f"algorithm={algorithm}", "networks.actor_encoder=own"])

@@ -7,7 +7,7 @@ import torch
 from tensordict.nn import TensorDictModule
 
 from dsrl_torchrl import LatentActionEnv
-from dsrl_torchrl.agents import PPO
+from dsrl_torchrl.agents import PPO, REDQ
 from dsrl_torchrl.data.macro_transitions import to_macro_transitions
 from dsrl_torchrl.envs.toy import STEP_SIZE, optimal_steps
 from dsrl_torchrl.errors import NonFiniteError, UserError
@@ -199,11 +199,11 @@ def test_everything_that_must_be_logged_is(tmp_path, kind):
         "env/return", "env/reward", "env/episode_len", "env/episodes",
     }  # fmt: skip
     wanted |= {metric for metrics, _ in kind.panels for metric in metrics}
-    critic = "q_noise" if kind in (DSRLSAC, TD3) else "q_action"
+    critic = "q_noise" if kind in (DSRLSAC, TD3, REDQ) else "q_action"
     wanted |= {f"{critic}/{name}" for name in ("loss", "td_error", "q_mean", "q_std", "grad_norm")}
     wanted |= set() if kind is BestOfN else {"actor/loss", "actor/grad_norm"}
     assert wanted <= rows[-1][1].keys()
-    with_temperature = kind in (DSRLSAC, DSRLNA)  # the imitating actor has none, nor has TD3's
+    with_temperature = kind in (DSRLSAC, DSRLNA, REDQ)  # the imitating actor has none, nor has TD3's
     assert ("actor/alpha" in rows[-1][1], "actor/alpha_loss" in rows[-1][1]) == (with_temperature, with_temperature)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from dsrl_torchrl import LatentActionEnv
-from dsrl_torchrl.agents import DSRLAWMLE, DSRLNA, DSRLSAC, TD3, BestOfN
+from dsrl_torchrl.agents import DSRLAWMLE, DSRLNA, DSRLSAC, REDQ, TD3, BestOfN
 from dsrl_torchrl.envs.toy import PointReachEnv
 from dsrl_torchrl.networks.config import NetworkConfig
 from dsrl_torchrl.policies import BasePolicy
@@ -13,7 +13,7 @@ from dsrl_torchrl.training.metrics_log import MetricsLog
 from dsrl_torchrl.training.offline import OfflineConfig, train_offline
 from dsrl_torchrl.training.online import OnlineConfig, train_online
 
-AGENTS = [DSRLSAC, DSRLNA, DSRLAWMLE, TD3, BestOfN]
+AGENTS = [DSRLSAC, DSRLNA, DSRLAWMLE, TD3, REDQ, BestOfN]
 GAMMA = 0.9
 #: Of the base policy's actions: noise of this size goes at full speed.
 FULL_SPEED = 1.5
@@ -39,6 +39,7 @@ def make_env(gamma=GAMMA, num_envs=8, max_episode_steps=20):
 def make_agent(kind, seed=0, env=None, num_cells=(16, 16), **options):
     """A small agent; options that its algorithm doesn't have are left out."""
     small = {"batch_size": 32, "gamma": GAMMA, "critic_only_updates": 10, "decoded_pairs": 4, "m_candidates": 8}
+    small["target_critics"] = 1
     known = {name: value for name, value in (small | options).items() if name in kind.Config.model_fields}
     torch.manual_seed(seed)
     networks = NetworkConfig(num_critics=2, num_cells=num_cells)
