@@ -87,7 +87,7 @@ def test_every_algorithm_runs_through(finished, capsys, algorithm):
     assert ("stage1_deterministic" in out) == (algorithm not in ("td3", "redq", "rlpd", "residual_sac"))
 
 
-@pytest.mark.parametrize("algorithm", ["offline_sac", "td3_bc", "awr", "iql"])
+@pytest.mark.parametrize("algorithm", ["td3_bc", "iql"])
 def test_an_offline_baseline_ends_offline(finished, capsys, algorithm):
     demos = f"task.demonstrations.path={finished / 'a' / 'demos' / 'trajectory.h5'}"
     words = [*TINY, *loaded(finished / "a" / "base"), demos, f"algorithm={algorithm}", "stage2.total_env_steps=0"]

@@ -7,7 +7,8 @@ import torch
 from tensordict import TensorDict
 
 from dsrl_torchrl.cli.config import TaskOptions
-from dsrl_torchrl.cli.steps.offline_data import failing_pays
+from dsrl_torchrl.cli.steps.offline_data import failing_pays, with_chunks
+from dsrl_torchrl.policies import FlowPolicy, IdentityPolicy
 
 MANISKILL, TOY = "dsrl_torchrl.envs.maniskill.ManiSkillEnv", "dsrl_torchrl.envs.toy.PointReachEnv"
 
@@ -45,3 +46,15 @@ def test_other_rewards_may_punish_a_failure():
 
 def test_an_env_that_does_not_tell_success():
     assert failing_pays(make_task(), FAILING.exclude(("next", "success"))) is None
+
+
+def test_every_chunk_is_its_own_action():
+    """Of demonstrations and of rollouts under any noise: what was commanded, in the learner's unit."""
+    policy = IdentityPolicy(FlowPolicy(observation_dim=2, action_dim=2, pred_horizon=3).freeze(), 3)
+    chunk = 2 * torch.rand(5, 3, 2) - 1
+    noise = torch.randn(5, 6)
+    for stored in ({}, {"action": noise}):
+        data = TensorDict({**stored, "next": {"action_chunk": chunk}}, [5])
+        labelled = with_chunks(data, policy)
+        torch.testing.assert_close(policy(None, labelled["action"].unflatten(-1, (3, 2))), chunk)
+        assert data.get("action", None) is stored.get("action")  # the shared rollouts keep their noise
