@@ -17,7 +17,7 @@ PANELS = [
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Draws the results of all methods."""
+    """Draws the results; methods that were stopped before their evaluation have curves alone."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -33,8 +33,9 @@ def draw(results: dict[str, Any], path: Path) -> None:
                 axis.plot(*zip(*points, strict=True), color=colours[name], label=name, linewidth=1.2)
         axis.set(title=title, xlabel="updates", yscale=scale)
         axis.grid(alpha=0.3)
-    _bars(axes[0, 3], results, colours, "success once", lambda r, kind: r[kind]["success_once"])
-    _bars(axes[1, 3], results, colours, "error of an action, demonstrations", lambda r, kind: r["chunk_error"][kind])
+    measured = {name: result for name, result in results.items() if "sampled" in result}
+    _bars(axes[0, 3], measured, colours, "success once", lambda r, kind: r[kind]["success_once"])
+    _bars(axes[1, 3], measured, colours, "error of an action, demonstrations", lambda r, kind: r["chunk_error"][kind])
     handles = {label: h for axis in axes.flat for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
