@@ -130,10 +130,10 @@ def _outcome(name: str, config: RunConfig, data: Path, episodes: int) -> dict[st
     return outcome
 
 
-def _curves(path: Path) -> dict[str, list[float]]:
+def _curves(path: Path) -> dict[str, list[float | None]]:
     rows = read_metrics(path)
     names = {name for row in rows for name in row if name.split("/")[0] in ("q_noise", "actor", "updates")}
-    return {name: [row.get(name, float("nan")) for row in rows] for name in sorted(names)}
+    return {name: [row.get(name, None) for row in rows] for name in sorted(names)}
 
 
 @torch.no_grad()

@@ -28,7 +28,9 @@ def draw(results: dict[str, Any], path: Path) -> None:
     for axis, (title, metric, scale) in zip(axes.T.flat, PANELS, strict=False):
         for name, result in results.items():
             curves = result.get("curves", {})
-            points = [(x, y) for x, y in zip(curves.get("updates", []), curves.get(metric, []), strict=False) if y == y]
+            points = [
+                (x, y) for x, y in zip(curves.get("updates", []), curves.get(metric, []), strict=False) if y is not None
+            ]
             if points:
                 axis.plot(*zip(*points, strict=True), color=colours[name], label=name, linewidth=1.2)
         axis.set(title=title, xlabel="updates", yscale=scale)

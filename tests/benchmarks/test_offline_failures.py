@@ -47,7 +47,7 @@ def test_the_pull_of_q_does_not_depend_on_its_size():
 
 def test_it_is_drawn(tmp_path):
     rate = {"success_once": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10}}
-    curves = {"updates": [50, 100], "actor/lam": [1.0, float("nan")], "actor/q_mean": [1.0, 2.0]}
+    curves = {"updates": [50, 100], "actor/lam": [1.0, None], "actor/q_mean": [1.0, 2.0]}
     result = {"sampled": rate, "mode": rate, "chunk_error": {"sampled": 0.1, "mode": 0.05}, "curves": curves}
     draw({"flow cloning": {**result, "curves": {}}, "TD3+BC": result}, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
