@@ -56,5 +56,5 @@ def _bars(axis: Any, results: dict[str, Any], colours: dict[str, str], title: st
             else:
                 axis.bar(i + shift, found, 0.4, color=colours[name], alpha=alpha)
     axis.set_xticks(range(len(results)), list(results), rotation=35, ha="right", fontsize=8)
-    axis.set_title(f"{title} (pale: sampled, full: mode)", fontsize=10)
+    axis.set_title(f"{title}\n(pale: sampled, full: mode)", fontsize=10)
     axis.grid(axis="y", alpha=0.3)
