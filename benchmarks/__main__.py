@@ -1,7 +1,8 @@
 """``python -m benchmarks <name>``: what things cost, as ratios from one run.
 
     python -m benchmarks update            # one benchmark
-    python -m benchmarks all               # but for gpu and those that train: cold_start, methods, offline_failures
+    python -m benchmarks all               # but for gpu and those that train: cold_start, critic_targets,
+    #                                        methods, offline_failures
     python -m benchmarks all --smoke       # with tiny sizes: that they run, not what they measure
     python -m benchmarks gpu               # where there is a graphics card
     python -m benchmarks methods suite=small    # every method on the same frozen base policies
@@ -23,6 +24,7 @@ from torchrl import logger
 
 from benchmarks import (
     cold_start,
+    critic_targets,
     end_to_end,
     gpu,
     latent_env,
@@ -87,7 +89,13 @@ def _parser(smoke: bool) -> argparse.ArgumentParser:
         benchmark = _add(names, name, module, [common])
         if smoke:
             benchmark.set_defaults(**module.SMOKE)
-    for name, trains in {"cold_start": cold_start, "methods": methods, "offline_failures": offline_failures}.items():
+    trainings = {
+        "cold_start": cold_start,
+        "critic_targets": critic_targets,
+        "methods": methods,
+        "offline_failures": offline_failures,
+    }
+    for name, trains in trainings.items():
         _add(names, name, trains, []).set_defaults(threads=1)
     names.add_parser("all", parents=[common], help=f"{', '.join(SUITE)}, one after the other")
     return parser

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
-from torchrl.envs.utils import ExplorationType, set_exploration_type
 from tqdm import tqdm
 
 from dsrl_torchrl import seeds
-from dsrl_torchrl.collect.episodes import reset_to_seeds
-from dsrl_torchrl.data.macro_transitions import check_finite
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
-from dsrl_torchrl.latent_env.macro_step import CHUNK_KEY, STEPS_KEY, SUCCESS_ONCE_KEY
-from dsrl_torchrl.latent_env.saved_states import SavedStates, restore_states, save_states
+from dsrl_torchrl.latent_env.macro_step import SUCCESS_ONCE_KEY
+from dsrl_torchrl.steerability.branched_episodes import follow_mode, reach_states
 from dsrl_torchrl.steerability.critic_gap import EnsembleCritic
 
-#: State i is that after ``i % STATES_APART`` macro steps: from starts to the middle of an episode.
-STATES_APART = 6
 #: Returns that differ less, in stds of all returns, do not differ: such a state has no ranking.
 SAME_RETURN = 1e-3
 #: Draws of the states with replacement.
@@ -149,13 +143,13 @@ def critic_ranking(
     count = states * noises
     rows = [row for row in range(states) for _ in range(noises)]
     bar = tqdm(total=count + states, unit="episode", desc=progress, mininterval=1.0, disable=progress is None)
-    with torch.random.fork_rng(), set_exploration_type(ExplorationType.DETERMINISTIC), bar:
+    with torch.random.fork_rng(), bar:
         torch.manual_seed(seed)
-        reached, env_steps = _reach_states(env, states)
+        reached, env_steps = reach_states(env, seeds.first(seeds.DIAGNOSIS, states))
         noise = torch.randn(count, env.latent_dim, device=env.decoder.device)
         # The first noise of every state once more, in another place among other neighbours: does it repeat?
         order, executed = [*rows, *range(states)], torch.cat([noise, noise[::noises]])
-        returns, success, chunk, steps = _follow(env, policy, reached, order, executed, bar.update)
+        returns, success, chunk, steps = follow_mode(env, policy, reached, order, executed, done=bar.update)
     truth = returns[:count].unflatten(0, (states, noises))
     observations = reached[rows].root
 
@@ -192,78 +186,6 @@ def rank_against(truth: Tensor, value: Tensor) -> Ranking:
         std=float(value.std(1).mean()),
         across_states=float(across),
     )
-
-
-def _reach_states(env: LatentActionEnv, count: int) -> tuple[SavedStates, int]:
-    """State i is that after ``i % 6`` macro steps, or the last of an episode that ends before; and the env steps."""
-    size, env_steps = env.batch_size.numel(), 0
-    starts, reached = seeds.first(seeds.DIAGNOSIS, count), []
-    # By state, so that states and noises are the same however many envs there are.
-    noise = torch.randn(STATES_APART, count, env.latent_dim, device=env.decoder.device)
-    for begin in range(0, count, size):
-        group = starts[begin : begin + size]
-        idle = size - len(group)
-        td = reset_to_seeds(env, [*group, *[group[-1]] * idle])
-        kept: list[SavedStates | None] = [None] * len(group)
-        running = torch.arange(size) < len(group)
-        for taken in range(STATES_APART):
-            saved = save_states(env, td)
-            for i in range(len(group)):
-                if running[i] and taken <= (begin + i) % STATES_APART:
-                    kept[i] = saved[[i]]
-            own = noise[taken, begin : begin + size]
-            td = env.step(td.set("action", torch.cat([own, own[-1:].expand(idle, -1)])))
-            env_steps += int(td["next", STEPS_KEY].flatten().cpu()[running].sum())
-            running &= ~td["next", "done"].flatten().cpu()
-            td = env.step_mdp(td)
-        reached += [state for state in kept if state is not None]
-    return SavedStates.cat(reached), env_steps
-
-
-def _follow(
-    env: LatentActionEnv,
-    policy: TensorDictModuleBase,
-    states: SavedStates,
-    rows: Sequence[int],
-    noise: Tensor,
-    done: Callable[[int], object],
-) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Executes ``noise[i]`` from ``states[rows[i]]`` and then the policy's mode, ``env.batch_size`` of them at once.
-
-    Returns:
-        Discounted returns ``[n]`` and success ``[n]``, on the CPU; the chunks of the noises ``[n, act_horizon,
-        action_dim]``; the env steps taken.
-    """
-    size, env_steps = env.batch_size.numel(), 0
-    outcomes = []
-    for begin in range(0, len(rows), size):
-        group = list(rows[begin : begin + size])
-        idle = size - len(group)
-        td = restore_states(env, states[[*group, *[group[-1]] * idle]])
-        first = noise[begin : begin + size]
-        td.set("action", torch.cat([first, first[-1:].expand(idle, -1)]))
-        running, returns = torch.arange(size) < len(group), torch.zeros(size, dtype=torch.float64)
-        discount, success, chunks = torch.ones_like(returns), torch.zeros_like(running), []
-        while running.any():
-            td = env.step(td)
-            check_finite(td[running], env_steps)
-            after = td["next"].select("reward", "terminated", "done", STEPS_KEY, SUCCESS_ONCE_KEY).cpu()
-            reward, steps = after["reward"].flatten().double(), after[STEPS_KEY].flatten()
-            factor = env.gamma**steps
-            returns += running * discount * reward
-            discount = discount * factor
-            done_now = after["done"].flatten()
-            limit = running & done_now & ~after["terminated"].flatten()
-            returns += torch.where(limit, discount * reward / (1 - factor), 0.0)
-            success |= running & after[SUCCESS_ONCE_KEY].flatten()
-            env_steps += int(steps[running].sum())
-            chunks.append(td["next", CHUNK_KEY])
-            running = running & ~done_now
-            td = policy(env.step_mdp(td))
-        outcomes.append((returns[: len(group)], success[: len(group)], chunks[0][: len(group)]))
-        done(len(group))
-    returns, success, chunk = (torch.cat(column) for column in zip(*outcomes, strict=True))
-    return returns, success, chunk, env_steps
 
 
 def _differing(truth: Tensor) -> Tensor:
