@@ -1,4 +1,4 @@
-"""What :mod:`benchmarks.critic_targets` found, as lines and as bars."""
+"""What :mod:`benchmarks.critic_targets` found, as lines, a table and bars."""
 
 from __future__ import annotations
 
@@ -24,6 +24,34 @@ def line(name: str, outcome: dict[str, Any]) -> str:
         if judge in outcome
     ]
     return f"{name}: {'; '.join(found)}"
+
+
+def table(variants: dict[str, Any]) -> str:
+    """The page's table: a row a variant and judge."""
+    rows = [
+        "| Q^A fitted to | judge | Pearson | Spearman | share of the gain | across states | env steps | CPU s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for outcome in variants.values():
+        for judge, label in JUDGES.items():
+            if judge not in outcome:
+                continue
+            found = outcome[judge]
+            seconds = outcome.get("seconds", 0) + (outcome["model"]["seconds"] if judge.startswith("pred") else 0)
+            cells = [
+                outcome["what"],
+                label,
+                *(_interval(found[measure]) for measure in ("pearson", "spearman", "share")),
+                f"{found['across_states']:.2f}",
+                f"{outcome['env_steps']:,}",
+                f"{seconds:.0f}" if seconds else "",
+            ]
+            rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _interval(estimate: dict[str, float]) -> str:
+    return f"{estimate['value']:.2f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
 
 
 def draw(variants: dict[str, Any], path: Path) -> None:

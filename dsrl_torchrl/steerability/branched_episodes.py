@@ -88,7 +88,8 @@ def follow_mode(
         first = noise[begin : begin + size]
         td.set("action", torch.cat([first, first[-1:].expand(idle, -1)]))
         running, returns = torch.arange(size) < len(group), torch.zeros(size, dtype=torch.float64)
-        discount, success, chunks = torch.ones_like(returns), torch.zeros_like(running), []
+        discount, success = torch.ones_like(returns), torch.zeros_like(running)
+        chunks: list[Tensor] = []
         while running.any():
             td = env.step(td)
             check_finite(td[running], env_steps)
