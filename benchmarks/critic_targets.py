@@ -6,7 +6,8 @@
 The mode of stage 1's actor is the fixed policy. Its true returns after 10 prior noises from each of 96 states, in a
 simulator that restores states, are what critics are measured by; no reset is held out. Results are added to
 ``benchmarks/results/critic_targets.json`` as each variant ends, and drawn beside it; collected episodes stay in
-``<run>/critic_targets``. ``--variants a,b`` chooses some. docs/why-critics-rank.md says what came out.
+``<run>/critic_targets``. ``--variants a,b`` chooses some. It ends with the table of docs/why-critics-rank.md, which
+says what came out.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.critic_experiment import COLLECTED, Experiment, Sizes, Variant, run_config
-from benchmarks.critic_figure import draw, line
+from benchmarks.critic_figure import draw, line, table
 from dsrl_torchrl.cli.run import Run
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.files import write_json
@@ -72,7 +73,9 @@ def main(arguments: argparse.Namespace) -> None:
                 _say(line(name, outcome))
         finally:
             experiment.env.close()
-    draw(_results(arguments.results), arguments.results.with_suffix(".png"))
+    found = _results(arguments.results)
+    draw(found, arguments.results.with_suffix(".png"))
+    _say(table(found))
 
 
 def _results(path: Path) -> dict[str, Any]:
