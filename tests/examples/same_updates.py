@@ -62,7 +62,7 @@ def disturb(*groups):
 
 def copy_actor(bare, actor):
     """Our latent policy into :class:`examples.dsrl_na_single_file.Actor`."""
-    hidden, head, _ = actor.module[0].module
+    hidden, head, *_ = actor.module[0].module
     bare.hidden.load_state_dict(hidden.state_dict())
     bare.head.load_state_dict(head.state_dict())
 
