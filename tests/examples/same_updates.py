@@ -48,7 +48,7 @@ def assert_same_updates(setting, algorithm, bare_class, updates=4):
     for own, params in pairs.items():
         for by_hand, our in zip(critic_tensors(own), ensemble_tensors(own, params), strict=True):
             torch.testing.assert_close(by_hand.data, our.data, rtol=1e-5, atol=1e-5)
-    hidden, head, _ = agent.actor.module[0].module
+    hidden, head, *_ = agent.actor.module[0].module
     for by_hand, our in zip(bare.actor.parameters(), [*hidden.parameters(), *head.parameters()], strict=True):
         torch.testing.assert_close(by_hand.data, our.data, rtol=1e-5, atol=1e-5)
 
