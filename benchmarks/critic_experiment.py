@@ -199,7 +199,7 @@ class Experiment:
             predictor = NextStateModel(data, self.key, updates=self.sizes.updates)
             predicted = with_next_chunks(self.agent, predictor(first))
             judges["predicted_next_state"] = critic.next_values(predicted)
-            r2 = within_r2(predicted["next", self.key], first["next", self.key])
+            r2 = within_r2(predicted["next", self.key], first["next", self.key], predictor.unit)
             model = {"model": {"within_r2": r2, "seconds": round(predictor.seconds, 1)}}
         facts = {
             "what": variant.what,

@@ -21,6 +21,7 @@ from dsrl_torchrl.objectives.polyak import PolyakUpdate
 from dsrl_torchrl.objectives.q_action import QActionLoss
 
 MEMBERS = 3  # of the model
+LEAST_STD = 0.01  # of the largest: an entry that hardly varies must not count like the others
 WITHIN_WEIGHT = 5.0  # of the differences within a state, in the regression
 STATES_AT_ONCE = 32  # of the regression, in an update
 #: What TD reads here.
@@ -137,7 +138,7 @@ def centred_error(values: Tensor, returns: Tensor, weight: float = 1.0) -> Tenso
 
 
 class NextStateModel(nn.Module):
-    """Where a chunk leads: an ensemble's mean of s' - s in units of its std, by regression on the data's observations.
+    """Where a chunk leads: an ensemble's mean of s' - s, in units of the std of s, by regression.
 
     Args:
         data: macro transitions ``[n]`` with features.
@@ -146,6 +147,7 @@ class NextStateModel(nn.Module):
         seed: of weights and batches.
 
     Attributes:
+        unit: ``[d]``, what counts as much in every entry.
         seconds: CPU seconds of the updates.
     """
 
@@ -154,9 +156,9 @@ class NextStateModel(nn.Module):
         torch.manual_seed(seed)
         begin = process_time()
         self.key, self.chunk_std = key, data["next", CHUNK_KEY].std(0).clamp(min=0.01)
-        step = data["next", key] - data[key]
-        self.std = step.std(0).clamp(min=1e-4)
-        inputs, outputs = self._inputs(data), step / self.std
+        std = data[key].std(0)
+        self.unit = std.clamp(min=LEAST_STD * float(std.max()))
+        inputs, outputs = self._inputs(data), (data["next", key] - data[key]) / self.unit
         self.members = nn.ModuleList(
             MLP(inputs.shape[-1], outputs.shape[-1], num_cells=[256, 256], activation_class=nn.ReLU)
             for _ in range(MEMBERS)
@@ -177,16 +179,15 @@ class NextStateModel(nn.Module):
     def forward(self, transitions: TensorDictBase) -> TensorDictBase:
         """The transitions ``[*B]`` with the predicted s' for the true one."""
         x = self._inputs(transitions)
-        step = torch.stack([member(x) for member in self.members]).mean(0) * self.std
+        step = torch.stack([member(x) for member in self.members]).mean(0) * self.unit
         return transitions.clone().set(("next", self.key), transitions[self.key] + step)
 
     def _inputs(self, transitions: TensorDictBase) -> Tensor:
         return torch.cat([transitions[FEATURES_KEY], (transitions["next", CHUNK_KEY] / self.chunk_std).flatten(-2)], -1)
 
 
-def within_r2(predicted: Tensor, true: Tensor) -> float:
-    """Share of the variance within a state that is explained, ``[S, K, d]`` both, all entries in units of their std."""
-    unit = true.flatten(0, 1).std(0).clamp(min=1e-4)
+def within_r2(predicted: Tensor, true: Tensor, unit: Tensor) -> float:
+    """Share of the variance within a state that is explained, ``[S, K, d]`` both, all entries in ``unit`` ``[d]``."""
     within, true_within = ((x / unit) - (x / unit).mean(1, keepdim=True) for x in (predicted, true))
     return 1 - float((within - true_within).square().mean() / true_within.square().mean())
 

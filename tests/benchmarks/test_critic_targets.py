@@ -11,7 +11,8 @@ from tensordict.nn import TensorDictModule
 
 from benchmarks.__main__ import main
 from benchmarks.branched_data import Branches, collect_branches
-from benchmarks.critic_targets import OWN, VARIANTS
+from benchmarks.critic_figure import table
+from benchmarks.critic_targets import OWN, RESULTS, VARIANTS
 from benchmarks.fitted_critics import (
     FittedCritic,
     NextStateModel,
@@ -97,9 +98,13 @@ def test_a_model_finds_linear_dynamics():
     data["next", "observation"] = data["observation"] + chunk @ torch.tensor([[1.0, 0.0, 2.0], [0.5, -1.0, 0.0]])
     model = NextStateModel(data, "observation", updates=300)
     true = data["next", "observation"].unflatten(0, (128, 4))
-    assert within_r2(model(data)["next", "observation"].unflatten(0, (128, 4)), true) > 0.95
-    assert within_r2(true, true) == 1
-    assert within_r2(true.mean(1, keepdim=True).expand_as(true), true) == pytest.approx(0, abs=1e-6)
+    assert within_r2(model(data)["next", "observation"].unflatten(0, (128, 4)), true, model.unit) > 0.95
+    assert within_r2(true, true, model.unit) == 1
+    assert within_r2(true.mean(1, keepdim=True).expand_as(true), true, model.unit) == pytest.approx(0, abs=1e-6)
+    off = true + torch.tensor([[[0.1], [-0.1], [0.1], [-0.1]]])
+    far = torch.tensor([1e6, 1e6, 1.0])  # the last entry alone counts
+    error = 0.1**2 / float((true - true.mean(1, keepdim=True))[..., 2].square().mean())
+    assert within_r2(off, true, far) == pytest.approx(1 - error, abs=1e-4)
 
 
 def test_branches_are_the_ranking_s(tmp_path):
@@ -173,3 +178,8 @@ def test_a_tiny_run(tmp_path):
     assert tails["env_steps"] >= 50 and tails["updates"] == 3 and tails["model"]["within_r2"] <= 1
     assert all(-1 <= tails[judge]["pearson"]["value"] <= 1 for judge in ("q", "next_state", "predicted_next_state"))
     assert results.with_suffix(".png").stat().st_size > 5_000
+
+
+def test_the_page_has_the_committed_results():
+    results = json.loads(RESULTS.read_text())["variants"]
+    assert table(results) in (RESULTS.parents[2] / "docs/why-critics-rank.md").read_text()
