@@ -180,12 +180,12 @@ def train_online(
             with collecting(policy, stream, updates.make) as batches:
                 for batch in batches:
                     updates.make()
-                    agent.advance(min(1.0, counters.env_steps / config.total_env_steps))
                     transitions = to_macro_transitions(batch, agent.in_keys).to(agent.device)
                     check_finite(transitions, counters.env_steps)
                     replay.extend(agent.store(transitions, online=True))
                     before = counters.env_steps
                     counters.env_steps += int(transitions["next", STEPS_KEY].sum())
+                    agent.advance(min(1.0, counters.env_steps / config.total_env_steps))
                     counters.macro_steps += len(transitions)
                     episodes.update(batch)
                     ended = counters.env_steps >= min(end, config.total_env_steps)
