@@ -28,13 +28,22 @@ WITH = {
     "algorithm.batch_size": {"stage2.offline_fraction": 0, "stage2.replay_size": 1_000_000_000},
     "networks.in_keys": {"stage1.use_demonstrations": False},
     "stage2.total_env_steps": {"stage2.warmup_env_steps": 0},
-    "latent.knots": {"latent.noise_layout": "interpolated"},
+    "stage2.from_stage1": {"stage2.total_env_steps": 60_000},
+    "latent.knots": {"latent.noise_layout": "interpolated", "latent.action": "noise"},
+    "latent.action_magnitude": {"latent.action": "noise"},
+    "latent.residual_scale": {
+        "latent.action": "residual",
+        "latent.action_magnitude": 1.0,
+        "stage2.from_stage1": [],
+        "stage2.offline_fraction": 0,
+    },
+    "collector.ray_workers": {"latent.action": "noise"},
     "stage2.replay_size": {"algorithm.batch_size": 1, "stage2.offline_fraction": 0},
 }
 #: Of these, the end of the range needs more of another than there may be.
 ALONE = dict.fromkeys(
     ("stage2.warmup_env_steps", "algorithm.critic_only_updates", "stage1.algorithm.critic_only_updates"), (0, 1)
-) | {"latent.knots": (2, 3)}
+) | {"latent.knots": (2, 3), "algorithm.target_critics": (1, 2)}
 
 
 @pytest.fixture(scope="module")

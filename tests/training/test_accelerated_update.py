@@ -15,6 +15,12 @@ from dsrl_torchrl.training.update_rounds import make_updates
 from tests.training.toy import DSRLAWMLE, DSRLSAC, TD3, make_agent, make_env
 
 
+@pytest.fixture(autouse=True)
+def _nothing_compiled():
+    """What other tests of this process have compiled of the same lines would be tried first, and recompiled."""
+    dynamo.reset()
+
+
 def trained(kind, compile, updates=3, **options):
     env = make_env()
     env.set_seed(0)

@@ -59,7 +59,7 @@ class Ranked(SimpleNamespace):
     """In the place of an agent: ``Q(s, w) = -|w|²`` and, in another member, 1 more; the policy acts by zero noise."""
 
     device = torch.device("cpu")
-    decoder = SimpleNamespace(latent_dim=3)
+    decoder = SimpleNamespace(latent_dim=3, base_policy=None, device=torch.device("cpu"))
 
     def policy(self, observations):
         return observations.set("action", torch.zeros(len(observations), 3))
@@ -134,7 +134,7 @@ def is_critic(name):
 def test_stage_2_starts_with_what_it_takes_from_stage_1(tmp_path, rollouts, stage1, components):
     """Env steps but no update: what comes out is what stage 1 put in."""
     (first, folder), kind = stage1, type(stage1[0])
-    agent = make_agent(kind, seed=5)
+    agent = make_agent(kind, seed=5, final_spread=1.0)
     agent.load(folder, components)
     fresh = {name: dict(tensors) for name, tensors in make_agent(kind, seed=5).tensors().items()}
     options = {"total_env_steps": 40, "warmup_env_steps": 0, "utd": 1e-6}

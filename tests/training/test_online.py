@@ -240,7 +240,7 @@ def test_nan_losses_are_named(tmp_path, kind, critic):
     ("options", "message"),
     [
         ({"utd": 0.0}, "utd"),
-        ({"total_env_steps": 0}, "total_env_steps"),
+        ({"total_env_steps": -1}, "total_env_steps"),
         ({"warmup_env_steps": -1}, "warmup_env_steps"),
         ({"warmup_env_steps": 900, "total_env_steps": 900}, r"warmup_env_steps \(900\) must be below"),
         ({"offline_fraction": 1.0}, "offline_fraction"),
