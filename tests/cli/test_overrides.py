@@ -35,6 +35,7 @@ WITH = {
         "latent.action": "residual",
         "latent.action_magnitude": 1.0,
         "stage2.from_stage1": [],
+        "stage2.total_env_steps": 60_000,
         "stage2.offline_fraction": 0,
     },
     "collector.ray_workers": {"latent.action": "noise"},
