@@ -11,8 +11,8 @@ from typing_extensions import Self
 
 from dsrl_torchrl import seeds
 from dsrl_torchrl.agents.agent import Agent
-from dsrl_torchrl.cli.inputs import Inputs
 from dsrl_torchrl.cli.latent_env import make_latent_env
+from dsrl_torchrl.cli.offline_inputs import OfflineInputs
 from dsrl_torchrl.cli.steps import diagnose, evaluate, stage1, stage2
 from dsrl_torchrl.cli.steps.evaluate import Policies
 from dsrl_torchrl.errors import UserError
@@ -21,7 +21,7 @@ from dsrl_torchrl.evaluation.videos import FrameRecorder
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 
 
-class Run(Inputs):
+class Run(OfflineInputs):
     """Drives the steps of one run: demos, base, rollouts, stage 1, stage 2, evaluation, each if it is missing.
 
     The methods decide what is needed, and the functions in :mod:`dsrl_torchrl.cli.steps` do it. Use it as a context

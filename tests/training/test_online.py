@@ -172,12 +172,6 @@ def test_updates_begin_after_the_warm_up_and_catch_up(tmp_path):
     assert updates[2] == rows[2][1]["replay_buffer/size"]
 
 
-def test_a_policy_that_narrows_has_narrowed_when_the_run_ends(tmp_path):
-    agent = make_agent(DSRLAWMLE, final_spread=0.25)
-    tiny(agent, tmp_path)
-    assert agent.actor.spread == agent.kept_policy.actor.spread == 0.25
-
-
 @pytest.mark.parametrize("by_prior", [True, False])
 def test_the_warm_up_is_the_priors_or_the_agents_own(tmp_path, monkeypatch, by_prior):
     """The prior has no bound; the latent policy stays inside of it."""
