@@ -114,6 +114,9 @@ class Inputs:
                 self.say(f"demonstrations: {path} (exists)")
             return path
         demos.check_entries(self.interface, self.config)
+        if self.config.base_policy.load is None:
+            policy = self._check_cloned(self.interface.low.numel())
+            base.check_fits(policy, task, self.config.latent)  # before the demonstrations, not after the cloning
         artifact.begin()
         demos.record_demonstrations(task, path, seed=self.config.seed, progress=self.config.progress)
         episodes = self._episodes(path)
@@ -258,14 +261,14 @@ class Inputs:
                 "stage1.check_episodes=0) and stage2 by themselves"
             )
 
-    def _check_cloned(self) -> None:
+    def _check_cloned(self, action_dim: int = 1) -> BasePolicy:
         """Makes a tiny policy of the same options: what is wrong with them shows before the demonstrations are made."""
         spec = self.config.base_policy.policy
         assert spec is not None
         history = self.config.task.obs_horizon
         in_key, *image_keys = base.policy_keys(spec)
         shapes = {in_key: (history,), **dict.fromkeys(image_keys, (3 * history, 16, 16))}
-        base.make_cloned(spec, self.config.task, shapes, 1, self.config.seed)
+        return base.make_cloned(spec, self.config.task, shapes, action_dim, self.config.seed)
 
     def close_env(self) -> None:
         """Ends the training env and its worker processes; it is made anew where it is needed again."""

@@ -71,3 +71,10 @@ class Server(BasePolicy):
 
     def forward(self, observation, noise):
         return noise
+
+
+def test_a_subspace_as_large_as_the_noise_is_refused_before_the_demonstrations(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "task=toy", "algorithm=pss", "latent.subspace_dim=8", f"output={tmp_path}", "name=a"])
+    assert "below the 8 dimensions" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("trajectory.h5"))
