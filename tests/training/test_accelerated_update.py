@@ -35,7 +35,10 @@ def trained(kind, compile, updates=3, **options):
     def sample(n):
         return data.expand(n, len(data)).clone()
 
-    metrics = make_updates(update, sample, first=0, count=updates - 1)
+    # A sample for each update: the batches of one sample are views of it, whose size is guarded too.
+    metrics = {}
+    for first in range(updates - 1):
+        metrics |= make_updates(update, sample, first=first, count=1)
     # By now all is compiled, long before a capture, which could not wait for a compiler.
     with torch.compiler.set_stance("fail_on_recompile"):
         metrics |= make_updates(update, sample, first=updates - 1, count=1)
