@@ -6,17 +6,15 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
 
-from dsrl_torchrl.agents.actor_agent import ACTOR, ActorAgent, ActorConfig
+from dsrl_torchrl.agents.actor_agent import ActorAgent, ActorConfig
 from dsrl_torchrl.agents.agent import flat, scalars
 from dsrl_torchrl.agents.curve_checks import grew
-from dsrl_torchrl.networks.config import make_actor, make_critics
+from dsrl_torchrl.agents.dsrl_sac import DSRLSAC
 from dsrl_torchrl.networks.critics import reduce_ensemble
-from dsrl_torchrl.networks.latent_actor import LatentPolicy
-from dsrl_torchrl.objectives.polyak import PolyakUpdate
-from dsrl_torchrl.objectives.sac import SACOptions, make_sac_loss
+from dsrl_torchrl.objectives.sac import SACOptions
 from dsrl_torchrl.options import option, with_defaults
 
 
@@ -34,8 +32,8 @@ def effective_share(weights: Tensor) -> Tensor:
     return weights.sum().square() / (len(weights) * weights.square().sum())
 
 
-class AWR(ActorAgent):
-    """Advantage-weighted regression (Peng et al. 2019) with a critic by TD, as in AWAC (Nair et al. 2020; Eq. 28)."""
+class AWR(DSRLSAC):
+    """Advantage-weighted regression (Peng et al. 2019; Eq. 28) on DSRL-SAC's critics, as in AWAC (Nair et al. 2020)."""
 
     class Config(with_defaults(ActorConfig, critic_only_updates=1_000)):  # type: ignore[misc]
         """Hyper-parameters of AWR."""
@@ -44,8 +42,7 @@ class AWR(ActorAgent):
         weight_temperature: float = option(1.0, "of the weights, in standard deviations of a batch's advantages", gt=0)
         max_weight: float = option(20.0, "of a transition", gt=0)
 
-    reads_noise: ClassVar = True
-    actor_can_encode: ClassVar = True
+    mirrored_as: ClassVar = {**ActorAgent.mirrored_as}
     panels: ClassVar = [
         ({"q_noise/td_error": ""}, "TD error"),
         ({"q_noise/q_mean": ""}, "mean Q"),
@@ -58,37 +55,9 @@ class AWR(ActorAgent):
         grew("q_noise/q_mean", 3.0, "over-estimation: more critics", floor=1.0),
     ]
 
-    def __init__(self, env, config=None, networks=None, data=None) -> None:
-        super().__init__(env, config, networks, data)
-        config = self.config
-        self.actor = make_actor(env, self.networks, self.actor_encoder.out_features, self.actor_encoder.out_keys[0])
-        self.sac = make_sac_loss(  # its critics alone
-            self.actor,
-            make_critics(env, self.networks, self.encoder.out_features)["q_noise"],
-            SACOptions(backup=config.backup, backup_entropy=False, fixed_alpha=True),
-            latent_dim=self.decoder.latent_dim,
-            action_magnitude=self.decoder.action_magnitude,
-            gamma=config.gamma,
-            num_critics=self.networks.num_critics,
-        )
-        self.target_updater = PolyakUpdate(self.sac, tau=config.tau)
-        learned = [*self.sac.qvalue_network_params.values(True, True), *self.encoder.parameters()]
-        self.optimise("q_noise", learned, config.critic_lr)
-        self.optimise("actor", self.actor_parameters(self.actor), config.actor_lr)
-        self.policy = LatentPolicy(self.actor_encoder, self.actor)
-        self.kept_policy = self.keep_average(self.actor)
-
-    def update(self, batch: TensorDictBase, parts: frozenset[str]) -> TensorDict:
-        """The critics by TD without entropy, then the actor."""
-        batch = self.encode(batch, ACTOR in parts)
-        loss, out = self.sac.qvalue_v2_loss(batch)
-        norm, q, td_error = self.descend("q_noise", loss), out["q"], out["td_error"]
-        metrics = scalars("q_noise", loss=loss, grad_norm=norm, td_error=td_error, q_mean=q, q_std=q.std())
-        if ACTOR in parts:
-            metrics |= self.learn_actor(self.detached(batch))
-        self.target_updater.step()
-        self.move_target_encoder()
-        return TensorDict(metrics)
+    def sac_options(self) -> SACOptions:
+        """Of the critics alone: their targets have no entropy, and nothing here has a temperature to learn."""
+        return SACOptions(backup=self.config.backup, backup_entropy=False, fixed_alpha=True)
 
     def learn_actor(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """``-w log π(a | s)``, by the advantage over an action of the policy's own."""
@@ -117,9 +86,6 @@ class AWR(ActorAgent):
             bc_loss=-data_log_prob,
             entropy=-log_prob,
         )
-
-    def noise_values(self, observations: TensorDictBase, noise: Tensor) -> Tensor:
-        return self.sac.values(self.encoder(observations.copy()), noise)
 
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
         return {

@@ -49,11 +49,12 @@ class DSRLSAC(SACActorAgent):
 
     def __init__(self, env, config=None, networks=None, data=None) -> None:
         super().__init__(env, config, networks, data)
+        options = self.sac_options()
         self.actor = make_actor(env, self.networks, self.actor_encoder.out_features, self.actor_encoder.out_keys[0])
         self.sac = make_sac_loss(
             self.actor,
             make_critics(env, self.networks, self.encoder.out_features)["q_noise"],
-            self.config,
+            options,
             latent_dim=self.decoder.latent_dim,
             action_magnitude=self.decoder.action_magnitude,
             gamma=self.config.gamma,
@@ -63,10 +64,14 @@ class DSRLSAC(SACActorAgent):
         learned = [*self.sac.qvalue_network_params.values(True, True), *self.encoder.parameters()]
         self.optimise("q_noise", learned, self.config.critic_lr)
         self.optimise("actor", self.actor_parameters(self.actor), self.config.actor_lr)
-        if not self.config.fixed_alpha:
+        if not options.fixed_alpha:
             self.optimise("alpha", [self.sac.log_alpha], self.config.alpha_lr)
         self.policy = LatentPolicy(self.actor_encoder, self.actor)
         self.kept_policy = self.keep_average(self.actor)
+
+    def sac_options(self) -> SACOptions:
+        """Of the critics, the actor and the temperature."""
+        return self.config
 
     def update(self, batch: TensorDictBase, parts: frozenset[str]) -> TensorDict:
         """``Q^W`` by TD, then the actor."""
