@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from tensordict import TensorDict
 from torch import _dynamo as dynamo
 from torch._inductor import config as inductor
 
@@ -35,10 +36,7 @@ def trained(kind, compile, updates=3, **options):
     def sample(n):
         return data.expand(n, len(data)).clone()
 
-    # A sample for each update: the batches of one sample are views of it, whose size is guarded too.
-    metrics = {}
-    for first in range(updates - 1):
-        metrics |= make_updates(update, sample, first=first, count=1)
+    metrics = make_updates(update, sample, first=0, count=updates - 1)
     # By now all is compiled, long before a capture, which could not wait for a compiler.
     with torch.compiler.set_stance("fail_on_recompile"):
         metrics |= make_updates(update, sample, first=updates - 1, count=1)
@@ -97,6 +95,16 @@ def test_the_tenth_agent_of_a_process_is_compiled_too(monkeypatch):
     with dynamo.config.patch(fail_on_recompile_limit_hit=True):
         for factor in range(10):
             assert AcceleratedUpdate(Scale(factor))(torch.ones(2), frozenset()).tolist() == [factor, factor]
+
+
+def test_what_is_compiled_sees_no_view_of_a_sample(monkeypatch):
+    """The size of a view's base is guarded, and one sample has more updates than another."""
+    monkeypatch.setattr(torch, "compile", lambda step, **_: step)
+    agent = Scale(2)
+    agent.update = lambda batch, parts: batch
+    sample = TensorDict({"observation": torch.arange(6.0).reshape(3, 2)}, [3])
+    seen = AcceleratedUpdate(agent)(sample.unbind(0)[1], frozenset())
+    assert seen["observation"]._base is None and seen["observation"].tolist() == [2, 3]
 
 
 def test_a_cpu_update_is_eager_unless_asked():
