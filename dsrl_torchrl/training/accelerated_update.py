@@ -40,7 +40,7 @@ class AcceleratedUpdate:
         """As :meth:`Agent.update`."""
         if parts not in self._steps:
             self._steps[parts] = self._make_step(parts)
-        # A batch is a view of its sample. What is compiled may guard the size of a view's base, and samples differ in it.
+        # A batch is a view of its sample. What is compiled may guard the size of a view's base, and samples differ.
         return self._steps[parts](batch.clone() if self.compile else batch)
 
     def _make_step(self, parts: frozenset[str]) -> Callable[[TensorDictBase], TensorDictBase]:
