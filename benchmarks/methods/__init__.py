@@ -19,8 +19,12 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dsrl_torchrl.errors import UserError
+
+if TYPE_CHECKING:
+    from benchmarks.methods.matrix import Cell
 
 RESULTS = Path(__file__).parents[1] / "results"
 #: Cells at a time: a core each.
@@ -77,7 +81,7 @@ def main(arguments: argparse.Namespace) -> None:
     if rows:
         write_results(file, suite, rows)
     there = {cell_name(row) for row in rows}
-    left = missing_lines([cell.name for cell in suite.cells if cell.name not in there], words)
+    left = missing_lines([cell for cell in suite.cells if cell.name not in there], words)
     written = write_report(words.output / suite.name, suite.name, suite.what, rows, left)
     _say(", ".join(map(str, [*([file] if rows else []), *written])))
     for line in left:
@@ -88,15 +92,21 @@ def main(arguments: argparse.Namespace) -> None:
         raise UserError(f"{len(failures)} failed: {'; '.join(failures)}")
 
 
-def missing_lines(names: Sequence[str], words: Words) -> list[str]:
-    """What was not run, and the command that runs it."""
-    if not names:
+def missing_lines(cells: Sequence[Cell], words: Words) -> list[str]:
+    """What was not run, a line a task, and the command that runs it."""
+    if not cells:
         return []
+    seeds: dict[str, dict[str, list[str]]] = {}
+    for cell in cells:
+        seeds.setdefault(cell.task, {}).setdefault(cell.method, []).append(str(cell.seed))
+    lines = []
+    for task, methods in seeds.items():
+        lines.append(f"{task}: " + ", ".join(f"{method} ({', '.join(which)})" for method, which in methods.items()))
     own = {name: getattr(words, name) for name in NAMES if name != "only"}
     given = [f"{name}={value}" for name, value in own.items() if value != getattr(Words(), name)]
     given = [word for word in given if word != "jobs=0"]
     command = shlex.join(["python", "-m", "benchmarks", "methods", *given, *words.launcher])
-    return [f"{len(names)} cells were not run: {', '.join(names)}", f"`{command}`"]
+    return [f"Cells that were not run (seeds): {len(cells)}", *lines, f"`{command}`"]
 
 
 def read_words(words: Sequence[str]) -> Words:

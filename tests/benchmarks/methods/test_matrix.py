@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from benchmarks.__main__ import main
+from benchmarks.methods import Words, missing_lines
 from benchmarks.methods.matrix import HERE, read_suite, suite_names
 from dsrl_torchrl.errors import UserError
 
@@ -83,6 +84,17 @@ def test_selection(folder):
     for wrong in ("nowhere", "near/online/2", "near/base/0/0"):
         with pytest.raises(UserError, match=r"names no cell of suite=tiny.*near, far.*two_stage.*0, 1"):
             suite.select(wrong)
+
+
+def test_what_was_not_run_is_a_line_a_task_and_a_command(folder):
+    cells = read_suite("tiny", Path("out"), folder()).cells
+    assert missing_lines(cells[4:], Words(suite="tiny", jobs=1)) == [
+        "Cells that were not run (seeds): 6",
+        "far: online (0, 1), base (1)",
+        "near: base (1), two_stage (1), online (1)",
+        "`python -m benchmarks methods suite=tiny jobs=1`",
+    ]
+    assert missing_lines([], Words()) == []
 
 
 def test_every_shipped_method_runs_in_the_smoke_suite():

@@ -46,7 +46,7 @@ def test_page_and_figures(tmp_path):
     rows = [*ROWS, *both("good", 80, task="far")]
     ranking = {"q_action": {"pearson": {"value": 0.36, "low": 0.2}, "share": {"value": 0.1}}, "q_noise": None}
     rows[0]["ranking"] = rows[1]["ranking"] = ranking
-    missing = ["1 cells were not run: far/bad/seed0", "`python -m benchmarks methods suite=tiny`"]
+    missing = ["Cells that were not run (seeds): 1", "far: bad (0)", "`python -m benchmarks methods suite=tiny`"]
     write_report(tmp_path, "tiny", "a <try>", rows, missing)
     page, text = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
     assert "a &lt;try&gt;" in page and page.count("data:image/png;base64,") == 6 and "http" not in page
@@ -59,7 +59,7 @@ def test_page_and_figures(tmp_path):
 
 
 def test_without_any_rows_it_says_what_is_missing():
-    assert report_parts("tiny", "-", [], ["2 cells were not run: a, b"])[-1] == "2 cells were not run: a, b"
+    assert report_parts("tiny", "-", [], ["far: bad (0)"])[-1] == "far: bad (0)"
 
 
 @pytest.mark.parametrize("curve", [[], [{"env_steps": 5, "seconds": 1.0, "success_once": 0.5, "success_at_end": 0.5}]])
