@@ -142,6 +142,7 @@ def test_every_experiment_with_every_algorithm(experiment, algorithm):
         "lift_peg_upright": 40_000,
         "metaworld_hammer_pixels": 40_000,
         "demo": 40_000,
+        "stack_cube": 50_000,
         "pick_cube_long": 150_000,
         "smoke": 400,
     }
