@@ -151,7 +151,7 @@ def success_table(rows: Sequence[Row]) -> Table:
             [
                 method,
                 str(len(mine)),
-                *(format_rate(rates[column]) for column in COLUMNS),
+                *(str(rates[column]) for column in COLUMNS),
                 _thousands([row["env_steps"] for row in mine]),
                 *(_thousands([row["reached"][f"{share:.0%}"] for row in mine]) for share in REACHED),
                 _thousands([row["dip_env_steps"] for row in mine]),
@@ -200,11 +200,6 @@ def origin_table(rows: Sequence[Row]) -> Table:
     return Table(["task", "seed", "base policy", "commit", "versions"], list(seen))
 
 
-def format_rate(rate: Rate) -> str:
-    """``0.94 [0.91, 0.96]``."""
-    return f"{rate.value:.2f} [{rate.low:.2f}, {rate.high:.2f}]"
-
-
 def _everywhere(rows: Sequence[Row], tasks: Sequence[str]) -> Table:
     lines = []
     for method in dict.fromkeys(row["method"] for row in rows):
@@ -215,7 +210,7 @@ def _everywhere(rows: Sequence[Row], tasks: Sequence[str]) -> Table:
             success([[(row[m], row["episodes"]) for row in task if row["policy"] == p] for task in mine])
             for p, m in COLUMNS
         ]
-        lines.append([method, *map(format_rate, rates)])
+        lines.append([method, *map(str, rates)])
     return Table(["method", *(f"{measure} {policy}" for policy, measure in COLUMNS)], lines)
 
 

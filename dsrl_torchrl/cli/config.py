@@ -146,7 +146,7 @@ class Stage1Options(OfflineConfig):
     inversion: Literal["optimisation", "retrieval"] | None = option(
         None, "finds a noise for every demonstrated chunk, for algorithms that learn from the data's noise"
     )
-    check_episodes: int = option(40, "of the result in the env, on resets of their own", ge=0, le=len(CHECKS))
+    check_episodes: int = option(40, "of the result and of the base, on resets of their own", ge=0, le=len(CHECKS))
     algorithm: dict[str, Any] = option(
         {}, "options of the algorithm that are different offline; with _target_: another algorithm, and its options"
     )

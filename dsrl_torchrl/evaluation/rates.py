@@ -16,6 +16,9 @@ class Rate:
     high: float
     n: int
 
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
 
 def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's score interval of a binomial rate (Wilson 1927), 95 % by default."""

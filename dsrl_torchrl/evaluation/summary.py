@@ -9,7 +9,6 @@ from dsrl_torchrl.agents.curve_checks import longest_dip, success_curve
 from dsrl_torchrl.evaluation.evaluate import Evaluation
 from dsrl_torchrl.evaluation.figures import Panel, plot_learning_curve
 from dsrl_torchrl.evaluation.progress import env_steps_to_success
-from dsrl_torchrl.evaluation.rates import Rate
 from dsrl_torchrl.files import write_json
 from dsrl_torchrl.training.metrics_log import read_metrics
 from dsrl_torchrl.versions import installed_versions
@@ -82,12 +81,8 @@ def format_table(results: Mapping[str, Evaluation]) -> str:
     lines = [head, "-" * len(head)]
     for name, result in results.items():
         lines.append(
-            f"{name:<{width}}{_format(result.success_once):>24}{_format(result.success_at_end):>24}"
+            f"{name:<{width}}{result.success_once!s:>24}{result.success_at_end!s:>24}"
             f"{result.return_mean:>9.1f}{result.length_mean:>8.1f}"
         )
     episodes = next(iter(results.values())).success_once.n
     return "\n".join([*lines, f"{episodes} held-out resets, the same for every policy; Wilson 95 % intervals"])
-
-
-def _format(rate: Rate) -> str:
-    return f"{rate.value:.2f} [{rate.low:.2f}, {rate.high:.2f}]"

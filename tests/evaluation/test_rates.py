@@ -15,7 +15,7 @@ def test_wilson_interval_against_published_values():
 def test_rate():
     rate = make_rate([True, False, True, True])
     assert (rate.value, rate.n) == (0.75, 4)
-    assert rate.low < 0.75 < rate.high
+    assert rate.low < 0.75 < rate.high and str(rate) == "0.75 [0.30, 0.95]"
 
 
 def test_an_interval_holds_its_own_rate():

@@ -45,7 +45,7 @@ def base_rollouts(
         progress=progress,
     )
     rate = make_rate(successes)
-    went = f"success {rate.value:.2f} [{rate.low:.2f}, {rate.high:.2f}] of {rate.n} episodes"
+    went = f"success {rate} of {rate.n} episodes"
     return rollouts, f"base rollouts: {len(rollouts)} macro transitions, {went}"
 
 

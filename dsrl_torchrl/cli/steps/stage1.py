@@ -15,7 +15,9 @@ from dsrl_torchrl.cli.config import RunConfig
 from dsrl_torchrl.cli.folder import metrics_log
 from dsrl_torchrl.evaluation.evaluate import evaluate
 from dsrl_torchrl.evaluation.figures import plot_stage1
+from dsrl_torchrl.evaluation.rates import Rate
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
+from dsrl_torchrl.latent_env.prior_noise import make_prior
 from dsrl_torchrl.training.offline import train_offline
 
 
@@ -54,6 +56,7 @@ def train_stage1(
         label = "check stage 1" if config.progress else None
         starts = seeds.first(seeds.CHECKS, config.stage1.check_episodes)
         facts["check"] = evaluate(env, agent.kept_policy, starts, progress=label).to_dict()
+        facts["check_base"] = evaluate(env, make_prior(env.decoder), starts, progress=label).to_dict()
     plot_stage1(log.rows, agent.panels, folder / "stage1.png", config.title)
     return facts, [*files, metrics]
 
@@ -70,5 +73,7 @@ def say_stage1(facts: dict[str, Any], folder: Path, say: Callable[[str], None]) 
     if gain < margin:
         say("warning: the policy's noise is no better than the prior's by its own critic: stage 1 gained nothing")
     if "check" in facts:
-        rate = facts["check"]["success_once"]
-        say(f"check: success {rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}] of {rate['n']} other resets")
+        learned, base = (Rate(**facts[name]["success_once"]) for name in ("check", "check_base"))
+        say(f"check: success {learned}, the base policy {base}, of {learned.n} other resets")
+        if learned.high < base.low:
+            say("warning: stage 1 made the policy worse than the base: stage 2 begins from there")
