@@ -37,6 +37,7 @@ install: $(VENV)/.installed
 
 # constraints.txt pins the environment that the numbers in docs/ were measured in, but for torch, which is yours to choose.
 $(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 13) else f"make install has pinned versions for Python 3.11 and 3.12, $(PYTHON) is {v[0]}.{v[1]}: make install PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
 	$(BIN)/pip install --quiet --constraint $(VENV)/constraints.txt $(TORCH)

@@ -6,10 +6,12 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = [
@@ -82,3 +84,19 @@ def test_core_imports_without_extras():
     script = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS!r}))\nimport " + ", ".join(CORE)
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("python", ["3.11.0", "3.12.0"])
+def test_pins_take_every_patch_release_of_the_pythons_of_make_install(python):
+    """Debian's 3.11.2 could not install a pin that asked for 3.11.5."""
+    pins = [line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
+    refused, found = [], 0
+    for name in pins:
+        try:
+            wanted = metadata(name)["Requires-Python"]
+        except PackageNotFoundError:
+            continue
+        found += 1
+        if wanted and python not in SpecifierSet(wanted):
+            refused.append(f"{name} {wanted}")
+    assert not refused and found > 100
