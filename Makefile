@@ -23,7 +23,7 @@ demo: install
 	$(BIN)/dsrl run experiment=demo
 
 benchmarks: install
-	$(BIN)/python -m benchmarks methods suite=smoke results=runs/benchmarks
+	$(BIN)/python -m benchmarks methods suite=smoke
 
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

@@ -8,8 +8,8 @@
 
 Methods are entries of ``benchmarks/methods/methods.yaml``, suites files in ``benchmarks/methods/suites/``. A cell is a
 run folder ``<output>/<suite>/<task>/<method>/seed<k>`` of ``dsrl``; the same command goes on after Ctrl-C or a kill.
-``results`` gets ``methods_<suite>.json``; the report is ``<output>/<suite>/report.html`` and ``report.md``. More is in
-docs/benchmarks.md.
+``results`` (``output``, where it is not given) gets ``methods_<suite>.json``; the report is
+``<output>/<suite>/report.html`` and ``report.md``. More is in docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from dsrl_torchrl.errors import UserError
 if TYPE_CHECKING:
     from benchmarks.methods.matrix import Cell
 
-RESULTS = Path(__file__).parents[1] / "results"
 #: Cells at a time: a core each.
 MAX_JOBS = 256
 
@@ -39,7 +38,7 @@ class Words:
     jobs: int = 2
     only: str = "*"
     output: Path = Path("runs/benchmarks")
-    results: Path = RESULTS
+    results: Path | None = None  #: ``None``: in ``output``. The committed ones are for whoever asks for it
     launcher: tuple[str, ...] = ()  #: ``hydra/launcher=...`` and its options
 
 
@@ -68,6 +67,8 @@ def main(arguments: argparse.Namespace) -> None:
     chosen = suite.select(words.only)
     todo = [cell for cell in chosen if not is_done(cell)]
     print(f"suite {suite.name}: {len(chosen)} of {len(suite.cells)} cells, {len(chosen) - len(todo)} done", flush=True)
+    file = results_path(words.results or words.output, suite.name)
+    gather(suite, read_rows(file))  # what cannot be joined is said before the work
     failures, interrupted = [], False
     try:
         if words.launcher:
@@ -76,7 +77,6 @@ def main(arguments: argparse.Namespace) -> None:
             failures = run_cells(todo, words.jobs, _say)
     except KeyboardInterrupt:
         interrupted = True
-    file = results_path(words.results, suite.name)
     rows = gather(suite, read_rows(file))
     if rows:
         write_results(file, suite, rows)

@@ -38,7 +38,8 @@ def gather(suite: Suite, before: Sequence[Row] = ()) -> list[Row]:
     """The rows of the cells that are done here; of the others, those of ``before``, made elsewhere with these options.
 
     Raises:
-        UserError: two cells of a task and seed had different base policies.
+        UserError: two cells of a task and seed had different base policies, here or there. Trained on another kind of
+            processor, a base policy differs by its last bits, and what stands in a table should be one.
     """
     rows: list[Row] = []
     bases: dict[tuple[str, int], str] = {}
@@ -54,8 +55,13 @@ def gather(suite: Suite, before: Sequence[Row] = ()) -> list[Row]:
         cell = cells.get(cell_name(row))
         if cell is None or row["options"] != list(cell.options):
             continue
-        if bases.setdefault((row["task"], row["seed"]), row["base"]) == row["base"]:
-            rows.append(row)
+        base = bases.setdefault((row["task"], row["seed"]), row["base"])
+        if base != row["base"]:
+            raise UserError(
+                f"the results so far have {cell.name} of another base policy ({row['base'][:8]}, here {base[:8]}): "
+                f"give results=<another folder>, or remove the rows of {row['task']}'s seed {row['seed']}"
+            )
+        rows.append(row)
     order = {cell.name: i for i, cell in enumerate(suite.cells)}
     return sorted(rows, key=lambda row: order[cell_name(row)])
 

@@ -100,8 +100,10 @@ def test_rows_from_elsewhere_are_kept_if_they_had_these_options_and_this_base_po
     (away.folder / RECORD).unlink()
     assert gather(suite, before) == before  # in the suite's order
     assert [row["method"] for row in gather(suite)] == ["two_stage"] * 2
-    for other in ({"options": ["seed=1"]}, {"base": "def"}, {"method": "unknown"}):
+    for other in ({"options": ["seed=1"]}, {"method": "unknown"}):
         assert len(gather(suite, [row | other for row in before])) == 2
+    with pytest.raises(UserError, match=r"have near/away/seed0 of another base policy \(def, here abc\)"):
+        gather(suite, [row | {"base": "def"} for row in before])
 
 
 def test_the_critics_ranking_is_taken_along(cell):
