@@ -16,6 +16,7 @@ from dsrl_torchrl.versions import installed_versions
 #: Policies that the learning curve is compared with, by their name in the table; the last one evaluated is where
 #: online training started, and what it must not lose.
 REFERENCES = {"base_prior": "base policy, prior noise", "stage1": "stage 1"}
+STAGE2 = "stage2"
 
 
 def write_summary(
@@ -61,6 +62,9 @@ def write_summary(
     written = [folder / "summary.json"]
     write_json(written[0], summary)
     say(format_table(results))
+    loss = loss_line(results)
+    if loss is not None:
+        say(loss)
     if rows:
         if plot_learning_curve(rows, panels, references, folder / "learning_curve.png", title):
             written.append(folder / "learning_curve.png")
@@ -86,3 +90,17 @@ def format_table(results: Mapping[str, Evaluation]) -> str:
         )
     episodes = next(iter(results.values())).success_once.n
     return "\n".join([*lines, f"{episodes} held-out resets, the same for every policy; Wilson 95 % intervals"])
+
+
+def loss_line(results: Mapping[str, Evaluation]) -> str | None:
+    """Names the policy that succeeds more often than both rows of stage 2, their intervals apart from its own."""
+    once = {name: result.success_once for name, result in results.items()}
+    after = [rate for name, rate in once.items() if name.startswith(STAGE2)]
+    if not after:
+        return None
+    name, best = max(((n, r) for n, r in once.items() if not n.startswith(STAGE2)), key=lambda item: item[1].value)
+    steered = max(after, key=lambda rate: rate.value)
+    if steered.high >= best.low:
+        return None
+    where = ", which is in stage1/" if name.startswith("stage1") else ""
+    return f"warning: {name} succeeds more often ({best}) than stage 2 ({steered}): keep that policy{where}"

@@ -52,3 +52,15 @@ def test_online_training_is_measured_against_where_it_started(tmp_path):
     summary, _ = write(tmp_path, results, stage2)
     assert (summary["longest_dip_below"], summary["longest_dip_env_steps"]) == ("base policy, prior noise", 0)
     assert (tmp_path / "learning_curve.png").stat().st_size > 1000
+
+
+def test_a_stage_2_that_is_worse_is_named_where_the_intervals_are_apart(tmp_path):
+    before = {"base_prior": evaluation(60, 100), "stage1": evaluation(91, 100)}
+    results = before | {"stage2_stochastic": evaluation(73, 100), "stage2_deterministic": evaluation(69, 100)}
+    _, said = write(tmp_path, results, {})
+    assert said[1] == (
+        "warning: stage1 succeeds more often (0.91 [0.84, 0.95]) than stage 2 (0.73 [0.64, 0.81]): keep that policy, "
+        "which is in stage1/"
+    )
+    for stage2 in (evaluation(85, 100), evaluation(95, 100)):
+        assert len(write(tmp_path, before | {"stage2_stochastic": stage2}, {})[1]) == 1
