@@ -28,9 +28,10 @@ class DSRLAWMLE(DSRLNA):
 
     It cannot get lost in noises whose value nobody has seen, but is no better than the best of ``m_candidates``. It has
     no temperature; late in stage 2 it acts ever closer to its mode, which stays at the goal. Where its samples reach
-    the goal more often (LiftPegUpright, 0.85 against 0.72), ``final_spread=1`` keeps them. What makes it cheap: pairs
-    of noise and chunk that are decoded once, when a transition is stored, and one decode for the TD targets of several
-    updates.
+    the goal more often (LiftPegUpright, three seeds, 0.86 against 0.72), ``final_spread=1`` keeps them.
+
+    What makes it cheap: pairs of noise and chunk that are decoded once, when a transition is stored, and one decode for
+    the TD targets of several updates.
     """
 
     class Config(with_defaults(ActorConfig, actor_interval=4)):  # type: ignore[misc]

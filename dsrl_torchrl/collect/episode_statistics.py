@@ -16,7 +16,8 @@ class EpisodeTracker:
     Success is success once: on any primitive step of the episode, as the evaluation's ``success_once``.
 
     A reset of all envs, as at every checkpoint, drops the episodes under way, and failing episodes are the longer ones:
-    just after it the running success is a few points high. The held-out evaluation has no such bias.
+    the running success is too high, by more the fewer episodes fit between two resets (LiftPegUpright, 625 steps of an
+    env, failures of 250: 0.82 for a policy of 0.73). The held-out evaluation has no such bias.
 
     Args:
         window: number of episodes in the running means; ``None`` for all.

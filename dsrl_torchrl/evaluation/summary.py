@@ -62,9 +62,9 @@ def write_summary(
     written = [folder / "summary.json"]
     write_json(written[0], summary)
     say(format_table(results))
-    loss = loss_line(results)
-    if loss is not None:
-        say(loss)
+    worse = worse_line(results)
+    if worse is not None:
+        say(worse)
     if rows:
         if plot_learning_curve(rows, panels, references, folder / "learning_curve.png", title):
             written.append(folder / "learning_curve.png")
@@ -92,7 +92,7 @@ def format_table(results: Mapping[str, Evaluation]) -> str:
     return "\n".join([*lines, f"{episodes} held-out resets, the same for every policy; Wilson 95 % intervals"])
 
 
-def loss_line(results: Mapping[str, Evaluation]) -> str | None:
+def worse_line(results: Mapping[str, Evaluation]) -> str | None:
     """Names the policy that succeeds more often than both rows of stage 2, their intervals apart from its own."""
     once = {name: result.success_once for name, result in results.items()}
     after = [rate for name, rate in once.items() if name.startswith(STAGE2)]
