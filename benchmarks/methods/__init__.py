@@ -124,7 +124,11 @@ def read_words(words: Sequence[str]) -> Words:
             continue
         if not separator or not value or name not in NAMES:
             raise UserError(f"expected {', '.join(f'{name}=' for name in NAMES)} or hydra/launcher=, got {word!r}")
-        values[name] = Path(value) if name in ("output", "results") else value
+        values[name] = value
+        if name in ("output", "results"):
+            values[name] = path = Path(value)
+            if any(part.is_file() for part in (path, *path.parents)):
+                raise UserError(f"{name} should be a folder, {value} is none")
     jobs = values.get("jobs", "2")
     if not (str(jobs).isdecimal() and int(str(jobs)) <= MAX_JOBS):
         raise UserError(f"jobs should be the number of cells side by side, 0 to {MAX_JOBS}, got {jobs!r}")

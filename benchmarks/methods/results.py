@@ -27,6 +27,8 @@ CURVES = {
 RANKING = "critic_ranking"
 
 Row = dict[str, Any]
+#: What tells whether a row can be joined.
+ROW_KEYS = {"task", "method", "seed", "policy", "base", "options"}
 
 
 def results_path(folder: Path, suite: str) -> Path:
@@ -151,8 +153,21 @@ def write_results(path: Path, suite: Suite, rows: Sequence[Row]) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of :func:`write_results`; none where there is no file."""
-    return list(json.loads(path.read_text())["rows"]) if path.exists() else []
+    """The rows of :func:`write_results`; none where there is no file.
+
+    Raises:
+        UserError: the file is damaged, or another one.
+    """
+    if not path.exists():
+        return []
+    try:
+        rows = list(json.loads(path.read_text())["rows"])
+        whole = all(row.keys() >= ROW_KEYS for row in rows)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path} holds no rows of this benchmark: restore it, or give results=<another folder>")
+    return rows
 
 
 def _ranking(folder: Path) -> dict[str, Any] | None:

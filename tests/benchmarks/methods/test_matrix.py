@@ -149,6 +149,8 @@ def test_a_mistake_in_a_file_is_one_line(folder, suite, online, message):
         (["suit=small"], "expected suite=, jobs=, only=, output=, results= or hydra/launcher="),
         (["suite=smoke", "jobs=two"], "jobs should be the number of cells side by side, 0 to 256, got 'two'"),
         (["suite=smoke", "only=toys"], "names no cell of suite=smoke"),
+        (["suite=smoke", f"output={__file__}"], f"output should be a folder, {__file__} is none"),
+        (["suite=smoke", f"results={__file__}/a"], f"results should be a folder, {__file__}/a is none"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(tmp_path, monkeypatch, words, message):

@@ -15,7 +15,7 @@ def row(method: str, policy: str, once: int, seed: int = 0, task: str = "near", 
     ]
     reached = {"50%": 3000, "75%": None, "90%": None}
     cost = {"env_steps": 5000, "cpu_seconds": 90.0, "dip_env_steps": None}
-    origin = {"base": "abcdef", "commit": "1234567", "versions": VERSIONS, "ranking": None}
+    origin = {"base": "abcdef", "commit": "1234567", "options": [], "versions": VERSIONS, "ranking": None}
     counts = {"episodes": 100, "success_once": once, "success_at_end": once // 2}
     where = {"task": task, "method": method, "seed": seed, "policy": policy}
     return where | counts | cost | origin | {"curve": curve, "reached": reached} | more

@@ -93,6 +93,15 @@ def test_rows_are_one_a_line_and_come_back(cell, tmp_path):
     assert read_rows(tmp_path / "methods_other.json") == []
 
 
+@pytest.mark.parametrize(
+    "text", ['{"rows": [{"task"', '{"suite": "tiny"}', "[]", '{"rows": [{"task": "a"}]}', '{"rows": [3]}']
+)
+def test_a_damaged_file_of_rows_is_one_line(tmp_path, text):
+    (tmp_path / "methods_tiny.json").write_text(text)
+    with pytest.raises(UserError, match="holds no rows of this benchmark: restore it, or give results="):
+        read_rows(tmp_path / "methods_tiny.json")
+
+
 def test_rows_from_elsewhere_are_kept_if_they_had_these_options_and_this_base_policy(cell):
     here, away = cell(), cell("away")
     suite = Suite("tiny", "-", {}, {}, (away, here))
