@@ -145,7 +145,7 @@ def test_a_base_policy_that_fails_takes_its_cells_along(make_cells, monkeypatch)
 
 @pytest.mark.slow
 def test_a_real_cell_from_checkpoint_to_report(tmp_path: Path, capsys):
-    words = ["suite=smoke", "only=toy/dsrl_aw_mle", f"output={tmp_path}", f"results={tmp_path}"]
+    words = ["suite=smoke", "only=toy/dsrl_aw_mle", f"output={tmp_path}"]
     main(["methods", *words])
     assert "[2/2] toy/dsrl_aw_mle/seed0: started" in capsys.readouterr().out
     file = (tmp_path / "methods_smoke.json").read_text()

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import main
+from benchmarks.methods import cells, results
 from benchmarks.methods.cells import RECORD
 from benchmarks.methods.matrix import Cell, Method, Shared, Suite
 from benchmarks.methods.results import cell_rows, gather, learning_curve, reached, read_rows, write_results
@@ -126,3 +128,14 @@ def test_the_critics_ranking_is_taken_along(cell):
 def test_two_base_policies_in_one_task_and_seed_are_refused(cell):
     with pytest.raises(UserError, match="near/other/seed0 had another base policy"):
         gather(Suite("tiny", "-", {}, {}, (cell(), cell("other", base="def"))))
+
+
+def test_rows_that_cannot_be_joined_are_refused_before_the_work(tmp_path, monkeypatch):
+    def refuse(suite, before):
+        raise UserError("another base policy")
+
+    monkeypatch.setattr(results, "gather", refuse)
+    monkeypatch.setattr(cells, "run_cells", lambda *_: pytest.fail("it has begun"))
+    with pytest.raises(SystemExit, match="another base policy"):
+        main(["methods", "suite=smoke", f"output={tmp_path}"])
+    assert list(tmp_path.iterdir()) == []
