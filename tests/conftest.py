@@ -5,7 +5,9 @@ import pytest
 import torch
 from filelock import FileLock
 
-# CI machines are shared: OpenMP threads that compete for cores make small networks ten times slower.
+# CI machines are shared: OpenMP threads that compete for cores make small networks ten times slower, here and in
+# every process that a test starts.
+os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 

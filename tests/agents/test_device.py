@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,8 +23,7 @@ EVERY_AGENT = pytest.mark.parametrize("kind", AGENTS, ids=lambda kind: kind.__na
 def on_a_simulated_device(*arguments):
     """In a process of its own: registering a device is for good."""
     command = [sys.executable, "-m", "tests.agents.on_a_device", *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
@@ -37,11 +36,8 @@ def fails(capsys, *arguments):
 
 def start(*arguments, **options):
     """The command in a process that imports all of it; the fixture ``start`` has forked ones."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "dsrl_torchrl", *arguments]
-    return subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options
-    )
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
 
 
 def wait_for(path, command):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,8 +38,7 @@ def test_a_run_on_a_simulated_device(tmp_path):
 
     def run(arguments):
         command = [sys.executable, "-m", "tests.cli.on_a_device", *arguments]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-4000:]
 
     check_a_run_on("sim", run, tmp_path)

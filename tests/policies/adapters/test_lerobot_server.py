@@ -35,7 +35,7 @@ pytestmark = [
 
 def lerobot(*arguments, **options):
     """LeRobot's interpreter, which gets nothing of this environment's packages."""
-    there = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    there = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.Popen([INTERPRETER, *map(str, arguments)], env=there, text=True, **options)
 
 
