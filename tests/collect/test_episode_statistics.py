@@ -11,8 +11,8 @@ from dsrl_torchrl.latent_env.macro_step import STEPS_KEY
 
 
 def make_batch(**columns):
-    entries = {name: torch.tensor(values).unsqueeze(-1) for name, values in columns.items()}
-    return TensorDict({"next": entries}, [2, len(next(iter(columns.values()))[0])])
+    entries = {name: torch.as_tensor(values).unsqueeze(-1) for name, values in columns.items()}
+    return TensorDict({"next": entries}, entries["done"].shape[:-1])
 
 
 BATCH = {
@@ -43,11 +43,12 @@ def test_success_is_once_per_episode_and_forgotten_after_it():
     batch = make_batch(**BATCH | {"success_once": success, "done": done})
     for t in range(4):
         tracker.update(batch[:, t : t + 1])
-    assert tracker.state_dict()["successes"] == [1.0, 0.0, 0.0]
+    # The first env's second episode began after 5 of 11 env steps: the other env's of 10 could not have ended by then.
+    assert tracker.state_dict()["successes"] == [1.0, 0.0]
     tracker.update(batch[:, :1])
     tracker.restart()  # the envs have been reset: that success was another episode's
-    tracker.update(batch[:, 1:])
-    assert tracker.state_dict()["successes"][3:] == [0.0, 0.0, 0.0]
+    tracker.update(make_batch(**{name: [row * 2 for row in rows] for name, rows in BATCH.items()})[:, 1:])
+    assert tracker.state_dict()["successes"][2:] == [1.0, 1.0, 1.0]
 
 
 def test_episodes_go_on_over_batches_until_a_restart():
@@ -60,7 +61,8 @@ def test_episodes_go_on_over_batches_until_a_restart():
     restarted.update(batch[:, :3])
     restarted.restart()
     restarted.update(batch[:, 3:])
-    assert restarted.metrics()["env/return"] == pytest.approx((3 + 40) / 2)
+    assert restarted.metrics()["env/episodes"] == 2
+    assert restarted.metrics()["env/return"] == 3  # the 40 ended after 1 env step, too early to count beside one of 5
 
 
 def test_the_window_and_a_resume():
@@ -76,3 +78,25 @@ def test_an_env_that_does_not_tell_success():
     tracker = EpisodeTracker(10)
     tracker.update(make_batch(**{name: values for name, values in BATCH.items() if name != "success_once"}))
     assert set(tracker.metrics()) == {"env/episodes", "env/return", "env/episode_len", "env/reward"}
+
+
+def test_resets_do_not_favour_the_short_episodes_which_succeed():
+    """Half of all episodes succeed in 2 env steps, the others fail in 10; all envs are reset after 25."""
+    generator = torch.Generator().manual_seed(0)
+    n_envs, env_steps = 400, 25
+    success = torch.zeros(n_envs, env_steps, dtype=torch.bool)
+    done, plain = torch.zeros_like(success), []
+    for env in range(n_envs):
+        now = 0
+        while now < env_steps:
+            succeeds = bool(torch.rand((), generator=generator) < 0.5)
+            now += 2 if succeeds else 10
+            if now <= env_steps:
+                success[env, now - 1], done[env, now - 1] = succeeds, True
+                plain.append(succeeds)
+    tracker = EpisodeTracker(None)
+    columns = {"reward": torch.ones(n_envs, env_steps), STEPS_KEY: torch.ones(n_envs, env_steps, dtype=torch.int64)}
+    tracker.update(make_batch(**columns | {"done": done, "success_once": success}))
+    assert sum(plain) / len(plain) > 0.56
+    assert tracker.finished == len(plain) and len(tracker.successes) < len(plain)
+    assert sum(tracker.successes) / len(tracker.successes) == pytest.approx(0.5, abs=0.03)
