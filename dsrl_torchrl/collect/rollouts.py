@@ -39,8 +39,8 @@ def collect_rollouts(
         progress: show a progress bar.
 
     Returns:
-        Macro transitions ``[n]`` on the CPU, and whether each finished episode succeeded once; none if the env has no
-        ``success``.
+        Macro transitions ``[n]`` on the CPU, and whether each episode succeeded once, of those that began early enough
+        to end either way (:class:`EpisodeTracker`); none if the env has no ``success``.
 
     Raises:
         NonFiniteError: NaN or infinity in what was collected.
