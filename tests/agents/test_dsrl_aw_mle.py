@@ -211,7 +211,7 @@ def test_each_env_plays_one_offset_from_the_averaged_mode_for_a_whole_episode():
     noise = agent.policy(td.clone())["action"]
     loc, scale = agent.average.module[0].module[:-1](agent.kept_policy.encoder(td.clone())["features"])
     playing = agent.search.playing
-    assert playing == [0, 0, 1]  # the second one is amid an episode, which will count for nobody
+    assert playing == [0, 1, 1]  # the second one is amid an episode, which will count for nobody
     expected = MAGNITUDE * torch.tanh(5 * torch.tanh((loc + scale * agent.offsets[playing]) / 5))
     torch.testing.assert_close(noise, expected, rtol=1e-4, atol=1e-4)
     ended = TensorDict({"reward": -torch.ones(3, 1), "steps_to_next_obs": torch.ones(3, 1, dtype=torch.int64)}, [3])
