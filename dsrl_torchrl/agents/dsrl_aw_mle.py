@@ -20,9 +20,6 @@ from dsrl_torchrl.objectives.aw_mle import AdvantageWeightedMLELoss
 from dsrl_torchrl.options import option, with_defaults
 
 DISTIL = "distil"
-#: Share of stage 2 after which the policy narrows. Narrowing from the start on makes better hands in training and, by
-#: one seed of two, modes that do not stay at the goal: the critics then see little beside the mode's own way.
-NARROWS_FROM = 0.8
 #: Of a candidate before half of them are dropped.
 FIRST_EPISODES = 3
 
@@ -51,8 +48,11 @@ class DSRLAWMLE(DSRLNA):
         tau_baseline: float = option(0.1, "of the soft baseline; 1 / beta_latent makes the weights a softmax", gt=0)
         actor_batch_size: int = option(64, "states of the batch that an actor step reads", ge=1)
         final_spread: float = option(0.1, "of the noise at the end of stage 2, a share of what was learned", gt=0, le=1)
+        # From the start on it makes better hands in training and, by one seed of two, modes that do not stay at the
+        # goal: the critics then see little beside the mode's own way.
+        narrows_from: float = option(0.8, "share of stage 2's env steps after which the policy narrows", ge=0, lt=1)
         constants: int = option(
-            1, "offsets from its mode, 0 among them, that the last fifth of stage 2 chooses from by playing", ge=1
+            1, "offsets from its mode, 0 among them, that play for the one it narrows to; 1: the mode", ge=1
         )
 
     panels: ClassVar = [
@@ -118,12 +118,12 @@ class DSRLAWMLE(DSRLNA):
         return self.q_action_loss.draw_next_chunks(self.encode_next(batches) if self.encoder.trainable else batches)
 
     def advance(self, share: float) -> None:
-        """Narrows what acts in the last fifth.
+        """Narrows what acts.
 
         To the mode, with what the TD targets assume of it, linearly; among several constants at once, so that their
         episodes are their own.
         """
-        late = max(0.0, (share - NARROWS_FROM) / (1 - NARROWS_FROM))
+        late = max(0.0, (share - self.config.narrows_from) / (1 - self.config.narrows_from))
         if self.config.constants == 1:
             for actor in (self.actor, self.kept_policy.actor):
                 actor.spread.fill_(1 - late * (1 - self.config.final_spread))

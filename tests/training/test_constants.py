@@ -21,7 +21,7 @@ def test_kill_and_resume_amid_the_search_equals_the_uninterrupted_run(tmp_path):
         run_online(killed, tmp_path / "killed", kill_at=1_900, **OPTIONS)
     run_online(resumed, tmp_path / "killed", resume=True, **OPTIONS)
     assert_same_state(resumed, whole)
-    assert whole.search.episodes.sum() > 8
+    assert whole.search.episodes.sum() >= 8
     kept = whole.kept_policy.actor
     assert torch.equal(kept.offset, whole.offsets[whole.search.leader]) and kept.spread == pytest.approx(0.1)
 
