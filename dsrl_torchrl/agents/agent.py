@@ -129,7 +129,7 @@ class Agent(EncodingAgent):
         return batches if self.encoder.trainable else self.encode_next(self.encoder(batches))
 
     def advance(self, share: float) -> None:
-        """The online loop tells how much of its env steps it has made, in [0, 1]: first, and after each macro step."""
+        """The online loop tells how much of its env steps it has made, in [0, 1], after each macro step of all envs."""
 
     def parts(self, update: int) -> frozenset[str]:
         """What the ``update``-th update trains; :meth:`update` gets it, and is compiled once for each combination."""

@@ -124,11 +124,6 @@ def _check_ray(config: RunConfig) -> None:
             f"collector.ray_workers={config.collector.ray_workers}: {config.agent.__name__} acts by its critics, which "
             "Ray workers would not get: collector=processes"
         )
-    if getattr(config.algorithm, "constants", 1) > 1:
-        raise UserError(
-            f"collector.ray_workers={config.collector.ray_workers}: the search among algorithm.constants plays in this "
-            "process's envs: set algorithm.constants=1, or collector=processes"
-        )
 
 
 def _check_action(config: RunConfig) -> None:

@@ -65,7 +65,7 @@ class LatentActor(ProbabilisticActor):
             ),
             head,
             extractor,
-            Narrowing(latent_dim),
+            Spread(),
         )
         # tanh_loc keeps the mean within ±5 before the squashing, from where it can still come back.
         bounds = {"low": -action_magnitude, "high": action_magnitude, "tanh_loc": True}
@@ -82,22 +82,11 @@ class LatentActor(ProbabilisticActor):
 
     @property
     def spread(self) -> Tensor:
-        """See :class:`Narrowing`."""
+        """See :class:`Spread`."""
         return self.module[0].module[-1].share
 
-    @property
-    def offset(self) -> Tensor:
-        """See :class:`Narrowing`."""
-        return self.module[0].module[-1].offset
-
-    def draw_about(self, tensordict: TensorDictBase, offset: Tensor) -> Tensor:
-        """A noise ``[*B, latent_dim]`` as with an ``offset`` ``[*B, latent_dim]`` of each state."""
-        network = self.module[0].module
-        loc, scale = network[-1].about(network[:-1](tensordict.get(self.features_key)), offset)
-        return self.action_magnitude * torch.tanh(5 * torch.tanh(loc / 5) + scale * torch.randn_like(loc))
-
     def get_dist(self, tensordict: TensorDictBase, *args, **kwargs) -> TanhNormal:
-        """``π^W(· | s)`` as it was learned, whatever it has narrowed to.
+        """``π^W(· | s)`` as it was learned, whatever its ``spread``.
 
         On tensors: writing loc and scale to a tensordict costs as much as a small network itself.
         """
@@ -108,7 +97,7 @@ class LatentActor(ProbabilisticActor):
         return self._dist(td_params.get("loc"), td_params.get("scale"))
 
     def _dist(self, loc: Tensor, scale: Tensor) -> TanhNormal:
-        loc, scale = self.module[0].module[-1].undone(loc, scale)
+        scale = scale / self.spread
         # Not as numbers, which TanhNormal copies from the host: no CUDA graph can hold that.
         high = loc.new_full((), self.action_magnitude)
         return TanhNormal(loc, scale, low=-high, high=high, tanh_loc=True)
@@ -127,37 +116,23 @@ class LatentActor(ProbabilisticActor):
         return self.action_magnitude * unit, log_prob - unit.shape[-1] * math.log(self.action_magnitude)
 
 
-class Narrowing(nn.Module):
-    """Mean and std, each ``[*B, D]``: moves the mean by ``offset`` stds and multiplies the std by ``share``.
-
-    No gradient moves these two.
+class Spread(nn.Module):
+    """Mean and std, each ``[*B, D]``: the std times ``share``, a buffer that no gradient moves.
 
     An actor that imitates the better noises keeps the prior's spread in every direction that the critic does not tell
-    apart. It explores with that; what it has learned shows when it acts closer to one noise of every state: its mode,
-    or the same number of stds beside it everywhere.
+    apart. It explores with that; what it has learned shows when it acts closer to its mode.
     """
 
     share: Tensor  # ()
-    offset: Tensor  # (D,)
 
-    def __init__(self, latent_dim: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.register_buffer("share", torch.ones(()))
-        self.register_buffer("offset", torch.zeros(latent_dim))
 
     def forward(self, distribution: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """See the class."""
-        return self.about(distribution, self.offset)
-
-    def about(self, distribution: tuple[Tensor, Tensor], offset: Tensor) -> tuple[Tensor, Tensor]:
-        """With another offset, ``[*B, D]``."""
         loc, scale = distribution
-        return loc + scale * offset, scale * self.share
-
-    def undone(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """What :meth:`forward` was given."""
-        scale = scale / self.share
-        return loc - scale * self.offset, scale
+        return loc, scale * self.share
 
 
 class ClippedLogStd(nn.Module):

@@ -159,7 +159,6 @@ def train_online(
         say=say,
     )
     checkpoints.start(resume)
-    agent.advance(_share(counters, config))
     bar = tqdm(
         total=config.total_env_steps, initial=counters.env_steps, unit="step", mininterval=1.0, disable=not progress
     )
@@ -186,7 +185,7 @@ def train_online(
                     replay.extend(agent.store(transitions, online=True))
                     before = counters.env_steps
                     counters.env_steps += int(transitions["next", STEPS_KEY].sum())
-                    agent.advance(_share(counters, config))
+                    agent.advance(min(1.0, counters.env_steps / config.total_env_steps))
                     counters.macro_steps += len(transitions)
                     episodes.update(batch)
                     ended = counters.env_steps >= min(end, config.total_env_steps)
@@ -209,11 +208,6 @@ def train_online(
                 log(counters.env_steps, evaluation(agent))
             checkpoints.save(counters.env_steps)
     return OnlineResult(counters.env_steps, counters.macro_steps, counters.updates, counters.wall_seconds)
-
-
-def _share(counters: Counters, config: OnlineConfig) -> float:
-    """Of the env steps, in [0, 1]."""
-    return min(1.0, counters.env_steps / max(config.total_env_steps, 1))
 
 
 def _due(before: int, now: int, every: int | None) -> bool:

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from tensordict import TensorDict
 
 from dsrl_torchrl.agents import DSRLAWMLE
 from dsrl_torchrl.objectives.aw_mle import truncated_prior
@@ -173,63 +172,3 @@ def test_it_narrows_linearly_in_the_last_fifth_of_the_env_steps():
         for actor in (agent.actor, agent.kept_policy.actor):
             torch.testing.assert_close(actor.spread, torch.tensor(expected))
     assert agent.tensors()["kept_actor"]["module.0.module.3.share"] == 0.2  # a run keeps it
-
-
-def starts(*steps):
-    """What a policy reads of envs that made so many env steps in their last macro step; 0 after a reset."""
-    return TensorDict({"steps_to_next_obs": torch.tensor(steps)[:, None]}, [len(steps)])
-
-
-def test_constants_lie_ever_further_from_the_mode():
-    agent = make_agent(DSRLAWMLE, constants=9)
-    assert agent.offsets.shape == (9, agent.decoder.latent_dim) and not agent.offsets[0].any()
-    torch.manual_seed(0)
-    wide = make_agent(DSRLAWMLE, constants=2_001)
-    for i in (500, 1_000, 1_500):
-        assert wide.offsets[i - 200 : i + 200].std().item() == pytest.approx(i / 2_000, rel=0.1)
-
-
-def test_one_constant_is_the_mode_and_draws_no_random_number():
-    states = []
-    for constants in (1, 2):
-        make_agent(DSRLAWMLE, constants=constants)
-        states.append(torch.get_rng_state())
-    make_agent(DSRLAWMLE)
-    assert torch.equal(torch.get_rng_state(), states[0]) and not torch.equal(*states)
-
-
-def test_each_env_plays_one_offset_from_the_averaged_mode_for_a_whole_episode():
-    env = state_env()
-    agent = make_agent(DSRLAWMLE, env, constants=4, final_spread=1e-6)
-    for parameter in agent.average.parameters():  # another one than the actor
-        parameter.data.add_(0.05 * torch.randn_like(parameter))
-    agent.advance(0.79)
-    assert not agent.searching and "actor" in agent.parts(300)
-    agent.advance(0.81)
-    assert agent.searching and "actor" not in agent.parts(300) and "critic" in agent.parts(300)
-    td = TensorDict({"observation": torch.randn(3, 2)}, [3]).update(starts(0, 2, 0))
-    noise = agent.policy(td.clone())["action"]
-    loc, scale = agent.average.module[0].module[:-1](agent.kept_policy.encoder(td.clone())["features"])
-    playing = agent.search.playing
-    assert playing == [0, 1, 1]  # the second one is amid an episode, which will count for nobody
-    expected = MAGNITUDE * torch.tanh(5 * torch.tanh((loc + scale * agent.offsets[playing]) / 5))
-    torch.testing.assert_close(noise, expected, rtol=1e-4, atol=1e-4)
-    ended = TensorDict({"reward": -torch.ones(3, 1), "steps_to_next_obs": torch.ones(3, 1, dtype=torch.int64)}, [3])
-    ended["done"] = torch.ones(3, 1, dtype=torch.bool)
-    agent.search.record(TensorDict({"next": ended}, [3]))
-    assert agent.search.episodes.tolist() == [1, 1, 0, 0]
-
-
-def test_the_leader_is_kept_and_forgotten_when_the_run_goes_on():
-    agent = make_agent(DSRLAWMLE, constants=4, final_spread=0.2)
-    agent.advance(0.85)
-    assert not agent.kept_policy.actor.offset.any()
-    agent.search.returns.copy_(torch.tensor([-5.0, -3.0, -4.0, -9.0]))
-    agent.search.episodes.fill_(1)
-    agent.advance(1.0)
-    kept = agent.kept_policy.actor
-    assert torch.equal(kept.offset, agent.offsets[1]) and kept.spread.item() == pytest.approx(0.2)
-    assert agent.actor.spread == 1 and not agent.actor.offset.any()  # what the TD targets draw
-    agent.advance(0.5)
-    assert not agent.searching and not agent.search.episodes.any()
-    assert kept.spread == 1 and not kept.offset.any()

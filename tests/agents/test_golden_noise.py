@@ -61,9 +61,9 @@ def test_an_episode_is_worth_its_discounted_return_and_is_played_by_one_candidat
     assert played(agent, observed(2, 2)) == [0, 2]
     agent.store(outcome([-4.0, 7.0], [1, 2], [True, True]), online=True)
     worth = [-1 - 3 * GAMMA**2 - 4 * GAMMA**4, -2.0, 5 + 7 * GAMMA**2, 0.0]
-    torch.testing.assert_close(agent.search.returns, torch.tensor(worth, dtype=torch.float64), rtol=1e-6, atol=0)
-    assert agent.search.episodes.tolist() == [1, 1, 1, 0]
-    assert agent.search.leader == 2
+    torch.testing.assert_close(agent.returns, torch.tensor(worth, dtype=torch.float64), rtol=1e-6, atol=0)
+    assert agent.episodes.tolist() == [1, 1, 1, 0]
+    assert agent.leader == 2
 
 
 def test_an_episode_that_a_reset_cuts_off_counts_for_nobody():
@@ -72,15 +72,15 @@ def test_an_episode_that_a_reset_cuts_off_counts_for_nobody():
     agent.store(outcome([-1.0, -1.0], [2, 2], [False, False]), online=True)
     assert played(agent, observed(0, 0)) == [0, 1]  # both still have the fewest
     agent.store(outcome([-5.0, -6.0], [2, 2], [True, True]), online=True)
-    assert agent.search.returns.tolist() == [-5.0, -6.0, 0.0, 0.0]
+    assert agent.returns.tolist() == [-5.0, -6.0, 0.0, 0.0]
 
 
 def test_the_priors_warm_up_and_offline_data_count_for_nobody():
     agent = make_agent(GoldenNoise)
     for online in (True, False):
         agent.store(outcome([-1.0, -1.0], [2, 2], [True, True]), online=online)
-    assert not agent.search.episodes.any()
-    assert agent.search.leader == 0
+    assert not agent.episodes.any()
+    assert agent.leader == 0
 
 
 def test_the_worse_half_is_dropped_and_the_best_plays_on():
@@ -89,15 +89,15 @@ def test_the_worse_half_is_dropped_and_the_best_plays_on():
     agent = make_agent(GoldenNoise, candidates=8, first_episodes=2)
     expected = 8 * 2 * (1 + math.log2(8)) / 2
     counts, seen = [0] * 8, []
-    while agent.search.left.sum() > 1:
+    while agent.left.sum() > 1:
         counts = [a + b for a, b in zip(counts, play(agent, values, 1), strict=True)]
-        seen.append(int(agent.search.left.sum()))
+        seen.append(int(agent.left.sum()))
     assert list(dict.fromkeys(seen)) == [8, 4, 2, 1]
-    assert agent.search.left.nonzero().flatten().tolist() == [agent.search.leader] == [7]
+    assert agent.left.nonzero().flatten().tolist() == [agent.leader] == [7]
     assert expected <= sum(counts) <= expected + 3 * 3  # whole rounds of three envs
     assert all(count >= wanted for count, wanted in zip(counts, [2, 2, 2, 2, 4, 4, 8, 8], strict=True))
     assert play(agent, values, 2) == [0, 0, 0, 0, 0, 0, 0, 6]
-    assert int(agent.search.halvings) == 3
+    assert int(agent.halvings) == 3
 
 
 def test_the_kept_policy_is_the_leaders_noise_sampled_or_not():
@@ -127,12 +127,12 @@ def test_every_env_step_belongs_to_the_search():
     finished = 0
     with macro_steps_of(env, agent.policy, 0, lambda: None) as batches:
         for _, batch in zip(range(30), batches, strict=False):
-            chosen = agent.candidates[agent.search.playing]
+            chosen = agent.candidates[agent._playing]
             assert torch.equal(batch["action"].reshape(4, -1), chosen)
             agent.store(to_macro_transitions(batch, agent.in_keys), online=True)
             finished += int(batch["next", "done"].sum())
     assert finished > 20
-    assert int(agent.search.episodes.sum()) == finished
+    assert int(agent.episodes.sum()) == finished
 
 
 def test_kill_and_resume_equals_the_uninterrupted_run(tmp_path):
@@ -149,7 +149,7 @@ def test_kill_and_resume_equals_the_uninterrupted_run(tmp_path):
         run(killed, tmp_path / "killed", kill_at=500)
     run(resumed, tmp_path / "killed", resume=True)
     assert_same_state(resumed, whole)
-    assert whole.search.episodes.sum() > 20
+    assert whole.episodes.sum() > 20
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -155,9 +155,7 @@ def test_the_default_algorithm_is_todays():
     expected = {
         "batch_size": 256, "critic_only_updates": 300, "actor_interval": 4, "distillation_interval": 2, "gamma": 0.98,
         "tau": 0.01, "actor_lr": 2e-4, "critic_lr": 5e-4, "backup": "mean", "actor_average": 0.99, "m_candidates": 32,
-        "beta_latent": 10.0, "tau_baseline": 0.1, "actor_batch_size": 64, "final_spread": 0.1, "narrows_from": 0.8,
-        "constants": 1,
-        "compile": False,
+        "beta_latent": 10.0, "tau_baseline": 0.1, "actor_batch_size": 64, "final_spread": 0.1, "compile": False,
     }  # fmt: skip
     algorithm = config.to_dict()["algorithm"]
     assert algorithm["_target_"] == "dsrl_torchrl.agents.dsrl_aw_mle.DSRLAWMLE"

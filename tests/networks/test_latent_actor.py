@@ -124,25 +124,6 @@ def test_the_logarithm_of_the_std_is_clipped():
     assert x.grad[0].tolist() == [0] * 4 and (x.grad[1, 2:] > 0).all()
 
 
-def test_an_offset_moves_what_acts_and_not_what_is_learned():
-    torch.manual_seed(0)
-    actor, td = make_actor(), features(500)
-    before, at = actor.get_dist(td), torch.rand(500, DIM) - 0.5
-    loc, scale = actor.module[0].module(td["features"])
-    offset = torch.randn(DIM)
-    actor.offset.copy_(offset)
-    actor.spread.fill_(0.25)
-    torch.testing.assert_close(actor.get_dist(td).log_prob(at), before.log_prob(at))
-    expected = MAGNITUDE * torch.tanh(5 * torch.tanh((loc + scale * offset) / 5))
-    with set_exploration_type(ExplorationType.DETERMINISTIC):
-        torch.testing.assert_close(actor(td.clone())["action"], expected)
-    actor.offset.zero_()
-    drawn = torch.stack([actor.draw_about(td, offset.expand(500, DIM)) for _ in range(400)])
-    unit = torch.atanh(drawn / MAGNITUDE)
-    torch.testing.assert_close(unit.std(0).mean(), (0.25 * scale).mean(), rtol=0.05, atol=0)
-    torch.testing.assert_close(unit.mean(0), torch.atanh(expected / MAGNITUDE), rtol=0.1, atol=0.1)
-
-
 def test_a_spread_narrows_what_acts_and_not_what_is_learned():
     torch.manual_seed(0)
     actor, td = make_actor(), features(4000)
