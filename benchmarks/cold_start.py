@@ -86,9 +86,9 @@ def main(arguments: argparse.Namespace) -> None:
     config, _ = settle_machine(compose(words), None)
     env = make_latent_env(config, load_policy(config.base_policy.load["folder"]))
     prior, keys = PriorNoise(env.latent_dim), env.decoder.observation_keys
-    rollouts, successes = collect_rollouts(env, prior, ROLLOUT_ENV_STEPS, seed=777, observation_keys=keys)
+    rollouts, episodes = collect_rollouts(env, prior, ROLLOUT_ENV_STEPS, seed=777, observation_keys=keys)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    results["base policy in its rollouts"] = make_rate(successes).__dict__
+    results["base policy in its rollouts"] = make_rate(episodes.successes).__dict__
     for name in arguments.variants.split(","):
         agent, loop, changes = _variant(name, env, arguments.seed)
         outcome = _train(env, agent, loop, rollouts, arguments.seed)

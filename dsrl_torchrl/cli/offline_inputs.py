@@ -11,6 +11,7 @@ from dsrl_torchrl.cli.latent_env import make_latent_env
 from dsrl_torchrl.cli.steps import offline_data
 from dsrl_torchrl.data.macro_transitions import load_transitions, save_transitions
 from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.evaluation.rates import make_rate
 from dsrl_torchrl.latent_env.base_features import BASE_FEATURES_KEY, add_base_features
 from dsrl_torchrl.networks.config import observation_keys
 from dsrl_torchrl.policies import IdentityPolicy
@@ -74,7 +75,7 @@ class OfflineInputs(Inputs):
         artifact.begin()
         self.folder.save_config(config)  # the number of envs that they depend on, which a resumed run keeps
         try:
-            rollouts, line = offline_data.base_rollouts(
+            rollouts, episodes = offline_data.base_rollouts(
                 env,
                 observation_keys(env.decoder.base_policy, config.networks),
                 config.stage1.rollout_env_steps,
@@ -87,10 +88,14 @@ class OfflineInputs(Inputs):
         save_transitions(rollouts, path)
         artifact.finish(path)
         self.folder.connect()
-        self.say(line)
-        warning = offline_data.failing_pays(config.task, rollouts)
-        if warning is not None:
-            self.say(warning)
+        rate = make_rate(episodes.successes)
+        self.say(f"base rollouts: {len(rollouts)} macro transitions, success {rate} of {rate.n} episodes")
+        for warning in (
+            offline_data.failing_pays(config.task, rollouts),
+            offline_data.short_sighted(episodes, config.algorithm.gamma),
+        ):
+            if warning is not None:
+                self.say(warning)
         return rollouts
 
     def _demonstrations(self) -> TensorDictBase | None:

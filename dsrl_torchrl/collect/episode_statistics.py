@@ -85,6 +85,11 @@ class EpisodeTracker:
         """Of the window, oldest first."""
         return [bool(success) for success in self._successes]
 
+    @property
+    def successful_lengths(self) -> list[float]:
+        """Env steps of the window's successful episodes, oldest first."""
+        return [length for length, success in zip(self._lengths, self._successes, strict=False) if success]
+
     def metrics(self) -> dict[str, float]:
         """Means over the window; the return sums the macro rewards, which are discounted inside a chunk.
 

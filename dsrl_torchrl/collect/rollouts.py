@@ -27,7 +27,7 @@ def collect_rollouts(
     seed: int,
     observation_keys: Sequence[NestedKey],
     progress: bool = True,
-) -> tuple[TensorDictBase, list[bool]]:
+) -> tuple[TensorDictBase, EpisodeTracker]:
     """Runs ``policy`` from random resets and keeps every macro transition.
 
     Args:
@@ -39,8 +39,7 @@ def collect_rollouts(
         progress: show a progress bar.
 
     Returns:
-        Macro transitions ``[n]`` on the CPU, and whether each episode succeeded once, of those that began early enough
-        to end either way (:class:`EpisodeTracker`); none if the env has no ``success``.
+        Macro transitions ``[n]`` on the CPU, and the episodes that began early enough to end either way.
 
     Raises:
         NonFiniteError: NaN or infinity in what was collected.
@@ -69,4 +68,4 @@ def collect_rollouts(
             break
     bar.close()
     collector.shutdown(close_env=False)
-    return torch.cat(batches), episodes.successes
+    return torch.cat(batches), episodes

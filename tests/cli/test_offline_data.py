@@ -7,7 +7,8 @@ import torch
 from tensordict import TensorDict
 
 from dsrl_torchrl.cli.config import TaskOptions
-from dsrl_torchrl.cli.steps.offline_data import failing_pays, with_chunks
+from dsrl_torchrl.cli.steps.offline_data import failing_pays, short_sighted, with_chunks
+from dsrl_torchrl.collect.episode_statistics import EpisodeTracker
 from dsrl_torchrl.policies import FlowPolicy, IdentityPolicy
 
 MANISKILL, TOY = "dsrl_torchrl.envs.maniskill.ManiSkillEnv", "dsrl_torchrl.envs.toy.PointReachEnv"
@@ -58,3 +59,25 @@ def test_every_chunk_is_its_own_action():
         labelled = with_chunks(data, policy)
         torch.testing.assert_close(policy(None, labelled["action"].unflatten(-1, (3, 2))), chunk)
         assert data.get("action", None) is stored.get("action")  # the shared rollouts keep their noise
+
+
+def make_episodes(*episodes: tuple[int, bool]) -> EpisodeTracker:
+    """One env, one episode a macro step."""
+    tracker, (lengths, successes) = EpisodeTracker(window=None), zip(*episodes, strict=True)
+    column = {"steps_to_next_obs": lengths, "success_once": successes, "done": [True] * len(lengths)}
+    batch = {key: torch.tensor(values).reshape(1, -1, 1) for key, values in column.items()}
+    tracker.update(TensorDict({"next": {**batch, "reward": torch.zeros(1, len(lengths), 1)}}, [1, len(lengths)]))
+    return tracker
+
+
+def test_a_discount_that_hides_successes_is_one_line():
+    """Successes take (160 + 180) / 2 = 170 steps: 0.98^170 = 3.2 %, 1 - 1/170 = 0.9941 leaves 37 %."""
+    line = short_sighted(make_episodes((250, False), (160, True), (180, True), (250, False)), 0.98)
+    assert line.startswith("warning: successful episodes take 170 env steps") and "\n" not in line
+    assert "algorithm.gamma=0.98 leaves 3.2% of" in line and line.endswith("algorithm.gamma=0.9941 leaves 37%")
+
+
+def test_a_discount_that_shows_them():
+    episodes = make_episodes((50, True), (100, False))
+    assert short_sighted(episodes, 0.98) is None  # 36 %
+    assert short_sighted(make_episodes((250, False)), 0.5) is None  # nobody succeeded: nothing to say

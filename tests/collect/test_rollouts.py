@@ -31,14 +31,15 @@ def collect(seed=0, keys=("pixels", ("agent", "state")), env_steps=40):
 
 def test_whole_episodes_failures_included():
     """The first sub-env succeeds by its second step, the end; the other one passes it by: once, but not at the end."""
-    transitions, successes = collect()
+    transitions, episodes = collect()
     next_ = transitions["next"]
     assert int(next_[STEPS_KEY].sum()) >= 40
     ends = int(next_["done"].sum())
-    assert ends - 2 == len(successes) > 2  # the two last ones began too late for an episode of 5 steps to end
+    assert ends - 2 == len(episodes.successes) > 2  # the two last ones began too late for an episode of 5 steps to end
     ended = next_["terminated"].squeeze(-1) | next_["truncated"].squeeze(-1)
     assert sorted(set(next_["success"].squeeze(-1)[ended].tolist())) == [False, True]
-    assert all(successes)
+    assert all(episodes.successes)
+    assert set(episodes.successful_lengths) == {2, 5}
 
 
 def test_only_the_named_entries_are_kept_in_their_dtype():

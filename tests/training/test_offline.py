@@ -32,10 +32,10 @@ from tests.training.toy import (
 @pytest.fixture(scope="module")
 def rollouts():
     env = make_env(num_envs=32)
-    data, successes = collect_rollouts(
+    data, episodes = collect_rollouts(
         env, PriorNoise(2), 3_000, seed=1, observation_keys=["observation"], progress=False
     )
-    assert 0 < sum(successes) / len(successes) < 0.8
+    assert 0 < episodes.metrics()["env/success_running"] < 0.8
     assert int(data["next", "steps_to_next_obs"].sum()) >= 3_000
     return data
 
