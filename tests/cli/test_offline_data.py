@@ -80,4 +80,5 @@ def test_a_discount_that_hides_successes_is_one_line():
 def test_a_discount_that_shows_them():
     episodes = make_episodes((50, True), (100, False))
     assert short_sighted(episodes, 0.98) is None  # 36 %
+    assert short_sighted(make_episodes((1, True)), 0.01) is None  # there is nothing better to name
     assert short_sighted(make_episodes((250, False)), 0.5) is None  # nobody succeeded: nothing to say
