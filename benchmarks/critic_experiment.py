@@ -110,7 +110,7 @@ class Experiment:
         if "num_envs" in spec:
             config = config.replace(task=config.task.replace(env=spec | {"num_envs": ENVS}))
         self.gamma = config.offline_algorithm.gamma
-        self.env = make_latent_env(config, run.base(), gamma=self.gamma, workers=1, subspace=run.subspace())
+        self.env = make_latent_env(config, run.steered(), gamma=self.gamma, workers=1, subspace=run.subspace())
         self.agent = run.agent(self.env, config.offline_algorithm)
         self.agent.load(stage1.folder)
         self.agent.eval()

@@ -24,6 +24,7 @@ PROGRESS = range(1_100_000_000, 1_150_000_000)
 #: Streams of one run that must not repeat each other; the seeds of generators, not of resets, below 2**32. The first
 #: segments of online training have those below 400 million.
 ROLLOUT_STREAM = 800_000_000
+SEARCH_STREAM = 801_000_000
 FIRST_SEGMENTS = range(1_000)
 LATER_STREAMS = range(1_000_000_000, 4_200_000_000)
 

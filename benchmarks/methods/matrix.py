@@ -213,7 +213,7 @@ def check_choice(what: str, name: str, known: Sequence[str]) -> None:
 def _plan(file: SuiteFile, task: Task, method: Method, where: str) -> tuple[tuple[str, ...], bool]:
     """The options of a method on a task, its online env steps among them, and whether it learns from rollouts.
 
-    Equal env steps in total: who takes no offline rollouts gets as many more online.
+    Equal env steps in total: who takes no offline rollouts, and searches for no noise, gets as many more online.
     """
     words = (*file.overrides, *task.overrides, *method.overrides)
 
@@ -223,10 +223,11 @@ def _plan(file: SuiteFile, task: Task, method: Method, where: str) -> tuple[tupl
         rolls = method.steps != ("eval",) and offline
         if "run" not in method.steps:
             return (*words, _online(task.env_steps)), rolls
-        online = task.env_steps - (config.stage1.rollout_env_steps if rolls else 0)
+        before = config.latent.centre_env_steps + (config.stage1.rollout_env_steps if rolls else 0)
+        online = task.env_steps - before
         if online < 1:
             raise UserError(
-                f"stage1.rollout_env_steps ({config.stage1.rollout_env_steps}) leave none of env_steps "
+                f"stage1.rollout_env_steps and latent.centre_env_steps ({before}) leave none of env_steps "
                 f"({task.env_steps}): lower them in the suite"
             )
         check_together(config.replace(stage2=config.stage2.replace(total_env_steps=online)), str)

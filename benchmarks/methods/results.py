@@ -78,6 +78,7 @@ def cell_rows(cell: Cell) -> list[Row]:
     summary = json.loads((cell.folder / "summary.json").read_text())
     record, stage1 = read_record(cell), summary["stage1"]
     rollouts = rollout_env_steps(cell.folder) if cell.rollouts else 0
+    rollouts += summary.get("centre", {}).get("env_steps", 0)  # a summary may be older than it
     online = summary["env_steps"]
     seconds = stage1.get("wall_seconds", 0.0) + summary["wall_seconds"]
     metrics = read_metrics(cell.folder / "metrics.csv")
@@ -115,7 +116,7 @@ def cell_rows(cell: Cell) -> list[Row]:
 def learning_curve(
     metrics: Sequence[dict[str, float]], policy: str, rollouts: int, online: int, before: float, seconds: float
 ) -> list[dict[str, float]]:
-    """Success during training: env steps (rollouts included), learning seconds, success_once, success_at_end.
+    """Success during training: env steps (what came before included), learning seconds, success_once, success_at_end.
 
     ``metrics.csv`` holds no clock, on purpose: the online stage's seconds are shared out evenly over its env steps.
     """

@@ -136,6 +136,8 @@ def _check_action(config: RunConfig) -> None:
     if latent.action == "noise":
         return
     where = f"latent.action={latent.action}"
+    if latent.centre_env_steps:
+        raise UserError(f"{where} steers no noise: leave latent.centre_env_steps out")
     if not agent.reads_noise:
         raise UserError(f"{where} is for algorithms that learn from stored actions, not {agent.__name__}")
     for name, needed in (("action_magnitude", 1.0), ("noise_layout", "full")):

@@ -126,6 +126,9 @@ class LatentOptions(Options):
         "steer the noise in so many directions, in which the decoder moves most, and draw the rest; null: in all",
         ge=1,
     )
+    centre_env_steps: int = option(
+        0, "of a search, before the rollouts, for a constant noise that works, to steer around; 0: around zero", ge=0
+    )
     action_magnitude: Annotated[Any, PlainValidator(values.magnitude)] = option(
         1.5, "bound of the noise, in standard deviations of the prior; auto: measured on the base policy"
     )

@@ -56,11 +56,11 @@ class RunFolder:
             _keys(values, offline_algorithm, config, base_policy)
             for values, offline_algorithm in ((full, offline), (default, default_offline))
         )
-        self.demos, self.base, self.magnitude, self.subspace, self.stage1, self.stage2 = (
+        self.demos, self.base, self.centre, self.magnitude, self.subspace, self.stage1, self.stage2 = (
             Artifact(
                 self.path / name, keys[name], default_keys[name], budget=BUDGETS.get(name, ()), resume=config.resume
             )
-            for name in ("demos", "base", "magnitude", "subspace", "stage1", "stage2")
+            for name in ("demos", "base", "centre", "magnitude", "subspace", "stage1", "stage2")
         )
         self.rollouts = Artifact(
             self.path / "stage1", keys["rollouts"], default_keys["rollouts"], marker="rollouts.json"
@@ -74,10 +74,11 @@ class RunFolder:
         Args:
             base_policy: content hash of the base policy, once it is there and if it has one.
         """
-        after_base = (self.magnitude, self.subspace, self.rollouts, self.stage1, self.stage2)
+        after_centre = (self.magnitude, self.subspace, self.rollouts, self.stage1, self.stage2)
         for name, content, artifacts in (
             ("demonstrations", self.demos.content, (self.base, self.stage1, self.stage2)),
-            ("base_policy", base_policy, after_base),
+            ("base_policy", base_policy, (self.centre, *after_centre)),
+            ("centre", self.centre.content, after_centre),
             ("subspace", self.subspace.content, (self.rollouts, self.stage1, self.stage2)),
             ("rollouts", self.rollouts.content, (self.stage1, self.stage2)),
             ("stage1", self.stage1.content, (self.stage2,) if self._from_stage1 else ()),
@@ -187,9 +188,11 @@ def _keys(
     base |= given if base_policy is None else {}
     stage1 = _effective(values["stage1"])
     workers = {"num_workers": values["collector"]["num_workers"]}
-    layout = {name: values["latent"][name] for name in ("noise_layout", "knots", "base_features")}
+    gamma = {"gamma": values["algorithm"].get("gamma")}
+    noise = ("noise_layout", "knots", "base_features", "centre_env_steps")
+    layout = {name: values["latent"][name] for name in noise}
     subspace = {"subspace_dim": values["latent"]["subspace_dim"]}
-    rollouts = base | layout | subspace | workers | {"gamma": values["algorithm"].get("gamma")}
+    rollouts = base | layout | subspace | workers | gamma
     rollouts |= {"rollout_env_steps": stage1.pop("rollout_env_steps"), "in_keys": values["networks"].get("in_keys")}
     steering = base | {name: values[name] for name in ("latent", "networks")}
     data = rollouts | {name: stage1.pop(name) for name in ("use_demonstrations", "inversion")}
@@ -205,6 +208,7 @@ def _keys(
     return {
         "demos": demos,
         "base": base,
+        "centre": base | layout | workers | gamma,
         "magnitude": base | layout,
         "subspace": base | layout | subspace,
         "rollouts": rollouts,

@@ -6,8 +6,8 @@ from typing import Any
 
 from tensordict import TensorDictBase
 
-from dsrl_torchrl.cli.inputs import Inputs
 from dsrl_torchrl.cli.latent_env import make_latent_env
+from dsrl_torchrl.cli.steered_inputs import SteeredInputs
 from dsrl_torchrl.cli.steps import offline_data
 from dsrl_torchrl.data.macro_transitions import load_transitions, save_transitions
 from dsrl_torchrl.errors import UserError
@@ -17,7 +17,7 @@ from dsrl_torchrl.networks.config import observation_keys
 from dsrl_torchrl.policies import IdentityPolicy
 
 
-class OfflineInputs(Inputs):
+class OfflineInputs(SteeredInputs):
     """Inputs, and the data of stage 1; arguments and errors are those of :class:`~dsrl_torchrl.cli.inputs.Inputs`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

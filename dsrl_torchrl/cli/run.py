@@ -157,6 +157,7 @@ class Run(OfflineInputs):
             folder.path,
             results,
             panels=config.agent.panels,
+            centre=folder.centre.facts if config.latent.centre_env_steps else {},
             stage1=folder.stage1.facts if learned1 is not None else {},
             stage2=folder.stage2.facts if learned2 is not None else {},
             config_hash=folder.config_hash,
@@ -174,7 +175,7 @@ class Run(OfflineInputs):
         """Measures the base policy, and what the last finished stage learned, if there is one; prints the advice."""
         if self.config.latent.action != "noise":
             raise UserError("dsrl diagnose measures the base policy's noise: set latent.action=noise")
-        policy = self.base()
+        policy = self.steered()
         self.settle_magnitude()
         env = self.latent_env(gamma=1.0)
         try:

@@ -24,6 +24,7 @@ def write_summary(
     results: Mapping[str, Evaluation],
     *,
     panels: Sequence[Panel],
+    centre: dict,
     stage1: dict,
     stage2: dict,
     config_hash: str,
@@ -35,6 +36,7 @@ def write_summary(
     Args:
         results: by policy name, in the order of the table; ``base_prior`` is among them.
         panels: the agent's, for the learning curve.
+        centre: what the search for a noise to steer around recorded, ``env_steps`` among it; empty without one.
         stage1: what stage 1 recorded about itself, its check included; empty before it has run.
         stage2: ``env_steps``, ``updates`` and ``wall_seconds`` of stage 2; empty before it has run.
         config_hash: hash of the configuration that the policies came from.
@@ -55,6 +57,7 @@ def write_summary(
         "longest_dip_env_steps": longest_dip(success_curve(rows), reference.value),
         "longest_dip_below": start,
         "env_steps_to_success": env_steps_to_success(rows),
+        "centre": centre,
         "stage1": stage1,
         "config_hash": config_hash,
         "versions": installed_versions(),

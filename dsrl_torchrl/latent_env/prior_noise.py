@@ -11,6 +11,8 @@ from tensordict.nn import TensorDictModuleBase
 from dsrl_torchrl.latent_env.base_chunk import ResidualPolicy
 from dsrl_torchrl.latent_env.base_features import FeaturePolicy
 from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
+from dsrl_torchrl.policies.base_policy import BasePolicy
+from dsrl_torchrl.policies.centred import CentredPolicy
 from dsrl_torchrl.policies.identity import IdentityPolicy
 
 
@@ -40,6 +42,26 @@ class PriorNoise(TensorDictModuleBase):
         return tensordict.set("action", self.scale * noise)
 
 
+class UncentredNoise(PriorNoise):
+    """The base policy under a :class:`~dsrl_torchrl.policies.centred.CentredPolicy`, by the prior of its own user.
+
+    Args:
+        decoder: of the latent env.
+        latent_dim, scale: as :class:`PriorNoise`'s.
+    """
+
+    def __init__(self, decoder: NoiseDecoder, latent_dim: int, scale: float = 1.0) -> None:
+        super().__init__(latent_dim, scale, decoder.device)
+        policy = whole_base(decoder)
+        assert isinstance(policy, CentredPolicy)
+        # Not registered: they are the env's.
+        self.__dict__.update(policy=policy, layout=decoder.layout)
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        noise = self.layout.to_chunk_noise(super().forward(tensordict)["action"])
+        return tensordict.set("action", self.policy.coordinates(noise).flatten(-2))
+
+
 class PriorChunks(TensorDictModuleBase):
     """The base policy in an env of raw action chunks: what it decodes from its own noise.
 
@@ -62,6 +84,12 @@ class PriorChunks(TensorDictModuleBase):
         return tensordict.set("action", self.policy.encode_chunk(chunk))
 
 
+def whole_base(decoder: NoiseDecoder) -> BasePolicy:
+    """What is steered, with its encoder."""
+    policy = decoder.base_policy
+    return policy.policy if isinstance(policy, FeaturePolicy) else policy
+
+
 def make_prior(decoder: NoiseDecoder, scale: float = 1.0) -> TensorDictModuleBase:
     """The base policy as it acts by itself, whatever the learner's action is; on the decoder's device.
 
@@ -69,10 +97,24 @@ def make_prior(decoder: NoiseDecoder, scale: float = 1.0) -> TensorDictModuleBas
         decoder: of the latent env.
         scale: of the base policy's noise: 1 for its prior, 0 for zero noise. Under a residual it draws its own.
     """
-    policy = decoder.base_policy
-    policy = policy.policy if isinstance(policy, FeaturePolicy) else policy
+    policy = whole_base(decoder)
     if isinstance(policy, ResidualPolicy):
         return PriorNoise(decoder.latent_dim, 0.0, decoder.device)
     if isinstance(policy, IdentityPolicy):
         return PriorChunks(policy, scale)
     return PriorNoise(decoder.latent_dim, scale, decoder.device)
+
+
+def make_own_prior(decoder: NoiseDecoder, scale: float = 1.0, *, full: bool = False) -> TensorDictModuleBase:
+    """As :func:`make_prior`, but around zero noise: as the base policy's own user runs it, whatever its centre here.
+
+    Args:
+        decoder: of the latent env.
+        scale: of the base policy's noise.
+        full: a noise of its own for every step, whatever the noise layout.
+    """
+    if isinstance(whole_base(decoder), CentredPolicy):
+        return UncentredNoise(decoder, decoder.layout.full_dim if full else decoder.layout.dim, scale)
+    if full:
+        return PriorNoise(decoder.layout.full_dim, scale, decoder.device)
+    return make_prior(decoder, scale)

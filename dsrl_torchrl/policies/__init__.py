@@ -1,6 +1,7 @@
 """Frozen base policies: ``(observation, noise) -> action chunk``."""
 
 from dsrl_torchrl.policies.base_policy import BasePolicy
+from dsrl_torchrl.policies.centred import CentredPolicy
 from dsrl_torchrl.policies.cloning_loss import BehaviourCloningLoss
 from dsrl_torchrl.policies.diffusion import DiffusionBCLoss, DiffusionPolicy
 from dsrl_torchrl.policies.flow import FlowBCLoss, FlowPolicy
@@ -14,6 +15,7 @@ from dsrl_torchrl.policies.storage import load_policy, save_policy
 __all__ = [
     "BasePolicy",
     "BehaviourCloningLoss",
+    "CentredPolicy",
     "ChunkMLP",
     "ChunkNetwork",
     "DiffusionBCLoss",

@@ -46,6 +46,36 @@ def test_a_subspace_is_measured_once_and_steered_in(finished, capsys):
     assert "belongs to another configuration" in fails(capsys, "stage1", *words, "latent.subspace_dim=2")
 
 
+def test_a_centre_is_searched_once_and_steered_around(finished, capsys):
+    words = [*SMOKE, *loaded(finished / "a" / "base"), "latent.centre_env_steps=400", "name=x"]
+    main(["stage1", *words])
+    assert "noise centre: of 32 constant noises the best has a mean return of " in capsys.readouterr().out
+    centre = Path("runs/x/centre/centre.safetensors")
+    written = centre.stat().st_mtime_ns
+    main(["run", *words])
+    out = capsys.readouterr().out
+    assert "noise centre: " in out and "base_prior " in out and "base_centred " in out
+    assert centre.stat().st_mtime_ns == written
+    with safe_open(centre, "pt") as file:
+        assert file.get_slice("centre").get_shape() == [4, 2]
+    assert "belongs to another configuration" in fails(capsys, "stage1", *words, "latent.centre_env_steps=500")
+    main(["run", *words])  # finished
+    assert "exists" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["latent.centre_env_steps=1"], "latent.centre_env_steps=1 ended before any episode did: "),
+        (["latent.centre_env_steps=-1"], "latent.centre_env_steps"),
+        (["latent.centre_env_steps=400", "algorithm=residual_sac"], "latent.action=residual steers no noise"),
+    ],
+)
+def test_bad_searches(finished, capsys, words, message):
+    assert message in fails(capsys, "run", *SMOKE, *loaded(finished / "a" / "base"), *words, "name=x")
+    assert not Path("runs/x/stage1").exists()
+
+
 def test_a_subspace_is_smaller_than_the_noise(finished, capsys):
     words = [*SMOKE, *loaded(finished / "a" / "base"), "name=x"]
     error = fails(capsys, "stage1", *words, "latent.subspace_dim=8")

@@ -16,7 +16,7 @@ def evaluation(successes, n=10):
 def write(folder, results, stage2):
     said = []
     options = {"panels": [], "stage1": {}, "config_hash": "abc", "title": "title"}
-    return write_summary(folder, results, stage2=stage2, say=said.append, **options), said
+    return write_summary(folder, results, centre={}, stage2=stage2, say=said.append, **options), said
 
 
 def test_any_policies_in_the_table():

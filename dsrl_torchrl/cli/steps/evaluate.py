@@ -11,7 +11,8 @@ from dsrl_torchrl.agents.agent import Agent
 from dsrl_torchrl.evaluation.evaluate import Evaluation, evaluate
 from dsrl_torchrl.evaluation.videos import FrameRecorder, record_videos
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
-from dsrl_torchrl.latent_env.prior_noise import PriorNoise, make_prior
+from dsrl_torchrl.latent_env.prior_noise import make_own_prior, make_prior, whole_base
+from dsrl_torchrl.policies import CentredPolicy
 
 #: By name in the table: the module and whether its mode is used.
 Policies = Mapping[str, tuple[TensorDictModuleBase, bool]]
@@ -22,10 +23,12 @@ def policies_of_run(env: LatentActionEnv, action: str, stage1: Agent | None, sta
     decoder, layout = env.decoder, env.decoder.layout
     policies: dict[str, tuple[TensorDictModuleBase, bool]] = {}
     if layout.dim != layout.full_dim:  # the base policy as its own user runs it; its prior in the layout is another
-        policies["base_own"] = (PriorNoise(layout.full_dim, device=decoder.device), False)
-    policies["base_prior"] = make_prior(decoder), False
+        policies["base_own"] = make_own_prior(decoder, full=True), False
+    policies["base_prior"] = make_own_prior(decoder), False
     if action != "residual":  # whose base policy draws its own noise
-        policies["base_zero"] = make_prior(decoder, 0.0), True
+        policies["base_zero"] = make_own_prior(decoder, 0.0), True
+    if isinstance(whole_base(decoder), CentredPolicy):
+        policies["base_centred"] = make_prior(decoder), False
     if stage1 is not None:
         policies |= {"stage1": (stage1.kept_policy, False), "stage1_deterministic": (stage1.kept_policy, True)}
     if stage2 is not None:
