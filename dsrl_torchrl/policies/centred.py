@@ -17,7 +17,7 @@ SHARE = 0.7
 
 
 class CentredPolicy(BasePolicy):
-    """``decode(s, n) = base.decode(s, ρ c + √(1 - ρ²) n)`` (Eq. 39): with ``n ~ N(0, I)``, the prior around ``c``.
+    """``decode(s, n) = base.decode(s, ρ c + √(1 - ρ²) n)`` (Eq. 38): with ``n ~ N(0, I)``, the prior around ``c``.
 
     ``c`` is a draw of the base policy's prior, so that ``ρ c + √(1 - ρ²) n`` has the prior's size. To whoever steers it
     is a base policy like any other: noise zero is ``ρ c``, every noise of the base policy can be reached

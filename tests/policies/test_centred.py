@@ -1,4 +1,4 @@
-"""A base policy around another noise (Eq. 39): the equation, what stays the prior's, and what delegates."""
+"""A base policy around another noise (Eq. 38): the equation, what stays the prior's, and what delegates."""
 
 from __future__ import annotations
 
