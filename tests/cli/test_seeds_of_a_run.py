@@ -7,9 +7,9 @@ from collections import defaultdict
 import pytest
 
 from dsrl_torchrl import seeds
-from dsrl_torchrl.cli.inputs import PROBE_NOISES
 from dsrl_torchrl.cli.main import main
 from dsrl_torchrl.envs.toy import PointReachEnv
+from dsrl_torchrl.policies.probe import PROBE_NOISES
 
 from .pipeline_run import SMOKE
 

@@ -76,7 +76,7 @@ def search_centre(env: LatentActionEnv, config: RunConfig) -> CentreChoice:
     episodes, leader = int(agent.episodes.sum()), agent.leader
     if not episodes:
         raise UserError(
-            f"latent.centre_env_steps={budget} ended before any episode did: it should be some {3 * CANDIDATES} episodes"
+            f"latent.centre_env_steps={budget} ended before any episode did: make it some {3 * CANDIDATES} episodes"
         )
     return CentreChoice(
         centre=env.decoder.layout.to_chunk_noise(agent.candidates[leader]).cpu().clone(),

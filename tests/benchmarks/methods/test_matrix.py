@@ -59,7 +59,8 @@ def test_every_method_gets_the_same_env_steps(folder):
     assert "stage2.total_env_steps=400" in cells["near/online/seed0"].options
     assert "stage2.total_env_steps=380" in cells["far/online/seed1"].options
     searching = {"two_stage": METHODS["two_stage"] | {"overrides": ["latent.centre_env_steps=50"]}}
-    suite = read_suite("tiny", Path("out"), folder({"overrides": [*WORDS, "stage2.checkpoint_env_steps=50"]}, searching))
+    words = [*WORDS, "stage2.checkpoint_env_steps=50"]
+    suite = read_suite("tiny", Path("out"), folder({"overrides": words}, searching))
     cells = {cell.name: cell for cell in suite.cells}
     assert "stage2.total_env_steps=250" in cells["near/two_stage/seed0"].options
 
@@ -136,7 +137,7 @@ def test_shipped_suites_are_right(name, tmp_path):
         ({}, {"family": "other"}, r"methods.yaml: online: family should be 'no learning'"),
         ({}, {"overrides": ["algorithm=td4"]}, r"near/online: algorithm needs a choice"),
         ({}, {"overrides": ["algorithm.lr=1"]}, r"near/online: unknown option"),
-        ({"overrides": [*WORDS, "stage1.rollout_env_steps=400"]}, {}, r"and latent.centre_env_steps \(400\) leave none"),
+        ({"overrides": [*WORDS, "stage1.rollout_env_steps=400"]}, {}, r"latent.centre_env_steps \(400\) leave none"),
     ],
 )
 def test_a_mistake_in_a_file_is_one_line(folder, suite, online, message):
