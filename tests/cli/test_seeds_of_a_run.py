@@ -16,7 +16,7 @@ from .pipeline_run import SMOKE
 #: Resets are the point, not what is learned between them.
 FEW = [
     *SMOKE, "base_policy.training.steps=5", "stage1.updates=2",
-    "stage2.utd=0.1", "diagnosis.resets=3",
+    "latent.centre_env_steps=400", "stage2.utd=0.1", "diagnosis.resets=3",
     "diagnosis.repeats=2",
 ]  # fmt: skip
 ASKED = {"demos": None, "stage1": seeds.CHECKS, "stage2": None, "eval": seeds.HELD_OUT, "diagnose": seeds.DIAGNOSIS}

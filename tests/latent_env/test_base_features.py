@@ -13,7 +13,7 @@ from dsrl_torchrl.envs.toy import PointReachEnv
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.base_features import BASE_FEATURES_KEY, add_base_features
 from dsrl_torchrl.networks.config import NetworkConfig
-from dsrl_torchrl.policies import BasePolicy, FlowPolicy
+from dsrl_torchrl.policies import BasePolicy, CentredPolicy, FlowPolicy
 from dsrl_torchrl.steerability.prior_rollouts import with_layout
 
 
@@ -27,15 +27,17 @@ class Counting(FlowPolicy):
         return super().features(observation, *images)
 
 
-def make(*, base_features: bool, num_envs: int = 3, **options):
+def make(*, base_features: bool, num_envs: int = 3, centre: bool = False, **options):
     torch.manual_seed(0)
     policy = Counting(4, 2, 4, obs_horizon=2, image_keys=["pixels"], image_shapes=[(6, 16, 16)]).freeze()
     env = PointReachEnv(num_envs=num_envs, image_size=16, seed=0)
-    return LatentActionEnv(env, policy, act_horizon=2, base_features=base_features, **options), policy
+    steered = CentredPolicy(policy, torch.randn(4, 2)) if centre else policy
+    return LatentActionEnv(env, steered, act_horizon=2, base_features=base_features, **options), policy
 
 
-def test_the_episodes_are_those_of_the_whole_policy():
-    (plain, _), (split, policy) = make(base_features=False), make(base_features=True)
+@pytest.mark.parametrize("centre", [False, True])
+def test_the_episodes_are_those_of_the_whole_policy(centre):
+    (plain, _), (split, policy) = (make(base_features=features, centre=centre) for features in (False, True))
     check_env_specs(split, seed=0)
     torch.manual_seed(1)
     noises = torch.randn(5, 3, plain.latent_dim)
