@@ -20,6 +20,8 @@ from dsrl_torchrl.latent_env.macro_step import STEPS_KEY
 FILE = "centre.safetensors"
 #: Of 8, 16 and 32 candidates the best for 50 episodes, by resampling 512 of LiftPegUpright (docs/results.md).
 CANDIDATES, FIRST_EPISODES = 16, 1
+#: Returns that differ by less, relatively, are the same but for rounding.
+SAME = 1e-6
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def search_centre(env: LatentActionEnv, config: RunConfig) -> CentreChoice:
     """The leader of a golden-noise search (Eq. 31) of ``latent.centre_env_steps``, in an env of the base policy itself.
 
     Raises:
-        UserError: so few env steps that no episode ends.
+        UserError: so few env steps that no episode ends, or none that was worth more than another.
         NonFiniteError: NaN or infinity in an episode.
     """
     stream, budget, env_steps = seeds.SEARCH_STREAM + config.seed, config.latent.centre_env_steps, 0
@@ -78,10 +80,16 @@ def search_centre(env: LatentActionEnv, config: RunConfig) -> CentreChoice:
         raise UserError(
             f"latent.centre_env_steps={budget} ended before any episode did: make it some {3 * CANDIDATES} episodes"
         )
+    mean, mean_of_all = float(agent.returns[leader] / agent.episodes[leader]), float(agent.returns.sum() / episodes)
+    if mean - mean_of_all < SAME * abs(mean_of_all):
+        raise UserError(
+            f"latent.centre_env_steps={budget} found no noise that is better than another: all {episodes} episodes "
+            f"have a return of {mean_of_all:.1f}; give it more, or leave it out"
+        )
     return CentreChoice(
         centre=env.decoder.layout.to_chunk_noise(agent.candidates[leader]).cpu().clone(),
-        mean_return=float(agent.returns[leader] / agent.episodes[leader]),
-        mean_return_of_all=float(agent.returns.sum() / episodes),
+        mean_return=mean,
+        mean_return_of_all=mean_of_all,
         winner_episodes=int(agent.episodes[leader]),
         episodes=episodes,
         env_steps=env_steps,
