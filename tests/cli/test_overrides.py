@@ -31,6 +31,7 @@ WITH = {
     "stage2.from_stage1": {"stage2.total_env_steps": 60_000},
     "latent.knots": {"latent.noise_layout": "interpolated", "latent.action": "noise"},
     "latent.action_magnitude": {"latent.action": "noise"},
+    "latent.centre_env_steps": {"latent.action": "noise"},
     "latent.residual_scale": {
         "latent.action": "residual",
         "latent.action_magnitude": 1.0,
