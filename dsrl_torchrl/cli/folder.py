@@ -188,11 +188,10 @@ def _keys(
     base |= given if base_policy is None else {}
     stage1 = _effective(values["stage1"])
     workers = {"num_workers": values["collector"]["num_workers"]}
-    gamma = {"gamma": values["algorithm"].get("gamma")}
     noise = ("noise_layout", "knots", "base_features", "centre_env_steps")
     layout = {name: values["latent"][name] for name in noise}
     subspace = {"subspace_dim": values["latent"]["subspace_dim"]}
-    rollouts = base | layout | subspace | workers | gamma
+    rollouts = base | layout | subspace | workers | {"gamma": values["algorithm"].get("gamma")}
     rollouts |= {"rollout_env_steps": stage1.pop("rollout_env_steps"), "in_keys": values["networks"].get("in_keys")}
     steering = base | {name: values[name] for name in ("latent", "networks")}
     data = rollouts | {name: stage1.pop(name) for name in ("use_demonstrations", "inversion")}
@@ -208,7 +207,7 @@ def _keys(
     return {
         "demos": demos,
         "base": base,
-        "centre": base | layout | workers | gamma,
+        "centre": base | layout | workers,
         "magnitude": base | layout,
         "subspace": base | layout | subspace,
         "rollouts": rollouts,

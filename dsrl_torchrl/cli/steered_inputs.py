@@ -64,7 +64,8 @@ class SteeredInputs(Inputs):
         if self._centred is None:
             path = artifact.folder / noise_centre.FILE
             if not artifact.exists:
-                env = make_latent_env(config, self.base())
+                # What is worth most is to succeed early and to stay there.
+                env = make_latent_env(config, self.base(), gamma=1.0, terminate_on_success=False)
                 try:
                     self.probe_in(env)
                     artifact.begin()
