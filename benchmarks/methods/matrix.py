@@ -49,7 +49,6 @@ class SuiteFile(Options):
     what: str = option(..., "one line")
     seeds: tuple[int, ...] = option(..., "of the runs", min_length=1)
     overrides: tuple[str, ...] = option((), "words of dsrl, of every cell of every task")
-    method_overrides: dict[str, tuple[str, ...]] = option({}, "words of dsrl after those of a method, by its name")
     diagnose: bool = option(False, "measure how the learned critics rank noises, after each method that learns")
     tasks: dict[str, Any] = option(..., "by name, in the order in which they run")
 
@@ -175,13 +174,11 @@ def read_suite(name: str, output: Path, folder: Path = HERE) -> Suite:
     tasks = {str(task): _build(Task, spec, f"suites/{name}.yaml: tasks.{task}") for task, spec in file.tasks.items()}
     entries = _read(folder / "methods.yaml")
     methods = {str(method): _build(Method, spec, f"methods.yaml: {method}") for method, spec in entries.items()}
-    for named in (file.method_overrides, *(task.methods or () for task in tasks.values())):
-        for method in named:
+    for task in tasks.values():
+        for method in task.methods or ():
             check_choice(f"suites/{name}.yaml: methods", method, list(methods))
     plans = {
-        (task, method): _plan(
-            file, tasks[task], methods[method], file.method_overrides.get(method, ()), f"{task}/{method}"
-        )
+        (task, method): _plan(file, tasks[task], methods[method], f"{task}/{method}")
         for task in tasks
         for method in methods
         if tasks[task].methods is None or method in tasks[task].methods
@@ -213,12 +210,13 @@ def check_choice(what: str, name: str, known: Sequence[str]) -> None:
         raise UserError(f"{what} should be one of {', '.join(known)}; got {shown(name)}{hint}")
 
 
-def _plan(file: SuiteFile, task: Task, method: Method, more: Sequence[str], where: str) -> tuple[tuple[str, ...], bool]:
+def _plan(file: SuiteFile, task: Task, method: Method, where: str) -> tuple[tuple[str, ...], bool]:
     """The options of a method on a task, its online env steps among them, and whether it learns from rollouts.
 
     Equal env steps in total: who takes no offline rollouts, and searches for no noise, gets as many more online.
     """
-    words = (*file.overrides, *task.overrides, *method.overrides, *more)
+    words = (*file.overrides, *task.overrides, *method.overrides)
+
     try:
         config = compose([*words, *frozen_words(Path("frozen")), _online(task.env_steps)])
         offline = "stage1" in method.steps or bool(config.stage2.from_stage1) or config.needs_offline_data

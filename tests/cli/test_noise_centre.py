@@ -35,10 +35,10 @@ def one_way(**options: int) -> LatentActionEnv:
 def test_the_prior_around_what_it_finds_succeeds_more_often(monkeypatch, seed):
     monkeypatch.setattr(noise_centre, "CANDIDATES", 64)  # few velocities lead there
     env = one_way()
-    choice = search_centre(env, config(2_000, seed))
+    choice = search_centre(env, config(6_000, seed))
     policy = env.decoder.base_policy
     assert choice.centre.shape == (policy.noise_horizon, policy.noise_dim)
-    assert choice.mean_return > choice.mean_return_of_all and choice.env_steps >= 2_000
+    assert choice.mean_return > choice.mean_return_of_all and choice.env_steps >= 6_000
     assert 1 <= choice.winner_episodes < choice.episodes
     assert "of 64 constant noises" in choice.line()
     centred = LatentActionEnv(env.base_env, CentredPolicy(policy, choice.centre), act_horizon=env.decoder.act_horizon)
@@ -48,7 +48,7 @@ def test_the_prior_around_what_it_finds_succeeds_more_often(monkeypatch, seed):
 
 def test_where_all_fail_alike_there_is_nothing_to_steer_around():
     env = one_way(max_episode_steps=2)  # nobody gets anywhere
-    with pytest.raises(UserError, match=r"no noise that is better than another: all \d+ episodes") as error:
+    with pytest.raises(UserError, match=r"told no noise from another: each has a mean return") as error:
         search_centre(env, config(300))
     assert "\n" not in str(error.value)
 

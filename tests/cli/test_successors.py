@@ -49,7 +49,7 @@ def test_a_subspace_is_measured_once_and_steered_in(finished, capsys):
 def test_a_centre_is_searched_once_and_steered_around(finished, capsys):
     words = [*SMOKE, *loaded(finished / "a" / "base"), "latent.centre_env_steps=400", "name=x"]
     main(["stage1", *words])
-    assert "noise centre: of 32 constant noises the best has a mean return of " in capsys.readouterr().out
+    assert "noise centre: of 16 constant noises the best has a mean return of " in capsys.readouterr().out
     centre = Path("runs/x/centre/centre.safetensors")
     written = centre.stat().st_mtime_ns
     main(["run", *words])
