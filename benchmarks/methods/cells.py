@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.methods.matrix import Cell, Shared
 from benchmarks.methods.process import FACTS, command
 from dsrl_torchrl.cli.compose import compose
+from dsrl_torchrl.cli.config_differences import filled
 from dsrl_torchrl.cli.folder import RunFolder, loaded_key
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.files import unseal, write_json
@@ -215,7 +216,10 @@ def _share_rollouts(cell: Cell) -> None:
         return
     config = compose(cell.words)
     key = loaded_key(config, load_policy(cell.shared.base).content_hash())
-    if unseal(source / "rollouts.json")["config"] != RunFolder(config, key).rollouts.config:
+    own = RunFolder(config, key).rollouts
+    if (
+        filled(unseal(source / "rollouts.json")["config"], own.default) != own.config
+    ):  # they may be older than an option
         return
     target.mkdir(parents=True, exist_ok=True)
     for name in ("rollouts.safetensors", "rollouts.json"):  # the marker last

@@ -69,7 +69,7 @@ def draw_curves(task: str, rows: Sequence[Row], policy: str) -> bytes | None:
         for axis in line:
             axis.set_ylim(-0.02, 1.02)
             axis.grid(alpha=0.3)
-    axes[1, 0].set_xlabel("env steps, rollouts included")
+    axes[1, 0].set_xlabel("env steps, rollouts and search included")
     axes[1, 1].set_xlabel("seconds of learning")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
     figure.suptitle(f"{task}: success during training, {policy}", fontsize=11)

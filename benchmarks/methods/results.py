@@ -78,7 +78,7 @@ def cell_rows(cell: Cell) -> list[Row]:
     summary = json.loads((cell.folder / "summary.json").read_text())
     record, stage1 = read_record(cell), summary["stage1"]
     rollouts = rollout_env_steps(cell.folder) if cell.rollouts else 0
-    rollouts += summary.get("centre", {}).get("env_steps", 0)  # a summary may be older than it
+    before = rollouts + summary.get("centre", {}).get("env_steps", 0)  # a summary may be older than it
     online = summary["env_steps"]
     seconds = stage1.get("wall_seconds", 0.0) + summary["wall_seconds"]
     metrics = read_metrics(cell.folder / "metrics.csv")
@@ -87,7 +87,7 @@ def cell_rows(cell: Cell) -> list[Row]:
         "method": cell.method,
         "seed": cell.seed,
         "family": cell.spec.family,
-        "env_steps": rollouts + online,
+        "env_steps": before + online,
         "rollout_env_steps": rollouts,
         "updates": stage1.get("updates", 0) + summary["updates"],
         "learning_seconds": round(seconds, 1),
@@ -103,7 +103,7 @@ def cell_rows(cell: Cell) -> list[Row]:
     rows = []
     for policy, name in zip((SAMPLED, MODE), cell.spec.policies, strict=True):
         found = summary["evaluations"][name]
-        curve = learning_curve(metrics, policy, rollouts, online, stage1.get("wall_seconds", 0.0), seconds)
+        curve = learning_curve(metrics, policy, before, online, stage1.get("wall_seconds", 0.0), seconds)
         counts = {
             measure: round(found[measure]["value"] * found[measure]["n"])
             for measure in ("success_once", "success_at_end")
@@ -116,7 +116,7 @@ def cell_rows(cell: Cell) -> list[Row]:
 def learning_curve(
     metrics: Sequence[dict[str, float]], policy: str, rollouts: int, online: int, before: float, seconds: float
 ) -> list[dict[str, float]]:
-    """Success during training: env steps (what came before included), learning seconds, success_once, success_at_end.
+    """Success during training: env steps (rollouts and search too), learning seconds, success_once, success_at_end.
 
     ``metrics.csv`` holds no clock, on purpose: the online stage's seconds are shared out evenly over its env steps.
     """
@@ -134,7 +134,7 @@ def learning_curve(
 
 
 def reached(curve: Sequence[dict[str, float]]) -> dict[str, float | None]:
-    """Env steps, rollouts included, until success_once during training is first at each of :data:`REACHED`."""
+    """Env steps, rollouts and search too, until success_once during training is first at each of :data:`REACHED`."""
     return {
         f"{share:.0%}": next((point["env_steps"] for point in curve if point["success_once"] >= share), None)
         for share in REACHED

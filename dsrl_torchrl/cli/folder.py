@@ -45,6 +45,7 @@ class RunFolder:
         self, config: RunConfig, base_policy: dict[str, Any] | None = None, say: Callable[[str], None] = print
     ) -> None:
         self.path, self.say, self._from_stage1 = config.folder, say, bool(config.stage2.from_stage1)
+        self._centred = bool(config.latent.centre_env_steps)
         _check_writable(self.path)
         sweep(self.path)
         full = config.to_dict()
@@ -78,7 +79,7 @@ class RunFolder:
         for name, content, artifacts in (
             ("demonstrations", self.demos.content, (self.base, self.stage1, self.stage2)),
             ("base_policy", base_policy, (self.centre, *after_centre)),
-            ("centre", self.centre.content, after_centre),
+            ("centre", self.centre.content, after_centre if self._centred else ()),
             ("subspace", self.subspace.content, (self.rollouts, self.stage1, self.stage2)),
             ("rollouts", self.rollouts.content, (self.stage1, self.stage2)),
             ("stage1", self.stage1.content, (self.stage2,) if self._from_stage1 else ()),

@@ -61,6 +61,8 @@ class Run(OfflineInputs):
         """Whether all that the evaluation was made of is there, as it was written."""
         config, folder = self.config, self.folder
         needed = [folder.base] if config.base_policy.load is None else []
+        needed += [folder.centre] if config.latent.centre_env_steps else []
+        needed += [folder.subspace] if config.latent.subspace_dim else []
         needed += [folder.stage1] if config.stage2.from_stage1 else []
         needed += [folder.stage2] if config.stage2.total_env_steps else []
         return all(artifact.exists for artifact in needed)
@@ -190,6 +192,8 @@ class Run(OfflineInputs):
             report, files = diagnose.diagnose_base(env, policy, learned, self.config, self.folder.path / "diagnosis")
         finally:
             env.close()
+        if self.config.latent.centre_env_steps:
+            self.say("measured on the base policy around its noise centre")
         self.say(report.magnitude.reason)
         self.say(report.advice())
         if report.critic_ranking is not None:

@@ -64,15 +64,18 @@ class SteeredInputs(Inputs):
         if self._centred is None:
             path = artifact.folder / noise_centre.FILE
             if not artifact.exists:
+                if config.stage2.from_stage1:
+                    _ = self.folder.stage1.exists  # refuses another configuration's folder before anything is written
+                _ = self.folder.stage2.exists
                 # What is worth most is to succeed early and to stay there.
                 env = make_latent_env(config, self.base(), gamma=1.0, terminate_on_success=False)
                 try:
                     self.probe_in(env)
                     artifact.begin()
-                    self.folder.save_config(config)  # the number of envs that it depends on, which a resumed run keeps
                     choice = noise_centre.search_centre(env, config)
                 finally:
                     env.close()
+                self.folder.save_config(config)  # the number of envs that it depends on, which a resumed run keeps
                 save_tensors({"centre": choice.centre}, path)
                 artifact.finish(path, line=choice.line(), env_steps=choice.env_steps)
                 self.folder.connect(self.base().content_hash())

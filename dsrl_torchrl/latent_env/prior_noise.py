@@ -47,7 +47,7 @@ class UncentredNoise(PriorNoise):
 
     Args:
         decoder: of the latent env.
-        latent_dim, scale: as :class:`PriorNoise`'s.
+        latent_dim, scale: as :class:`PriorNoise`'s; of a subspace's coordinates the rest is drawn, too.
     """
 
     def __init__(self, decoder: NoiseDecoder, latent_dim: int, scale: float = 1.0) -> None:
@@ -55,11 +55,13 @@ class UncentredNoise(PriorNoise):
         policy = whole_base(decoder)
         assert isinstance(policy, CentredPolicy)
         # Not registered: they are the env's.
-        self.__dict__.update(policy=policy, layout=decoder.layout)
+        self.__dict__.update(policy=policy, layout=decoder.layout, subspace=decoder.subspace)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        noise = self.layout.to_chunk_noise(super().forward(tensordict)["action"])
-        return tensordict.set("action", self.policy.coordinates(noise).flatten(-2))
+        noise = super().forward(tensordict)["action"]
+        if self.subspace is not None and noise.shape[-1] == self.subspace.dim:
+            noise = self.subspace.complete(noise)
+        return tensordict.set("action", self.policy.coordinates(self.layout.to_chunk_noise(noise)).flatten(-2))
 
 
 class PriorChunks(TensorDictModuleBase):
@@ -114,7 +116,7 @@ def make_own_prior(decoder: NoiseDecoder, scale: float = 1.0, *, full: bool = Fa
         full: a noise of its own for every step, whatever the noise layout.
     """
     if isinstance(whole_base(decoder), CentredPolicy):
-        return UncentredNoise(decoder, decoder.layout.full_dim if full else decoder.layout.dim, scale)
+        return UncentredNoise(decoder, decoder.layout.full_dim if full else decoder.latent_dim, scale)
     if full:
         return PriorNoise(decoder.layout.full_dim, scale, decoder.device)
     return make_prior(decoder, scale)

@@ -9,6 +9,7 @@ import torch
 from dsrl_torchrl.cli.compose import compose
 from dsrl_torchrl.cli.steps import noise_centre
 from dsrl_torchrl.cli.steps.noise_centre import search_centre
+from dsrl_torchrl.data.macro_transitions import to_macro_transitions
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.evaluation.evaluate import evaluate
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
@@ -46,7 +47,14 @@ def test_the_prior_around_what_it_finds_succeeds_more_often(monkeypatch, seed):
     assert found.success_once.value > plain.success_once.value + 0.3
 
 
-def test_where_all_fail_alike_there_is_nothing_to_steer_around():
+@pytest.mark.parametrize("reward", [-1.0, 0.0])
+def test_where_all_fail_alike_there_is_nothing_to_steer_around(monkeypatch, reward):
+    def paid(batch, keys):
+        transitions = to_macro_transitions(batch, keys)
+        transitions["next", "reward"].fill_(reward)
+        return transitions
+
+    monkeypatch.setattr(noise_centre, "to_macro_transitions", paid)
     env = one_way(max_episode_steps=2)  # nobody gets anywhere
     with pytest.raises(UserError, match=r"told no noise from another: each has a mean return") as error:
         search_centre(env, config(300))

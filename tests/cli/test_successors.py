@@ -61,6 +61,17 @@ def test_a_centre_is_searched_once_and_steered_around(finished, capsys):
     assert "belongs to another configuration" in fails(capsys, "stage1", *words, "latent.centre_env_steps=500")
     main(["run", *words])  # finished
     assert "exists" in capsys.readouterr().out
+    centre.write_bytes(centre.read_bytes()[:-1] + b"x")
+    assert "centre.safetensors" in fails(capsys, "run", *words)
+
+
+def test_a_finished_run_is_not_searched_for_another_centre(finished, capsys):
+    words = [*SMOKE, *loaded(finished / "a" / "base"), "name=x"]
+    main(["run", *words])
+    written = Path("runs/x/config.yaml").read_text()
+    capsys.readouterr()
+    assert "belongs to another configuration" in fails(capsys, "eval", *words, "latent.centre_env_steps=400")
+    assert not Path("runs/x/centre").exists() and Path("runs/x/config.yaml").read_text() == written
 
 
 @pytest.mark.parametrize(

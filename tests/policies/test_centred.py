@@ -10,6 +10,7 @@ from dsrl_torchrl import LatentActionEnv
 from dsrl_torchrl.agents import DSRLAWMLE
 from dsrl_torchrl.envs.toy import PointReachEnv
 from dsrl_torchrl.errors import CheckpointError, UserError
+from dsrl_torchrl.latent_env.noise_subspace import NoiseSubspace
 from dsrl_torchrl.latent_env.prior_noise import make_own_prior, make_prior
 from dsrl_torchrl.policies import CentredPolicy, FlowPolicy
 from tests.agents.cases import GAMMA, MAGNITUDE, Leaning, make_agent
@@ -66,6 +67,22 @@ def test_the_base_policys_own_prior_is_still_there(layout):
             torch.manual_seed(7)
             steps.append(each.step(prior(td))["next", "action_chunk"])
         torch.testing.assert_close(*steps)
+
+
+def test_in_a_subspace_the_rest_of_the_base_policys_prior_is_drawn_too():
+    torch.manual_seed(0)
+    subspace = NoiseSubspace(torch.linalg.qr(torch.randn(4, 2))[0])
+    chunks = []
+    for policy in (CentredPolicy(flow(), CENTRE), flow()):
+        env = make_env(policy, subspace=subspace)
+        env.set_seed(3)
+        td = env.reset()
+        for scale in (1.0, 0.0):
+            torch.manual_seed(7)
+            chunks.append(env.step(make_own_prior(env.decoder, scale)(td.clone()))["next", "action_chunk"])
+    torch.manual_seed(7)
+    for around, plain in zip(chunks[:2], chunks[2:], strict=True):
+        torch.testing.assert_close(around, plain)
 
 
 def test_its_prior_is_that_around_the_centre():
