@@ -67,8 +67,7 @@ class SteeredInputs(Inputs):
                 if config.stage2.from_stage1:
                     _ = self.folder.stage1.exists  # refuses another configuration's folder before anything is written
                 _ = self.folder.stage2.exists
-                # What is worth most is to succeed early and to stay there.
-                env = make_latent_env(config, self.base(), gamma=1.0, terminate_on_success=False)
+                env = make_latent_env(config, self.base())
                 try:
                     self.probe_in(env)
                     artifact.begin()

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
-from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from tqdm import tqdm
 
@@ -19,7 +16,6 @@ from dsrl_torchrl.data.macro_transitions import check_finite, to_macro_transitio
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.latent_env.macro_step import STEPS_KEY
-from dsrl_torchrl.policies.centred import SHARE
 
 FILE = "centre.safetensors"
 #: 40 episodes, then the winner plays on: what 10,000 env steps of LiftPegUpright hold.
@@ -34,7 +30,7 @@ class CentreChoice:
 
     Attributes:
         centre: ``[noise_horizon, noise_dim]``.
-        mean_return: of the winner's episodes, undiscounted, to the time limit.
+        mean_return: of the winner's episodes, discounted.
         mean_return_of_all: the same of every candidate's.
         winner_episodes: finished by the winner.
         episodes: finished by all.
@@ -58,13 +54,10 @@ class CentreChoice:
 
 
 def search_centre(env: LatentActionEnv, config: RunConfig) -> CentreChoice:
-    """The leader of a golden-noise search (Eq. 31) of ``latent.centre_env_steps`` env steps, by undiscounted returns.
-
-    What plays for a candidate is the prior around it, as it is used then: a noise that works only alone is no centre.
+    """The leader of a golden-noise search (Eq. 31) of ``latent.centre_env_steps`` env steps.
 
     Args:
-        env: of the base policy itself, ``gamma=1``, whose episodes go on after success: what is worth most is to
-            succeed early and to stay there.
+        env: of the base policy itself.
         config: of the run.
 
     Raises:
@@ -72,13 +65,13 @@ def search_centre(env: LatentActionEnv, config: RunConfig) -> CentreChoice:
         NonFiniteError: NaN or infinity in an episode.
     """
     stream, budget, env_steps = seeds.SEARCH_STREAM + config.seed, config.latent.centre_env_steps, 0
-    options = GoldenNoise.Config(gamma=1.0, candidates=CANDIDATES, first_episodes=FIRST_EPISODES)
+    options = GoldenNoise.Config(gamma=config.algorithm.gamma, candidates=CANDIDATES, first_episodes=FIRST_EPISODES)
     agent = GoldenNoise(env, options, config.networks)
     # Whatever networks it made before: it learns nothing.
     torch.manual_seed(stream)
     agent.candidates.copy_(torch.randn(agent.candidates.shape))
     bar = tqdm(total=budget, unit="step", desc="noise centre", mininterval=1.0, disable=not config.progress)
-    with bar, macro_steps_of(env, Around(agent.policy), stream, lambda: None) as batches:
+    with bar, macro_steps_of(env, agent.policy, stream, lambda: None) as batches:
         for batch in batches:
             transitions = to_macro_transitions(batch, agent.in_keys)
             check_finite(transitions, env_steps)
@@ -107,17 +100,3 @@ def search_centre(env: LatentActionEnv, config: RunConfig) -> CentreChoice:
         episodes=episodes,
         env_steps=env_steps,
     )
-
-
-class Around(TensorDictModuleBase):
-    """``ρ w + √(1 - ρ²) ε`` for the noise ``w`` of ``policy``, with a fresh ``ε`` at every macro step."""
-
-    out_keys: ClassVar = ["action"]
-
-    def __init__(self, policy: TensorDictModuleBase) -> None:
-        super().__init__()
-        self.policy, self.in_keys = policy, policy.in_keys
-
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        noise = self.policy(tensordict)["action"]
-        return tensordict.set("action", SHARE * noise + (1 - SHARE**2) ** 0.5 * torch.randn_like(noise))
