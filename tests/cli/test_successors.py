@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,11 @@ def test_a_centre_is_searched_once_and_steered_around(finished, capsys):
     main(["run", *words])
     out = capsys.readouterr().out
     assert "noise centre: " in out and "base_prior " in out and "base_centred " in out
+    around, plain = (json.loads((folder / "summary.json").read_text()) for folder in (Path("runs/x"), finished / "a"))
+    for own in ("base_prior", "base_zero"):  # of the base policy itself: the centre is nothing to its user
+        assert around["evaluations"][own] == plain["evaluations"][own]
+    assert around["evaluations"]["base_centred"] != around["evaluations"]["base_prior"]
+    assert around["centre"]["env_steps"] >= 400
     assert centre.stat().st_mtime_ns == written
     with safe_open(centre, "pt") as file:
         assert file.get_slice("centre").get_shape() == [4, 2]

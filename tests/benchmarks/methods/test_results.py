@@ -76,6 +76,16 @@ def test_a_cell_is_a_row_for_its_policy_sampled_and_by_its_mode(cell):
     assert sampled["reached"] == {"50%": 1000, "75%": 4000, "90%": None}
 
 
+def test_the_env_steps_of_a_search_are_the_cells_own(cell):
+    made = cell()
+    path = made.folder / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"centre": {"env_steps": 500}}))
+    _, mode = cell_rows(made)
+    assert (mode["env_steps"], mode["rollout_env_steps"]) == (4500, 0)
+    assert mode["reached"] == {"50%": 1500, "75%": 2500, "90%": 2500}
+    assert [point["env_steps"] for point in mode["curve"]][-1] == 4500
+
+
 def test_a_curves_env_steps_have_the_rollouts_and_its_seconds_stage_1():
     rows = [{"env_steps": 500.0, "eval/success_once": 0.5, "eval/success_at_end": 0.1}, {"env_steps": 1000.0}]
     (point,) = learning_curve(rows, "sampled", rollouts=200, online=1000, before=20.0, seconds=100.0)
