@@ -25,6 +25,7 @@ PROGRESS = range(1_100_000_000, 1_150_000_000)
 #: segments of online training have those below 400 million.
 ROLLOUT_STREAM = 800_000_000
 SEARCH_STREAM = 801_000_000
+TRIAL_STREAM = 802_000_000
 FIRST_SEGMENTS = range(1_000)
 LATER_STREAMS = range(1_000_000_000, 4_200_000_000)
 

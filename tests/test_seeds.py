@@ -74,12 +74,12 @@ def test_unseeded_resets_are_training_ones_whatever_the_stream(started, make):
 def test_segments_rollouts_searches_and_workers_do_not_repeat_each_other(started):
     env = SerialEnv(2, PointReachEnv)
     streams = [seeds.segment_stream(run, segment) for run in (0, 1, 3_999) for segment in (0, 1, 999, 1_000, 1_001)]
-    once = (seeds.ROLLOUT_STREAM, seeds.SEARCH_STREAM)
+    once = (seeds.ROLLOUT_STREAM, seeds.SEARCH_STREAM, seeds.TRIAL_STREAM)
     for stream in [*streams, *(start + run for start in once for run in (0, 1, 3_999))]:
         env.set_seed(stream)
         for _ in range(5):
             env.reset()
-    assert len(set(started)) == len(started) == 21 * 2 * 5
+    assert len(set(started)) == len(started) == 24 * 2 * 5
 
 
 def test_rollouts_start_in_training_resets(started):
@@ -123,7 +123,9 @@ def test_segment_streams_are_all_different():
     segments = [*range(20), *range(990, 1_010), 5_000, 800_999]
     runs = sorted({*RUNS, 1, 2, 10, 100})
     streams = [seeds.segment_stream(run, segment) for run in runs for segment in segments]
-    streams += [start + run for start in (seeds.ROLLOUT_STREAM, seeds.SEARCH_STREAM) for run in runs]
+    streams += [
+        start + run for start in (seeds.ROLLOUT_STREAM, seeds.SEARCH_STREAM, seeds.TRIAL_STREAM) for run in runs
+    ]
     assert len(set(streams)) == len(streams)
     assert min(streams) >= 0 and max(streams) < 2**32
 

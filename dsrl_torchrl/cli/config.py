@@ -127,7 +127,7 @@ class LatentOptions(Options):
         ge=1,
     )
     centre_env_steps: int = option(
-        0, "of a search, before the rollouts, for a constant noise that works, to steer around; 0: around zero", ge=0
+        0, "of a search, before the rollouts, for a constant noise to steer around, if that is better; 0: none", ge=0
     )
     action_magnitude: Annotated[Any, PlainValidator(values.magnitude)] = option(
         1.5, "bound of the noise, in standard deviations of the prior; auto: measured on the base policy"

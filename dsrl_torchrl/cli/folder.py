@@ -192,9 +192,9 @@ def _keys(
     noise = ("noise_layout", "knots", "base_features", "centre_env_steps")
     layout = {name: values["latent"][name] for name in noise}
     subspace = {"subspace_dim": values["latent"]["subspace_dim"]}
-    gamma = {"gamma": values["algorithm"].get("gamma")}
-    rollouts = base | layout | subspace | workers | gamma
-    rollouts |= {"rollout_env_steps": stage1.pop("rollout_env_steps"), "in_keys": values["networks"].get("in_keys")}
+    gamma, in_keys = {"gamma": values["algorithm"].get("gamma")}, {"in_keys": values["networks"].get("in_keys")}
+    rollouts = base | layout | subspace | workers | gamma | in_keys
+    rollouts |= {"rollout_env_steps": stage1.pop("rollout_env_steps")}
     steering = base | {name: values[name] for name in ("latent", "networks")}
     data = rollouts | {name: stage1.pop(name) for name in ("use_demonstrations", "inversion")}
     data |= given if config.stage1.use_demonstrations else {}
@@ -209,7 +209,7 @@ def _keys(
     return {
         "demos": demos,
         "base": base,
-        "centre": base | layout | workers | gamma,
+        "centre": base | layout | workers | gamma | in_keys,
         "magnitude": base | layout,
         "subspace": base | layout | subspace,
         "rollouts": rollouts,

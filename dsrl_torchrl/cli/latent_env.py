@@ -111,5 +111,6 @@ def image_memory_line(env: LatentActionEnv, config: RunConfig) -> str | None:
         return None
     stage2, steps = config.stage2, config.task.act_horizon
     online = 0 if stage2.replay_memmap else min(stage2.replay_size, -(-stage2.total_env_steps // steps))
-    needed = image_memory(shapes, offline=-(-config.stage1.rollout_env_steps // steps), online=online)
+    offline = config.stage1.rollout_env_steps + config.latent.centre_env_steps
+    needed = image_memory(shapes, offline=-(-offline // steps), online=online)
     return check_image_memory(needed, available_memory())

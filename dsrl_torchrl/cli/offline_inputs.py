@@ -9,6 +9,7 @@ from tensordict import TensorDictBase
 from dsrl_torchrl.cli.latent_env import make_latent_env
 from dsrl_torchrl.cli.steered_inputs import SteeredInputs
 from dsrl_torchrl.cli.steps import offline_data
+from dsrl_torchrl.cli.steps.noise_centre import ROLLOUTS_FILE
 from dsrl_torchrl.data.macro_transitions import load_transitions, save_transitions
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.evaluation.rates import make_rate
@@ -31,6 +32,7 @@ class OfflineInputs(SteeredInputs):
         ``stage1.inversion`` finds. The others get everything, without noise; one that learns chunks, everything.
         """
         if self._data is None:
+            searched = self._searched()
             rollouts = self._rollouts() if self.config.stage1.rollout_env_steps else None
             demonstrations = self._demonstrations()
             noise = self.config.reads_noise
@@ -55,12 +57,15 @@ class OfflineInputs(SteeredInputs):
                         say=lambda line: self.say(f"warning: {line}"),
                     )
                     self.say(line)
-            if rollouts is None and demonstrations is None:
+            parts = [part for part in (rollouts, searched, demonstrations) if part is not None]
+            if noise:
+                parts = [part for part in parts if "action" in part.keys()]
+            if not parts:
                 raise UserError(
                     "there are no offline data: set stage1.rollout_env_steps above 0, or give demonstrations that this "
                     "algorithm can learn from"
                 )
-            self._data = offline_data.joined(rollouts, demonstrations, noise=noise)
+            self._data = offline_data.joined(parts, noise=noise)
         return self._data
 
     def _rollouts(self) -> TensorDictBase:
@@ -90,13 +95,18 @@ class OfflineInputs(SteeredInputs):
         self.folder.connect()
         rate = make_rate(episodes.successes)
         self.say(f"base rollouts: {len(rollouts)} macro transitions, success {rate} of {rate.n} episodes")
-        for warning in (
-            offline_data.failing_pays(config.task, rollouts),
-            offline_data.short_sighted(episodes, config.algorithm.gamma),
-        ):
-            if warning is not None:
-                self.say(warning)
+        if not config.latent.centre_env_steps:  # whose episodes came before
+            self.warn_of(rollouts, episodes)
         return rollouts
+
+    def _searched(self) -> TensorDictBase | None:
+        """The macro transitions of the search for a centre, which are as good as any rollouts."""
+        if not self.config.latent.centre_env_steps:
+            return None
+        self.steered()
+        searched = load_transitions(self.folder.centre.folder / ROLLOUTS_FILE)
+        # Its noise is whole, the latent action here a part of it.
+        return searched if self.config.latent.subspace_dim is None else searched.exclude("action")
 
     def _demonstrations(self) -> TensorDictBase | None:
         task = self.config.task

@@ -15,12 +15,15 @@ from dsrl_torchrl.agents.agent import Agent
 from dsrl_torchrl.cli.config import AUTO
 from dsrl_torchrl.cli.inputs import Inputs
 from dsrl_torchrl.cli.latent_env import image_memory_line, make_latent_env
-from dsrl_torchrl.cli.steps import noise_centre, noise_subspace
+from dsrl_torchrl.cli.steps import noise_subspace, offline_data
 from dsrl_torchrl.cli.steps.action_magnitude import measure_magnitude
+from dsrl_torchrl.cli.steps.noise_centre import FILE, ROLLOUTS_FILE, search_centre
+from dsrl_torchrl.collect.episode_statistics import EpisodeTracker
 from dsrl_torchrl.collect.episodes import reset_to_seeds
+from dsrl_torchrl.data.macro_transitions import save_transitions
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv, check_units
 from dsrl_torchrl.latent_env.noise_subspace import NoiseSubspace
-from dsrl_torchrl.networks.config import make_encoder
+from dsrl_torchrl.networks.config import make_encoder, observation_keys
 from dsrl_torchrl.policies import BasePolicy, CentredPolicy, probe
 from dsrl_torchrl.policies.probe import PROBE_NOISES
 from dsrl_torchrl.tensor_files import load_tensors, save_tensors
@@ -32,7 +35,7 @@ class SteeredInputs(Inputs):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._env: LatentActionEnv | None = None
-        self._centred: CentredPolicy | None = None
+        self._steered: BasePolicy | None = None
         self._subspace: NoiseSubspace | None = None
         self._probed = False
 
@@ -57,12 +60,12 @@ class SteeredInputs(Inputs):
         return self._env
 
     def steered(self) -> BasePolicy:
-        """Whose noise is steered: the base policy, around the noise that ``latent.centre_env_steps`` finds, if any."""
+        """Whose noise is steered: the base policy, around what ``latent.centre_env_steps`` finds, if that is better."""
         config, artifact = self.config, self.folder.centre
         if not config.latent.centre_env_steps:
             return self.base()
-        if self._centred is None:
-            path = artifact.folder / noise_centre.FILE
+        if self._steered is None:
+            path, rollouts = (artifact.folder / name for name in (FILE, ROLLOUTS_FILE))
             if not artifact.exists:
                 if config.stage2.from_stage1:
                     _ = self.folder.stage1.exists  # refuses another configuration's folder before anything is written
@@ -71,16 +74,29 @@ class SteeredInputs(Inputs):
                 try:
                     self.probe_in(env)
                     artifact.begin()
-                    choice = noise_centre.search_centre(env, config)
+                    keys = observation_keys(self.base(), config.networks)
+                    choice, transitions, episodes = search_centre(env, config, keys)
                 finally:
                     env.close()
                 self.folder.save_config(config)  # the number of envs that it depends on, which a resumed run keeps
                 save_tensors({"centre": choice.centre}, path)
-                artifact.finish(path, line=choice.line(), env_steps=choice.env_steps)
+                save_transitions(transitions, rollouts)
+                artifact.finish(path, rollouts, line=choice.line(), kept=choice.kept, env_steps=choice.env_steps)
                 self.folder.connect(self.base().content_hash())
+                self.warn_of(transitions, episodes)
             self.say(artifact.facts["line"])
-            self._centred = CentredPolicy(self.base(), load_tensors(path)["centre"])
-        return self._centred
+            centre = load_tensors(path)["centre"]
+            self._steered = CentredPolicy(self.base(), centre) if artifact.facts["kept"] else self.base()
+        return self._steered
+
+    def warn_of(self, rollouts: TensorDictBase, episodes: EpisodeTracker) -> None:
+        """Says what in the first episodes of a task will not be learned from well."""
+        for warning in (
+            offline_data.failing_pays(self.config.task, rollouts),
+            offline_data.short_sighted(episodes, self.config.algorithm.gamma),
+        ):
+            if warning is not None:
+                self.say(warning)
 
     def agent(self, env: LatentActionEnv, algorithm: Any, data: TensorDictBase | None = None) -> Agent:
         """A fresh agent, stage 2's or stage 1's by its ``algorithm``; its weights depend on the run's seed alone."""

@@ -16,11 +16,21 @@ from dsrl_torchrl.policies.base_policy import BasePolicy
 SHARE = 0.7
 
 
+def place(noise: Tensor, centre: Tensor, share: float) -> Tensor:
+    """``ρ c + √(1 - ρ²) n``, of noise and centre alike, whether a chunk's or in a noise layout, which is linear."""
+    return share * centre + (1 - share**2) ** 0.5 * noise
+
+
+def coordinates(noise: Tensor, centre: Tensor, share: float) -> Tensor:
+    """The inverse of :func:`place`."""
+    return (noise - share * centre) / (1 - share**2) ** 0.5
+
+
 class CentredPolicy(BasePolicy):
     """``decode(s, n) = base.decode(s, ρ c + √(1 - ρ²) n)`` (Eq. 38): with ``n ~ N(0, I)``, the prior around ``c``.
 
-    ``c`` is a draw of the base policy's prior, so that ``ρ c + √(1 - ρ²) n`` has the prior's size. To whoever steers it
-    is a base policy like any other: noise zero is ``ρ c``, every noise of the base policy can be reached
+    Where ``c`` is a draw of the base policy's prior, ``ρ c + √(1 - ρ²) n`` has the prior's size. To whoever steers it,
+    it is a base policy like any other: noise zero is ``ρ c``, every noise of the base policy can be reached
     (:meth:`place` is a bijection), and what narrows towards zero noise narrows towards ``ρ c``.
 
     Args:
@@ -60,11 +70,11 @@ class CentredPolicy(BasePolicy):
 
     def place(self, noise: Tensor) -> Tensor:
         """``[*B, noise_horizon, noise_dim]``, around zero -> the base policy's own noise, of the same shape."""
-        return self.share * self.centre.to(noise) + (1 - self.share**2) ** 0.5 * noise
+        return place(noise, self.centre.to(noise), self.share)
 
     def coordinates(self, noise: Tensor) -> Tensor:
         """The inverse of :meth:`place`."""
-        return (noise - self.share * self.centre.to(noise)) / (1 - self.share**2) ** 0.5
+        return coordinates(noise, self.centre.to(noise), self.share)
 
     @property
     def dtype(self) -> torch.dtype | None:  # type: ignore[override]  # it may be of another rule

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 
+from dsrl_torchrl.cli import steered_inputs
 from dsrl_torchrl.cli.main import main
+from dsrl_torchrl.cli.steps import noise_centre
+from dsrl_torchrl.data.macro_transitions import load_transitions
 from dsrl_torchrl.policies import BasePolicy
 
 from .pipeline_run import SMOKE, fails, loaded
@@ -47,20 +51,29 @@ def test_a_subspace_is_measured_once_and_steered_in(finished, capsys):
     assert "belongs to another configuration" in fails(capsys, "stage1", *words, "latent.subspace_dim=2")
 
 
-def test_a_centre_is_searched_once_and_steered_around(finished, capsys):
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_centre_is_searched_once_and_steered_around_where_that_is_better(finished, capsys, monkeypatch, kept):
+    def search_centre(*arguments):
+        choice, *data = noise_centre.search_centre(*arguments)
+        return replace(choice, kept=kept), *data
+
+    monkeypatch.setattr(steered_inputs, "search_centre", search_centre)
     words = [*SMOKE, *loaded(finished / "a" / "base"), "latent.centre_env_steps=400", "name=x"]
     main(["stage1", *words])
-    assert "noise centre: of 16 constant noises the best has a mean return of " in capsys.readouterr().out
-    centre = Path("runs/x/centre/centre.safetensors")
+    assert "noise centre: the best of 16 constant noises, by " in capsys.readouterr().out
+    centre, rollouts = (Path("runs/x/centre") / name for name in ("centre.safetensors", "rollouts.safetensors"))
     written = centre.stat().st_mtime_ns
     main(["run", *words])
     out = capsys.readouterr().out
-    assert "noise centre: " in out and "base_prior " in out and "base_centred " in out
+    assert "noise centre: " in out and "base_prior " in out and ("base_centred " in out) == kept
     around, plain = (json.loads((folder / "summary.json").read_text()) for folder in (Path("runs/x"), finished / "a"))
     for own in ("base_prior", "base_zero"):  # of the base policy itself: the centre is nothing to its user
         assert around["evaluations"][own] == plain["evaluations"][own]
-    assert around["evaluations"]["base_centred"] != around["evaluations"]["base_prior"]
-    assert around["centre"]["env_steps"] >= 400
+    assert not kept or around["evaluations"]["base_centred"] != around["evaluations"]["base_prior"]
+    assert around["centre"]["env_steps"] >= 400 and around["centre"]["kept"] == kept
+    # All of its episodes are learned from, too.
+    parts = [load_transitions(path) for path in (rollouts, Path("runs/x/stage1/rollouts.safetensors"))]
+    assert around["stage1"]["transitions"] == sum(map(len, parts)) > len(parts[1])
     assert centre.stat().st_mtime_ns == written
     with safe_open(centre, "pt") as file:
         assert file.get_slice("centre").get_shape() == [4, 2]
@@ -69,6 +82,28 @@ def test_a_centre_is_searched_once_and_steered_around(finished, capsys):
     assert "exists" in capsys.readouterr().out
     centre.write_bytes(centre.read_bytes()[:-1] + b"x")
     assert "centre.safetensors" in fails(capsys, "run", *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "data"),
+    [
+        (["algorithm=dsrl_sac"], "both"),  # reads the noise, which both have
+        (["algorithm=dsrl_sac", "stage1.rollout_env_steps=0"], "search"),
+        (["latent.subspace_dim=6", "stage1.rollout_env_steps=0"], "search"),
+        (
+            ["algorithm=dsrl_sac", "latent.subspace_dim=6"],
+            "rollouts",
+        ),  # a whole noise is no latent action of a subspace
+    ],
+)
+def test_a_search_is_offline_data_where_they_can_be_read(finished, words, data):
+    main(["stage1", *SMOKE, *loaded(finished / "a" / "base"), "latent.centre_env_steps=400", *words, "name=x"])
+    paths = {"search": "centre/rollouts.safetensors", "rollouts": "stage1/rollouts.safetensors"}
+    there = {
+        name: len(load_transitions(Path("runs/x") / path)) for name, path in paths.items() if data in (name, "both")
+    }
+    facts = json.loads(Path("runs/x/stage1/artifact.json").read_text())["facts"]
+    assert facts["transitions"] == sum(there.values())
 
 
 def test_a_finished_run_is_not_searched_for_another_centre(finished, capsys):
@@ -83,7 +118,7 @@ def test_a_finished_run_is_not_searched_for_another_centre(finished, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["latent.centre_env_steps=1"], "latent.centre_env_steps=1 ended before any episode did: "),
+        (["latent.centre_env_steps=1"], "latent.centre_env_steps=1 ended before its episodes did: "),
         (["latent.centre_env_steps=-1"], "latent.centre_env_steps"),
         (["latent.centre_env_steps=400", "algorithm=residual_sac"], "latent.action=residual steers no noise"),
     ],

@@ -151,15 +151,11 @@ def with_chunks(transitions: TensorDictBase, policy: IdentityPolicy) -> TensorDi
     return transitions.copy().set("action", policy.encode_chunk(chunk.to(policy.device)).to(chunk.device))
 
 
-def joined(rollouts: TensorDictBase | None, demonstrations: TensorDictBase | None, *, noise: bool) -> TensorDictBase:
-    """One data set ``[n]`` of one or both: with the noise of its transitions, or without, where that is not read."""
-    if rollouts is None:
-        assert demonstrations is not None
-        return demonstrations
-    rollouts = rollouts if noise else rollouts.exclude("action")
-    if demonstrations is None:
-        return rollouts
-    return torch.cat([rollouts, demonstrations.select(*rollouts.keys(True, True))])
+def joined(parts: Sequence[TensorDictBase], *, noise: bool) -> TensorDictBase:
+    """One data set ``[n]`` of all: with the noise of its transitions, or without, where that is not read."""
+    if not noise:
+        parts = [part.exclude("action") for part in parts]
+    return torch.cat([part.select(*parts[0].keys(True, True)) for part in parts])
 
 
 def _has_our_reward(task: TaskOptions) -> bool:
