@@ -1,7 +1,7 @@
 """Draws ``docs/assets/results.png``: success before and after steering, and the cold start that it has to survive.
 
-Run from the repository: ``.venv/bin/python docs/results_figure.py``. Its numbers are ``docs/assets/results.json``
-(successes and episodes, better of sampled and mode, see docs/results.md) and ``benchmarks/results/cold_start.json``.
+Run from the repository: ``.venv/bin/python -m docs.results_figure``. Its numbers are those of docs/results.md, sampled,
+``benchmarks/results/methods_small.json``, and ``benchmarks/results/cold_start.json``.
 """
 
 from __future__ import annotations
@@ -14,10 +14,23 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from dsrl_torchrl.evaluation.rates import wilson_interval
+from benchmarks.methods.report import rates_of
+from benchmarks.methods.results import SAMPLED, read_rows, results_path
 
-DOCS = Path(__file__).parent
-STAGES = {"base": "lightgrey", "stage 1": "tab:cyan", "stage 2": "tab:blue"}
+ROOT = Path(__file__).parents[1]
+TASKS = {
+    "pick_cube": "PickCube",
+    "push_cube": "PushCube",
+    "pull_cube": "PullCube",
+    "stack_cube": "StackCube",
+    "lift_peg_upright": "LiftPegUpright",
+}
+#: By method of the benchmark: label and colour.
+BARS = {
+    "base": ("base policy", "lightgrey"),
+    "stage1": ("stage 1, offline", "tab:cyan"),
+    "dsrl_aw_mle": ("stage 2, online", "tab:blue"),
+}
 COLD_START = {  # of cold_start.json, its label and colour
     "naive": ("DSRL-NA, 4 updates a step", "tab:red"),
     "fewer updates": ("DSRL-NA, 1 update a step", "tab:orange"),
@@ -27,31 +40,34 @@ ENV_STEPS = (0, 4_000, 8_000, 12_000)
 
 
 def draw_tasks(axis) -> None:
-    """One group a task, one bar a stage."""
-    results = json.loads((DOCS / "assets/results.json").read_text())
-    for i, counts in enumerate(results.values()):
-        stages = [stage for stage in STAGES if stage in counts]
-        for j, stage in enumerate(stages):
-            successes, n = counts[stage]
-            low, high = wilson_interval(successes, n)
-            p = successes / n
-            x = i + 0.27 * (j - (len(stages) - 1) / 2)
-            axis.bar(x, p, 0.25, color=STAGES[stage], yerr=[[p - low], [high - p]], capsize=2, ecolor="dimgrey")
-            axis.text(x, 0.02, f"{p:.2f}", ha="center", fontsize=7, color="white" if stage == "stage 2" else "black")
-    axis.set_xticks(range(len(results)), list(results), fontsize=8)
+    """One group a task, one bar a method."""
+    rows = read_rows(results_path(ROOT / "benchmarks/results", "small"))
+    labels = []
+    for i, (task, title) in enumerate(TASKS.items()):
+        mine = [row for row in rows if row["task"] == task]
+        rates = rates_of(mine)
+        seeds = {method: sum(row["method"] == method and row["policy"] == SAMPLED for row in mine) for method in BARS}
+        labels.append(f"{title}\n{seeds['dsrl_aw_mle']} seeds")
+        for j, (method, (_, colour)) in enumerate(BARS.items()):
+            rate = rates[method][SAMPLED, "success_once"]
+            x = i + 0.27 * (j - (len(BARS) - 1) / 2)
+            error = [[rate.value - rate.low], [rate.high - rate.value]]
+            axis.bar(x, rate.value, 0.25, color=colour, yerr=error, capsize=2, ecolor="dimgrey")
+            note = "" if seeds[method] == seeds["dsrl_aw_mle"] else f" ({seeds[method]})"
+            text = "white" if method == "dsrl_aw_mle" else "black"
+            axis.text(x, 0.02, f"{rate.value:.2f}{note}", ha="center", fontsize=7, color=text)
+    axis.set_xticks(range(len(labels)), labels, fontsize=8)
     axis.set_ylim(0, 1.16)
     axis.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
-    axis.set_ylabel("success once, held-out resets")
+    axis.set_ylabel("success once, sampled, held-out resets")
     axis.set_title("A frozen policy before and after steering", fontsize=10)
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in STAGES.values()]
-    axis.legend(
-        handles, ["base policy", "stage 1, offline", "stage 2, online"], fontsize=8, loc="upper center", ncols=3
-    )
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for _, colour in BARS.values()]
+    axis.legend(handles, [label for label, _ in BARS.values()], fontsize=8, loc="upper center", ncols=len(BARS))
 
 
 def draw_cold_start(axis) -> None:
     """Running success from random networks; one line a seed."""
-    found = json.loads((DOCS.parent / "benchmarks/results/cold_start.json").read_text())
+    found = json.loads((ROOT / "benchmarks/results/cold_start.json").read_text())
     base = found["base policy in its rollouts"]["value"]
     for variant, (label, colour) in COLD_START.items():
         for seed in (0, 1):
@@ -76,7 +92,7 @@ def main() -> None:
     for axis in axes:
         axis.grid(axis="y", alpha=0.3)
         axis.set_axisbelow(True)
-    figure.savefig(DOCS / "assets/results.png", dpi=110)
+    figure.savefig(ROOT / "docs/assets/results.png", dpi=110)
 
 
 if __name__ == "__main__":

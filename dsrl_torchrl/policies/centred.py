@@ -12,7 +12,7 @@ from torch import Tensor
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.policies.base_policy import BasePolicy
 
-#: ρ, of LiftPegUpright (docs/results.md, "Around a noise that works").
+#: ρ, of LiftPegUpright (docs/what-was-tried.md, "Around a noise that works").
 SHARE = 0.7
 
 

@@ -26,8 +26,7 @@ from dsrl_torchrl.latent_env.macro_step import STEPS_KEY
 from dsrl_torchrl.policies.centred import SHARE, coordinates, place
 
 FILE, ROLLOUTS_FILE = "centre.safetensors", "rollouts.safetensors"
-#: The search takes 40 episodes, or what is left of the env steps but for the trial's: docs/results.md, "Around a noise
-#: that works", by resampling.
+#: 40 episodes, or what there is but for the trial: docs/what-was-tried.md, "Around a noise that works", by resampling.
 CANDIDATES, FIRST_EPISODES = 16, 1
 #: Of the env steps, at least for the trial.
 TRIAL = 1 / 3

@@ -52,8 +52,8 @@ def short_sighted(episodes: EpisodeTracker, gamma: float) -> str | None:
     """A warning where successes come so late that their reward is nearly nothing at the start, by the discount.
 
     The critics then learn the noise of what comes first, not who succeeds: on LiftPegUpright, whose successes take
-    166 env steps, 0.98 leaves 3.5 % (docs/results.md, "The discount"). Where episodes go on after success, their whole
-    length counts: the warning comes too early then.
+    166 env steps, 0.98 leaves 3.5 % (docs/what-was-tried.md, "The discount"). Where episodes go on after success, their
+    whole length counts: the warning comes too early then.
     """
     lengths = episodes.successful_lengths
     if not lengths:
