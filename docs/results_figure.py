@@ -53,9 +53,10 @@ def draw_tasks(axis) -> None:
             x = i + 0.27 * (j - (len(BARS) - 1) / 2)
             error = [[rate.value - rate.low], [rate.high - rate.value]]
             axis.bar(x, rate.value, 0.25, color=colour, yerr=error, capsize=2, ecolor="dimgrey")
-            note = "" if seeds[method] == seeds["dsrl_aw_mle"] else f" ({seeds[method]})"
-            text = "white" if method == "dsrl_aw_mle" else "black"
-            axis.text(x, 0.02, f"{rate.value:.2f}{note}", ha="center", fontsize=7, color=text)
+            fewer, text = seeds[method] < seeds["dsrl_aw_mle"], "white" if method == "dsrl_aw_mle" else "black"
+            axis.text(x, 0.02, f"{rate.value:.2f}{'*' * fewer}", ha="center", fontsize=7, color=text)
+            if fewer:
+                axis.set_xlabel(f"* {seeds[method]} seed", fontsize=7, loc="right")
     axis.set_xticks(range(len(labels)), labels, fontsize=8)
     axis.set_ylim(0, 1.16)
     axis.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])

@@ -183,8 +183,9 @@ def _check_batches(config: RunConfig) -> None:
 
 def _check_offline_data(config: RunConfig) -> None:
     needed = bool(config.stage2.from_stage1) or config.needs_offline_data
-    rollouts = config.stage1.rollout_env_steps or config.latent.centre_env_steps
-    if needed and not rollouts and not _reads_demonstrations(config):
+    # Whole noises are no latent actions of a subspace.
+    searched = config.latent.centre_env_steps and not (config.reads_noise and config.latent.subspace_dim)
+    if needed and not (config.stage1.rollout_env_steps or searched) and not _reads_demonstrations(config):
         raise UserError(
             "stage1.rollout_env_steps=0 leaves no offline data: raise it, or give demonstrations that "
             f"{config.agent.__name__} can learn from"

@@ -19,6 +19,7 @@ from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.evaluation.summary import write_summary
 from dsrl_torchrl.evaluation.videos import FrameRecorder
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
+from dsrl_torchrl.policies import CentredPolicy
 
 
 class Run(OfflineInputs):
@@ -192,7 +193,7 @@ class Run(OfflineInputs):
             report, files = diagnose.diagnose_base(env, policy, learned, self.config, self.folder.path / "diagnosis")
         finally:
             env.close()
-        if self.config.latent.centre_env_steps:
+        if isinstance(policy, CentredPolicy):
             self.say("measured on the base policy around its noise centre")
         self.say(report.magnitude.reason)
         self.say(report.advice())

@@ -21,6 +21,7 @@ from dsrl_torchrl.cli.steps.noise_centre import FILE, ROLLOUTS_FILE, search_cent
 from dsrl_torchrl.collect.episode_statistics import EpisodeTracker
 from dsrl_torchrl.collect.episodes import reset_to_seeds
 from dsrl_torchrl.data.macro_transitions import save_transitions
+from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv, check_units
 from dsrl_torchrl.latent_env.noise_subspace import NoiseSubspace
 from dsrl_torchrl.networks.config import make_encoder, observation_keys
@@ -65,7 +66,7 @@ class SteeredInputs(Inputs):
         if not config.latent.centre_env_steps:
             return self.base()
         if self._steered is None:
-            path, rollouts = (artifact.folder / name for name in (FILE, ROLLOUTS_FILE))
+            centre, rollouts = (artifact.folder / name for name in (FILE, ROLLOUTS_FILE))
             if not artifact.exists:
                 if config.stage2.from_stage1:
                     _ = self.folder.stage1.exists  # refuses another configuration's folder before anything is written
@@ -73,20 +74,24 @@ class SteeredInputs(Inputs):
                 env = make_latent_env(config, self.base())
                 try:
                     self.probe_in(env)
+                    image_memory_line(env, config)
                     artifact.begin()
-                    keys = observation_keys(self.base(), config.networks)
+                    keys = observation_keys(env.decoder.base_policy, config.networks)
                     choice, transitions, episodes = search_centre(env, config, keys)
                 finally:
                     env.close()
                 self.folder.save_config(config)  # the number of envs that it depends on, which a resumed run keeps
-                save_tensors({"centre": choice.centre}, path)
+                save_tensors({"centre": choice.centre}, centre)
                 save_transitions(transitions, rollouts)
-                artifact.finish(path, rollouts, line=choice.line(), kept=choice.kept, env_steps=choice.env_steps)
+                artifact.finish(centre, rollouts, line=choice.line(), kept=choice.kept, env_steps=choice.env_steps)
                 self.folder.connect(self.base().content_hash())
                 self.warn_of(transitions, episodes)
-            self.say(artifact.facts["line"])
-            centre = load_tensors(path)["centre"]
-            self._steered = CentredPolicy(self.base(), centre) if artifact.facts["kept"] else self.base()
+            facts = artifact.facts
+            if "kept" not in facts:
+                raise UserError(f"{artifact.folder} is of an older version, without a trial: choose another name=")
+            self.say(facts["line"])
+            kept = facts["kept"]
+            self._steered = CentredPolicy(self.base(), load_tensors(centre)["centre"]) if kept else self.base()
         return self._steered
 
     def warn_of(self, rollouts: TensorDictBase, episodes: EpisodeTracker) -> None:

@@ -28,8 +28,9 @@ def check_image_memory(needed: int, available: int | None) -> str:
     line = f"images: about {needed / GB:.2f} GB of memory"
     if available is not None and needed > available:
         raise UserError(
-            f"{line}, but {available / GB:.2f} GB are available: lower stage1.rollout_env_steps, stage2.replay_size or "
-            "the image size, set stage2.replay_memmap=true, or let the policy's encoder make latent.base_features"
+            f"{line}, but {available / GB:.2f} GB are available: lower stage1.rollout_env_steps, "
+            "latent.centre_env_steps, stage2.replay_size or the image size, set stage2.replay_memmap=true, or let the "
+            "policy's encoder make latent.base_features"
         )
     return line
 

@@ -13,6 +13,7 @@ from dsrl_torchrl.cli import steered_inputs
 from dsrl_torchrl.cli.main import main
 from dsrl_torchrl.cli.steps import noise_centre
 from dsrl_torchrl.data.macro_transitions import load_transitions
+from dsrl_torchrl.files import seal, unseal, write_atomically
 from dsrl_torchrl.policies import BasePolicy
 
 from .pipeline_run import SMOKE, fails, loaded
@@ -60,7 +61,7 @@ def test_a_centre_is_searched_once_and_steered_around_where_that_is_better(finis
     monkeypatch.setattr(steered_inputs, "search_centre", search_centre)
     words = [*SMOKE, *loaded(finished / "a" / "base"), "latent.centre_env_steps=400", "name=x"]
     main(["stage1", *words])
-    assert "noise centre: the best of 16 constant noises, by " in capsys.readouterr().out
+    assert " constant noises, by " in capsys.readouterr().out
     centre, rollouts = (Path("runs/x/centre") / name for name in ("centre.safetensors", "rollouts.safetensors"))
     written = centre.stat().st_mtime_ns
     main(["run", *words])
@@ -77,16 +78,30 @@ def test_a_centre_is_searched_once_and_steered_around_where_that_is_better(finis
     assert centre.stat().st_mtime_ns == written
     with safe_open(centre, "pt") as file:
         assert file.get_slice("centre").get_shape() == [4, 2]
-    assert "belongs to another configuration" in fails(capsys, "stage1", *words, "latent.centre_env_steps=500")
+    for other in ("latent.centre_env_steps=500", "networks.in_keys=[observation]"):
+        assert "belongs to another configuration" in fails(capsys, "stage1", *words, other)
     main(["run", *words])  # finished
     assert "exists" in capsys.readouterr().out
     centre.write_bytes(centre.read_bytes()[:-1] + b"x")
     assert "centre.safetensors" in fails(capsys, "run", *words)
 
 
+def test_a_search_without_a_trial_is_refused(finished, capsys):
+    """Of a folder that was made before there was one."""
+    words = [*SMOKE, *loaded(finished / "a" / "base"), "latent.centre_env_steps=400", "name=x"]
+    main(["stage1", *words])
+    capsys.readouterr()
+    marker = Path("runs/x/centre/artifact.json")
+    stored = unseal(marker)
+    del stored["facts"]["kept"]
+    write_atomically(marker, seal(stored))
+    assert "runs/x/centre is of an older version, without a trial: choose another name=" in fails(capsys, "run", *words)
+
+
 @pytest.mark.parametrize(
     ("words", "data"),
     [
+        (["latent.base_features=true"], "both"),
         (["algorithm=dsrl_sac"], "both"),  # reads the noise, which both have
         (["algorithm=dsrl_sac", "stage1.rollout_env_steps=0"], "search"),
         (["latent.subspace_dim=6", "stage1.rollout_env_steps=0"], "search"),
@@ -118,7 +133,16 @@ def test_a_finished_run_is_not_searched_for_another_centre(finished, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["latent.centre_env_steps=1"], "latent.centre_env_steps=1 ended before its episodes did: "),
+        (
+            [
+                "latent.centre_env_steps=400",
+                "algorithm=dsrl_sac",
+                "latent.subspace_dim=6",
+                "stage1.rollout_env_steps=0",
+                "stage2.offline_fraction=0.5",
+            ],
+            "stage1.rollout_env_steps=0 leaves no offline data",
+        ),
         (["latent.centre_env_steps=-1"], "latent.centre_env_steps"),
         (["latent.centre_env_steps=400", "algorithm=residual_sac"], "latent.action=residual steers no noise"),
     ],

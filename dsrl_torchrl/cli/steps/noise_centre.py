@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from statistics import fmean
 from typing import ClassVar
 
 import torch
@@ -20,7 +20,6 @@ from dsrl_torchrl.cli.config import RunConfig
 from dsrl_torchrl.collect.episode_statistics import EpisodeTracker
 from dsrl_torchrl.collect.macro_steps import macro_steps_of
 from dsrl_torchrl.data.macro_transitions import check_finite, to_macro_transitions
-from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.latent_env.macro_step import STEPS_KEY
 from dsrl_torchrl.policies.centred import SHARE, coordinates, place
@@ -30,6 +29,7 @@ FILE, ROLLOUTS_FILE = "centre.safetensors", "rollouts.safetensors"
 CANDIDATES, FIRST_EPISODES = 16, 1
 #: Of the env steps, at least for the trial.
 TRIAL = 1 / 3
+BASE, AROUND = 0, 1
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,16 @@ class CentreChoice:
     Attributes:
         centre: ``[noise_horizon, noise_dim]``.
         kept: whether the base policy around it had the better returns.
-        mean_return: around it, discounted, of the trial's episodes.
-        mean_return_of_base: the same of the base policy as it is.
-        search_episodes: finished by all candidates.
-        trial_episodes: finished by both.
-        env_steps: taken by search and trial.
+        mean_returns: of the base policy as it is and around the centre, discounted, of the trial's episodes.
+        candidates: of the search that finished an episode.
+        search_episodes, trial_episodes: that counted.
+        env_steps: taken by both.
     """
 
     centre: Tensor
     kept: bool
-    mean_return: float
-    mean_return_of_base: float
+    mean_returns: tuple[float, float]
+    candidates: int
     search_episodes: int
     trial_episodes: int
     env_steps: int
@@ -57,9 +56,9 @@ class CentreChoice:
     def line(self) -> str:
         """For the user."""
         return (
-            f"noise centre: the best of {CANDIDATES} constant noises, by {self.search_episodes} episodes; around it a "
-            f"mean return of {self.mean_return:.1f}, of the base policy {self.mean_return_of_base:.1f}, by "
-            f"{self.trial_episodes}: {'steered around it' if self.kept else 'steered as it is'}; "
+            f"noise centre: the best of {self.candidates} constant noises, by {self.search_episodes} episodes; around "
+            f"it a mean return of {self.mean_returns[AROUND]:.1f}, of the base policy {self.mean_returns[BASE]:.1f}, "
+            f"by {self.trial_episodes}: {'steered around it' if self.kept else 'steered as it is'}; "
             f"{self.env_steps} env steps"
         )
 
@@ -69,7 +68,8 @@ def search_centre(
 ) -> tuple[CentreChoice, TensorDictBase, EpisodeTracker]:
     """A golden-noise search (Eq. 31), then a trial: the base policy around the winner against the base policy.
 
-    Both in ``latent.centre_env_steps`` env steps. Zero noise is one of the candidates.
+    Both in ``latent.centre_env_steps`` env steps, and what the last episodes of the trial take to end. Zero noise is
+    one of the candidates.
 
     Args:
         env: of the base policy itself.
@@ -80,99 +80,128 @@ def search_centre(
         The choice, all macro transitions ``[n]`` with the noise of the policy that is steered now, and their episodes.
 
     Raises:
-        UserError: so few env steps that no episode of the trial ends.
         NonFiniteError: NaN or infinity in an episode.
     """
-    budget, episodes = config.latent.centre_env_steps, EpisodeTracker(window=None)
-    torch.manual_seed(seeds.SEARCH_STREAM + config.seed)  # whatever networks were made before: it learns nothing
-    candidates = torch.randn(CANDIDATES, env.latent_dim)
-    candidates[0] = 0.0
-    bar = tqdm(total=budget, unit="step", desc="noise centre", mininterval=1.0, disable=not config.progress)
-    play = partial(_play, env, keys=keys, episodes=episodes, bar=bar)
-    with bar:
-        search = _arms(env, config, candidates, FIRST_EPISODES)
-        searched = play(search, search.policy, int((1 - TRIAL) * budget), stream=seeds.SEARCH_STREAM + config.seed)
-        leader, spent = search.candidates[search.leader].clone(), _env_steps(searched)
-        trial = _arms(env, config, torch.stack([torch.zeros_like(leader), leader]), budget)  # nobody is dropped
-        tried = play(trial, TrialPolicy(trial), budget - spent, stream=seeds.TRIAL_STREAM + config.seed)
-    if not bool((trial.episodes > 0).all()):
-        raise UserError(
-            f"latent.centre_env_steps={budget} ended before its episodes did: make it some {4 * CANDIDATES} episodes"
-        )
-    of_base, around = (trial.returns / trial.episodes).tolist()
-    kept = around > of_base
-    transitions: TensorDictBase = torch.cat([searched, tried])
+    budget, gamma, seed = config.latent.centre_env_steps, config.algorithm.gamma, config.seed
+    options = GoldenNoise.Config(gamma=gamma, candidates=CANDIDATES, first_episodes=FIRST_EPISODES)
+    search, episodes = GoldenNoise(env, options, config.networks), EpisodeTracker(window=None)
+    torch.manual_seed(seeds.SEARCH_STREAM + seed)  # whatever networks were made before: it learns nothing
+    search.candidates.copy_(torch.randn(search.candidates.shape))
+    search.candidates[0] = 0.0
+
+    def found(transitions: TensorDictBase, taken: int) -> bool:
+        search.store(transitions, online=True)
+        enough = taken >= (1 - TRIAL) * budget and bool(search.episodes.any())
+        return enough or int(search.left.sum()) == 1
+
+    def tried(transitions: TensorDictBase, taken: int) -> bool:
+        trial.store(transitions)
+        trial.over = taken >= budget and trial.begun > AROUND
+        return trial.over and not trial.under_way
+
+    with tqdm(total=budget, unit="step", desc="noise centre", mininterval=1.0, disable=not config.progress) as bar:
+        play = _Player(env, keys, episodes, bar)
+        play(search.policy, seeds.SEARCH_STREAM + seed, found)
+        leader = search.candidates[search.leader].clone()
+        trial = Trial(leader, gamma)
+        play(trial, seeds.TRIAL_STREAM + seed, tried)
+    means = fmean(trial.returns[BASE]), fmean(trial.returns[AROUND])
+    kept = means[AROUND] > means[BASE]
+    transitions: TensorDictBase = torch.cat(play.transitions)
     if kept:
         transitions.set("action", coordinates(transitions["action"], leader.cpu(), SHARE))
     choice = CentreChoice(
         centre=env.decoder.layout.to_chunk_noise(leader).cpu(),
         kept=kept,
-        mean_return=around,
-        mean_return_of_base=of_base,
+        mean_returns=means,
+        candidates=int((search.episodes > 0).sum()),
         search_episodes=int(search.episodes.sum()),
-        trial_episodes=int(trial.episodes.sum()),
-        env_steps=_env_steps(transitions),
+        trial_episodes=sum(map(len, trial.returns)),
+        env_steps=play.taken,
     )
     return choice, transitions, episodes
 
 
-class TrialPolicy(TensorDictModuleBase):
-    """The base policy's prior in every other episode, in the others the prior around the second of the two."""
+class Trial(TensorDictModuleBase):
+    """A policy: the base policy's prior and the prior around a noise, in every other episode.
+
+    An episode counts by when it began: those that begin before the trial is over are played to their end. Failures are
+    the longer ones, and to count what ends in time would leave them out.
+
+    Args:
+        centre: in the noise layout, ``[latent_dim]``.
+        gamma: discount per env step.
+
+    Attributes:
+        returns: of the episodes that counted, of the base policy's and of those around the noise.
+        begun: episodes that count.
+        over: no episode that begins now counts.
+    """
 
     in_keys: ClassVar[list] = [STEPS_KEY]
     out_keys: ClassVar = ["action"]
 
-    def __init__(self, trial: GoldenNoise) -> None:
+    def __init__(self, centre: Tensor, gamma: float) -> None:
         super().__init__()
-        self.trial = trial
+        self.centre, self.gamma = centre, gamma
+        self.returns: tuple[list[float], list[float]] = ([], [])
+        self.begun, self.over = 0, False
+        # Of every env: whose episode is under way (-1: one that does not count), Σ γ^t R and t so far.
+        self._playing: list[int] = []
+        self._return: list[float] = []
+        self._steps: list[int] = []
+
+    @property
+    def under_way(self) -> bool:
+        """Whether an episode that counts has not ended."""
+        return any(arm >= 0 for arm in self._playing)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Writes a noise for every env; an episode begins where k is 0."""
         started = (tensordict.get(STEPS_KEY) == 0).flatten().tolist()
-        second = torch.tensor(self.trial.begin(started), device=self.trial.candidates.device).unsqueeze(-1) == 1
-        prior = torch.randn(len(second), self.trial.candidates.shape[-1]).to(self.trial.candidates)
-        noise = torch.where(second, place(prior, self.trial.candidates[1], SHARE), prior)
+        if not self._playing:
+            self._playing, self._return, self._steps = [-1] * len(started), [0.0] * len(started), [0] * len(started)
+        for i in (
+            i for i, new in enumerate(started) if new and self._playing[i] < 0
+        ):  # a collector asks twice at first
+            self._playing[i], self._return[i], self._steps[i] = -1 if self.over else self.begun % 2, 0.0, 0
+            self.begun += not self.over
+        around = torch.tensor(self._playing, device=self.centre.device).unsqueeze(-1) == AROUND
+        prior = torch.randn(len(around), len(self.centre)).to(self.centre)
+        noise = torch.where(around, place(prior, self.centre, SHARE), prior)
         return tensordict.set("action", noise.reshape(*tensordict.batch_size, -1))
 
-
-def _arms(env: LatentActionEnv, config: RunConfig, candidates: Tensor, first_episodes: int) -> GoldenNoise:
-    """What gives ``candidates`` ``[n, latent_dim]`` their episodes."""
-    options = GoldenNoise.Config(
-        gamma=config.algorithm.gamma, candidates=len(candidates), first_episodes=first_episodes
-    )
-    with torch.random.fork_rng():  # it draws candidates of its own
-        agent = GoldenNoise(env, options, config.networks)
-    agent.candidates.copy_(candidates)
-    return agent
-
-
-def _play(
-    env: LatentActionEnv,
-    arms: GoldenNoise,
-    policy: TensorDictModuleBase,
-    env_steps: int,
-    *,
-    stream: int,
-    keys: Sequence[NestedKey],
-    episodes: EpisodeTracker,
-    bar: tqdm,
-) -> TensorDictBase:
-    """Macro transitions ``[n]`` until one candidate is left or ``env_steps`` are over."""
-    batches, taken = list[TensorDictBase](), 0
-    episodes.restart()
-    with macro_steps_of(env, policy, stream, lambda: None) as endless:
-        for batch in endless:
-            # The collector writes the next batch over this one.
-            transitions = to_macro_transitions(batch, keys).clone().cpu()
-            check_finite(transitions, bar.n)
-            batches.append(transitions)
-            episodes.update(batch)
-            arms.store(transitions, online=True)
-            taken += _env_steps(transitions)
-            bar.update(min(_env_steps(transitions), bar.total - bar.n))
-            if taken >= env_steps or int(arms.left.sum()) == 1:
-                return torch.cat(batches)
-    raise AssertionError("the collector is endless")
+    def store(self, transitions: TensorDictBase) -> None:
+        """Counts a macro step of every env, ``[number of envs]``, in the order in which they were acted in."""
+        following = transitions["next"]
+        reward, k, done = (following[key].squeeze(-1).tolist() for key in ("reward", STEPS_KEY, "done"))
+        for i, arm in enumerate(self._playing):
+            self._return[i] += self.gamma ** self._steps[i] * reward[i]
+            self._steps[i] += k[i]
+            if done[i] and arm >= 0:
+                self.returns[arm].append(self._return[i])
+                self._playing[i] = -1
 
 
-def _env_steps(transitions: TensorDictBase) -> int:
-    return int(transitions["next", STEPS_KEY].sum())
+class _Player:
+    """Plays one policy after the other and keeps all ``transitions``, batches ``[number of envs]`` on the CPU."""
+
+    def __init__(self, env: LatentActionEnv, keys: Sequence[NestedKey], episodes: EpisodeTracker, bar: tqdm) -> None:
+        self.env, self.keys, self.episodes, self.bar = env, keys, episodes, bar
+        self.transitions: list[TensorDictBase] = []
+        self.taken = 0
+
+    def __call__(self, policy: TensorDictModuleBase, stream: int, done: Callable[[TensorDictBase, int], bool]) -> None:
+        """From resets of ``stream`` until ``done(transitions, env steps so far)``."""
+        self.episodes.restart()
+        with macro_steps_of(self.env, policy, stream, lambda: None) as batches:
+            for batch in batches:
+                # The collector writes the next batch over this one.
+                transitions = to_macro_transitions(batch, self.keys).clone().cpu()
+                check_finite(transitions, self.taken)
+                self.transitions.append(transitions)
+                self.episodes.update(batch)
+                self.taken += int(transitions["next", STEPS_KEY].sum())
+                self.bar.update(min(self.taken, self.bar.total) - self.bar.n)
+                if done(transitions, self.taken):
+                    break
