@@ -20,7 +20,9 @@ from benchmarks.methods.process import FACTS
 from dsrl_torchrl.policies import FlowPolicy, load_policy, save_policy
 
 #: A process that notes in a file when it began and ended.
-NOTE = "import sys, time; f = open(sys.argv[1], 'ab', 0); f.write(b'+'); time.sleep({}); f.write(b'-')"
+NOTE = "import sys, time; f = open(sys.argv[1], 'ab', 0); f.write(b'+'); {}; time.sleep({}); f.write(b'-')"
+#: Until another has begun, too, however slow the machine is.
+NOT_ALONE = "[time.sleep(0.02) for _ in range(3000) if open(sys.argv[1]).read().count('+') < 2]"
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def processes(monkeypatch, tmp_path):
 
 def test_cells_run_side_by_side_once_and_leave_a_record(make_cells, processes):
     code, notes = processes
-    code["a"] = NOTE.format(0.3)
+    code["a"] = NOTE.format(NOT_ALONE, 0.3)
     cells = make_cells("a1", "a2", "a3", "a4", "a5")
     said: list[str] = []
     assert run_cells(cells, 2, said.append) == []
@@ -104,7 +106,7 @@ def test_other_options_run_again(make_cells, processes):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupt_ends_the_cells_and_keeps_what_they_cost(make_cells, processes, number):
     code, notes = processes
-    code["a"] = NOTE.format(60)
+    code["a"] = NOTE.format("pass", 60)
     cells = make_cells("a1", "a2", "a3")
     before = signal.getsignal(signal.SIGTERM)
 
