@@ -30,6 +30,7 @@ BARS = {
     "base": ("base policy", "lightgrey"),
     "stage1": ("stage 1, offline", "tab:cyan"),
     "dsrl_aw_mle": ("stage 2, online", "tab:blue"),
+    "dsrl_aw_mle_centred_stays": ("around a noise, episodes go on", "tab:purple"),
 }
 COLD_START = {  # of cold_start.json, its label and colour
     "naive": ("DSRL-NA, 4 updates a step", "tab:red"),
@@ -48,12 +49,13 @@ def draw_tasks(axis) -> None:
         rates = rates_of(mine)
         seeds = {method: sum(row["method"] == method and row["policy"] == SAMPLED for row in mine) for method in BARS}
         labels.append(f"{title}\n{seeds['dsrl_aw_mle']} seeds")
-        for j, (method, (_, colour)) in enumerate(BARS.items()):
-            rate = rates[method][SAMPLED, "success_once"]
-            x = i + 0.27 * (j - (len(BARS) - 1) / 2)
+        there = [method for method in BARS if seeds[method]]
+        for j, method in enumerate(there):
+            rate, colour = rates[method][SAMPLED, "success_once"], BARS[method][1]
+            x = i + 0.23 * (j - (len(there) - 1) / 2)
             error = [[rate.value - rate.low], [rate.high - rate.value]]
-            axis.bar(x, rate.value, 0.25, color=colour, yerr=error, capsize=2, ecolor="dimgrey")
-            fewer, text = seeds[method] < seeds["dsrl_aw_mle"], "white" if method == "dsrl_aw_mle" else "black"
+            axis.bar(x, rate.value, 0.21, color=colour, yerr=error, capsize=2, ecolor="dimgrey")
+            fewer, text = seeds[method] < seeds["dsrl_aw_mle"], "white" if method.startswith("dsrl") else "black"
             axis.text(x, 0.02, f"{rate.value:.2f}{'*' * fewer}", ha="center", fontsize=7, color=text)
             if fewer:
                 axis.set_xlabel(f"* {seeds[method]} seed", fontsize=7, loc="right")
@@ -63,7 +65,7 @@ def draw_tasks(axis) -> None:
     axis.set_ylabel("success once, sampled, held-out resets")
     axis.set_title("A frozen policy before and after steering", fontsize=10)
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for _, colour in BARS.values()]
-    axis.legend(handles, [label for label, _ in BARS.values()], fontsize=8, loc="upper center", ncols=len(BARS))
+    axis.legend(handles, [label for label, _ in BARS.values()], fontsize=7, loc="upper center", ncols=len(BARS))
 
 
 def draw_cold_start(axis) -> None:
