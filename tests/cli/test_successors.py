@@ -75,6 +75,8 @@ def test_a_centre_is_searched_once_and_steered_around_where_that_is_better(finis
     # All of its episodes are learned from, too.
     parts = [load_transitions(path) for path in (rollouts, Path("runs/x/stage1/rollouts.safetensors"))]
     assert around["stage1"]["transitions"] == sum(map(len, parts)) > len(parts[1])
+    main(["diagnose", *words, "diagnosis.resets=2", "diagnosis.repeats=2"])
+    assert ("measured on the base policy around its noise centre" in capsys.readouterr().out) == kept
     assert centre.stat().st_mtime_ns == written
     with safe_open(centre, "pt") as file:
         assert file.get_slice("centre").get_shape() == [4, 2]
