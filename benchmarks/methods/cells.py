@@ -217,9 +217,8 @@ def _share_rollouts(cell: Cell) -> None:
     config = compose(cell.words)
     key = loaded_key(config, load_policy(cell.shared.base).content_hash())
     own = RunFolder(config, key).rollouts
-    if (
-        filled(unseal(source / "rollouts.json")["config"], own.default) != own.config
-    ):  # they may be older than an option
+    there = filled(unseal(source / "rollouts.json")["config"], own.default)  # they may be older than an option
+    if there != own.config:
         return
     target.mkdir(parents=True, exist_ok=True)
     for name in ("rollouts.safetensors", "rollouts.json"):  # the marker last

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -17,6 +18,7 @@ from benchmarks.methods import cells as cells_module
 from benchmarks.methods.cells import LOG, is_done, read_record, run_cells
 from benchmarks.methods.matrix import Cell, Method, Shared
 from benchmarks.methods.process import FACTS
+from dsrl_torchrl.files import seal, unseal, write_atomically
 from dsrl_torchrl.policies import FlowPolicy, load_policy, save_policy
 
 #: A process that notes in a file when it began and ended.
@@ -167,3 +169,11 @@ def test_a_real_cell_from_checkpoint_to_report(tmp_path: Path, capsys):
     assert "data:image/png;base64," in page and "http" not in page
     main(["methods", *words])  # done: nothing is started
     assert "started" not in capsys.readouterr().out and (tmp_path / "methods_smoke.json").read_text() == file
+    # Rollouts that are older than an option are still those of its default.
+    marker = frozen / "rollouts/stage1/rollouts.json"
+    stored = unseal(marker)
+    del stored["config"]["centre_env_steps"]
+    write_atomically(marker, seal(stored))
+    shutil.rmtree(cell)
+    main(["methods", *words])
+    assert "base rollouts:" not in (cell / LOG).read_text()
