@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from dsrl_torchrl.cli import steered_inputs
+from dsrl_torchrl.cli import latent_env, steered_inputs
 from dsrl_torchrl.cli.main import main
 from dsrl_torchrl.cli.steps import noise_centre
 from dsrl_torchrl.data.macro_transitions import load_transitions
@@ -121,6 +121,14 @@ def test_a_search_is_offline_data_where_they_can_be_read(finished, words, data):
     }
     facts = json.loads(Path("runs/x/stage1/artifact.json").read_text())["facts"]
     assert facts["transitions"] == sum(there.values())
+
+
+def test_images_that_fit_in_no_memory_are_refused_before_a_search(finished, capsys, monkeypatch):
+    monkeypatch.setattr(latent_env, "available_memory", lambda: 10**5)
+    pictures = ["task.env.image_size=24", "networks.in_keys=[observation,pixels]", "stage1.use_demonstrations=false"]
+    words = [*SMOKE, *loaded(finished / "a" / "base"), *pictures, "stage1.rollout_env_steps=0"]
+    assert "GB are available: lower " in fails(capsys, "run", *words, "latent.centre_env_steps=400", "name=x")
+    assert not Path("runs/x/centre").exists()
 
 
 def test_a_finished_run_is_not_searched_for_another_centre(finished, capsys):
