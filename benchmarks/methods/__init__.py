@@ -54,11 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     # Not at the top: `python -m benchmarks update` needs none of it.
-    from benchmarks.methods.cells import is_done, run_cells
+    from benchmarks.methods.cells import check_unchanged, is_done, run_cells
     from benchmarks.methods.launched import launch_cells
     from benchmarks.methods.matrix import read_suite, suite_names
     from benchmarks.methods.report import write_report
-    from benchmarks.methods.results import cell_name, gather, read_rows, results_path, write_results
+    from benchmarks.methods.results import cell_name, check_kept, gather, read_rows, results_path, write_results
 
     words = read_words(arguments.words)
     if not words.suite:
@@ -68,10 +68,14 @@ def main(arguments: argparse.Namespace) -> None:
     todo = [cell for cell in chosen if not is_done(cell)]
     print(f"suite {suite.name}: {len(chosen)} of {len(suite.cells)} cells, {len(chosen) - len(todo)} done", flush=True)
     file = results_path(words.results or words.output, suite.name)
-    gather(suite, read_rows(file))  # what cannot be joined is said before the work
+    before = read_rows(file)
+    check_kept(suite, before, file)
+    gather(suite, before)  # what cannot be joined is said before the work
+    if words.jobs:
+        check_unchanged(chosen)
     failures, interrupted = [], False
     try:
-        if words.launcher:
+        if words.launcher and words.jobs:
             failures = launch_cells(todo, suite.name, words.output, words.launcher, words.jobs, _say)
         elif words.jobs:
             failures = run_cells(todo, words.jobs, _say)

@@ -20,7 +20,7 @@ from dsrl_torchrl.cli.compose import compose
 from dsrl_torchrl.cli.config_differences import filled
 from dsrl_torchrl.cli.folder import RunFolder, loaded_key
 from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.files import unseal, write_json
+from dsrl_torchrl.files import unseal, write_atomically, write_json
 from dsrl_torchrl.policies import load_policy
 
 ROOT = Path(__file__).parents[2]
@@ -51,9 +51,34 @@ def is_done(job: Cell | Shared) -> bool:
 
 
 def read_record(cell: Cell) -> dict[str, Any]:
-    """What the harness notes of a cell: options, commit, and wall and CPU seconds of each attempt."""
+    """What the harness notes of a cell: its options, and commit, wall and CPU seconds of each attempt."""
     path = cell.folder / RECORD
     return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def check_unchanged(cells: Sequence[Cell]) -> None:
+    """Refuses what was made with other words than the suite says now, before any work.
+
+    ``dsrl`` cannot tell all of it: to a cell its base policy is a checkpoint, however that was trained, and who asks
+    for other evaluations of a finished run is given the old ones.
+
+    Raises:
+        UserError: a folder, in what its words differ, and that it has to go.
+    """
+    for shared in dict.fromkeys(cell.shared for cell in cells):
+        facts = json.loads((shared.folder / FACTS).read_text()) if is_done(shared) else {}
+        _check_words(shared.folder, facts.get("words", list(shared.words)), shared.words)  # it may be older than them
+    for cell in cells:
+        _check_words(cell.folder, read_record(cell).get("options", list(cell.options)), cell.options)
+
+
+def _check_words(folder: Path, made: Sequence[str], asked: Sequence[str]) -> None:
+    if list(made) != list(asked):
+        differ = sorted({*made} ^ {*asked}) or ["their order"]
+        raise UserError(
+            f"{folder} was made with other options ({', '.join(differ)} differ): remove it to have it made again, with "
+            "a frozen policy the cells that began from it, too; or choose another output="
+        )
 
 
 def run_cells(cells: Sequence[Cell], jobs: int, say: Callable[[str], None] = print) -> list[str]:
@@ -148,13 +173,13 @@ def _ended(one: Running) -> str | None:
     job, seconds = one.job, time.monotonic() - one.started
     if isinstance(job, Cell):
         attempts = read_record(job).get("attempts", [])
-        attempts.append({"wall_seconds": seconds, "cpu_seconds": usage.ru_utime + usage.ru_stime, "exit_code": code})
+        cost = {"wall_seconds": seconds, "cpu_seconds": usage.ru_utime + usage.ru_stime}
+        attempts.append(cost | {"commit": one.commit, "exit_code": code})
         write_json(
             job.folder / RECORD,
             {
                 "options": list(job.options),
                 "steps": list(job.steps),
-                "commit": one.commit,
                 "base": json.loads((job.shared.folder / FACTS).read_text())["base"],
                 "attempts": attempts,
                 "finished": code == 0,
@@ -221,8 +246,8 @@ def _share_rollouts(cell: Cell) -> None:
     if there != own.config:
         return
     target.mkdir(parents=True, exist_ok=True)
-    for name in ("rollouts.safetensors", "rollouts.json"):  # the marker last
-        shutil.copyfile(source / name, target / name)
+    shutil.copyfile(source / "rollouts.safetensors", target / "rollouts.safetensors")
+    write_atomically(target / "rollouts.json", (source / "rollouts.json").read_bytes())  # the marker last
 
 
 def _last_line(log: Path, code: int) -> str:

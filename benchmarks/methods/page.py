@@ -30,7 +30,7 @@ def tables(suite: str, results: Path = RESULTS) -> str:
     parts = []
     for task in dict.fromkeys(row["task"] for row in rows):
         mine = [row for row in rows if row["task"] == task]
-        commits = ", ".join(sorted({str(row["commit"]) for row in mine}))
+        commits = ", ".join(sorted({commit for row in mine for commit in row["commit"].split(", ")}))
         parts.append(f"`{task}`, commit {commits}:\n\n{success_table(mine).markdown()}\n")
     return "\n" + "\n".join(parts)
 

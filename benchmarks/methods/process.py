@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def make_shared(folder: Path, rollouts: bool, words: list[str]) -> None:
-    """The base policy's checkpoint by ``dsrl base``, the rollouts of its prior, and a file of their hashes at last."""
+    """The base policy's checkpoint by ``dsrl base``, the rollouts of its prior, and at last a file: hashes, words."""
     from benchmarks.methods.matrix import DEMONSTRATIONS, frozen_words
     from dsrl_torchrl.cli.compose import compose
     from dsrl_torchrl.cli.lock import locked
@@ -50,5 +50,5 @@ def make_shared(folder: Path, rollouts: bool, words: list[str]) -> None:
         with locked(config.folder), Run(config) as run:
             run.offline_data()
     base = load_policy(folder / "base").content_hash()
-    facts = {"base": base, "demonstrations": file_record(folder / DEMONSTRATIONS)["sha256"]}
+    facts = {"base": base, "demonstrations": file_record(folder / DEMONSTRATIONS)["sha256"]} | {"words": words}
     write_json(folder / FACTS, facts)

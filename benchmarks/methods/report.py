@@ -17,6 +17,8 @@ from dsrl_torchrl.files import write_atomically
 
 #: Policy and measure, as the tables order them.
 COLUMNS = [(policy, measure) for measure in MEASURES for policy in (SAMPLED, MODE)]
+#: Whose learning curve first reaches a share: the mode, and at the last one the sampled policy, which narrows late.
+FIRSTS = [*((share, MODE) for share in REACHED), (REACHED[-1], SAMPLED)]
 #: The critics' ranking (``dsrl diagnose``): correlation with the true returns of one state's noises, and the share of
 #: the best one's gain that choosing by the critic has.
 RANKING = {
@@ -143,17 +145,18 @@ def rates_of(rows: Sequence[Row]) -> Rates:
 def success_table(rows: Sequence[Row]) -> Table:
     """Of one task: what each method reached, at what cost."""
     head = ["method", "seeds", *(f"{measure} {policy}" for policy, measure in COLUMNS), "env steps"]
-    head += [f"to {share:.0%}" for share in REACHED] + ["longest dip", "CPU min"]
+    head += [f"to {share:.0%} {policy}" for share, policy in FIRSTS] + ["longest dip", "CPU min"]
     lines = []
     for method, rates in rates_of(rows).items():
-        mine = [row for row in rows if _is(row, method, MODE)]
+        runs = {policy: [row for row in rows if _is(row, method, policy)] for policy in (SAMPLED, MODE)}
+        mine = runs[MODE]
         lines.append(
             [
                 method,
                 str(len(mine)),
                 *(str(rates[column]) for column in COLUMNS),
                 _thousands([row["env_steps"] for row in mine]),
-                *(_thousands([row["reached"][f"{share:.0%}"] for row in mine]) for share in REACHED),
+                *(_thousands([row["reached"][f"{share:.0%}"] for row in runs[policy]]) for share, policy in FIRSTS),
                 _thousands([row["dip_env_steps"] for row in mine]),
                 f"{sum(row['cpu_seconds'] for row in mine) / len(mine) / 60:.1f}",
             ]

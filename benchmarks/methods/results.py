@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.methods.cells import is_done, read_record
 from benchmarks.methods.matrix import Cell, Suite
+from benchmarks.methods.process import FACTS
 from dsrl_torchrl.data.macro_transitions import load_transitions
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.files import write_atomically
@@ -44,7 +45,8 @@ def gather(suite: Suite, before: Sequence[Row] = ()) -> list[Row]:
             processor, a base policy differs by its last bits, and what stands in a table should be one.
     """
     rows: list[Row] = []
-    bases: dict[tuple[str, int], str] = {}
+    made_here = dict.fromkeys(cell.shared for cell in suite.cells if is_done(cell.shared))
+    bases = {(one.task, one.seed): json.loads((one.folder / FACTS).read_text())["base"] for one in made_here}
     for cell in [cell for cell in suite.cells if is_done(cell)]:
         made = cell_rows(cell)
         base = made[0]["base"]
@@ -68,6 +70,24 @@ def gather(suite: Suite, before: Sequence[Row] = ()) -> list[Row]:
     return sorted(rows, key=lambda row: order[cell_name(row)])
 
 
+def check_kept(suite: Suite, rows: Sequence[Row], path: Path) -> None:
+    """Refuses to leave rows of the file out that no cell here replaces.
+
+    Raises:
+        UserError: rows with other options than the suite's, or of no cell of it.
+    """
+    options = {cell.name: list(cell.options) for cell in suite.cells}
+    here = {cell.name for cell in suite.cells if is_done(cell)}
+    lost = [row for row in rows if cell_name(row) not in here and options.get(cell_name(row)) != row["options"]]
+    if lost:
+        names = list(dict.fromkeys(map(cell_name, lost)))
+        some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        raise UserError(
+            f"{len(lost)} rows of {path} have other options than suite={suite.name}, or are of no cell of it "
+            f"({some}): remove them, or give results=<another folder>"
+        )
+
+
 def cell_name(row: Row) -> str:
     """Of the cell that a row is from."""
     return f"{row['task']}/{row['method']}/seed{row['seed']}"
@@ -77,6 +97,7 @@ def cell_rows(cell: Cell) -> list[Row]:
     """Of one finished cell: its policy sampled, then its mode."""
     summary = json.loads((cell.folder / "summary.json").read_text())
     record, stage1 = read_record(cell), summary["stage1"]
+    attempts = record["attempts"]
     rollouts = rollout_env_steps(cell.folder) if cell.rollouts else 0
     before = rollouts + summary.get("centre", {}).get("env_steps", 0)  # a summary may be older than it
     online = summary["env_steps"]
@@ -91,12 +112,13 @@ def cell_rows(cell: Cell) -> list[Row]:
         "rollout_env_steps": rollouts,
         "updates": stage1.get("updates", 0) + summary["updates"],
         "learning_seconds": round(seconds, 1),
-        "cell_seconds": round(sum(attempt["wall_seconds"] for attempt in record["attempts"]), 1),
-        "cpu_seconds": round(sum(attempt["cpu_seconds"] for attempt in record["attempts"]), 1),
+        "cell_seconds": round(sum(attempt["wall_seconds"] for attempt in attempts), 1),
+        "cpu_seconds": round(sum(attempt["cpu_seconds"] for attempt in attempts), 1),
         "dip_env_steps": summary["longest_dip_env_steps"] if online else None,
         "ranking": _ranking(cell.folder),
         "base": record["base"],
-        "commit": record["commit"],
+        # Of a cell that was gone on with, all; records before there was one for each attempt have the last.
+        "commit": ", ".join(dict.fromkeys(filter(None, (one.get("commit", record.get("commit")) for one in attempts)))),
         "options": record["options"],
         "versions": summary["versions"],
     }

@@ -9,15 +9,17 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.methods import cells as cells_module
-from benchmarks.methods.cells import LOG, is_done, read_record, run_cells
+from benchmarks.methods.cells import LOG, check_unchanged, is_done, read_record, run_cells
 from benchmarks.methods.matrix import Cell, Method, Shared
 from benchmarks.methods.process import FACTS
+from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.files import seal, unseal, write_atomically
 from dsrl_torchrl.policies import FlowPolicy, load_policy, save_policy
 
@@ -80,8 +82,9 @@ def test_cells_run_side_by_side_once_and_leave_a_record(make_cells, processes):
     assert notes.read_text() == text
 
 
-def test_a_failing_cell_is_one_line_and_the_rest_goes_on(make_cells, processes):
+def test_a_failing_cell_is_one_line_and_the_rest_goes_on(make_cells, processes, monkeypatch):
     code, _ = processes
+    monkeypatch.setattr(cells_module, "commit", lambda: "1234567")
     code |= {"a": "pass", "b": "print('first'); raise SystemExit('dsrl: error: no such thing')"}
     code["k"] = "import os; os.kill(os.getpid(), 9)"
     cells = make_cells("b1", "k1", "a1")
@@ -91,18 +94,35 @@ def test_a_failing_cell_is_one_line_and_the_rest_goes_on(make_cells, processes):
         f"near/k1/seed0: killed by SIGKILL: it said nothing ({cells[1].folder / LOG})",
     ]
     assert [is_done(cell) for cell in cells] == [False, False, True]
+    monkeypatch.setattr(cells_module, "commit", lambda: "7654321")
     code |= {"b": "pass", "k": "pass"}  # whatever it was, the same command goes on
     assert run_cells(cells, 2, lambda line: None) == []
-    assert [attempt["exit_code"] for attempt in read_record(cells[1])["attempts"]] == [-9, 0]
+    attempts = read_record(cells[1])["attempts"]
+    assert [(one["exit_code"], one["commit"]) for one in attempts] == [(-9, "1234567"), (0, "7654321")]
 
 
-def test_other_options_run_again(make_cells, processes):
+def test_other_options_are_another_cell_and_want_another_folder(make_cells, processes):
     code, _ = processes
     code["a"] = "pass"
     (cell,) = make_cells("a1")
     run_cells([cell], 1, lambda line: None)
-    other = Cell(**(cell.__dict__ | {"options": ("a=a1", "stage2.utd=2")}))
+    other = replace(cell, options=("a=a1", "stage2.utd=2"))
     assert is_done(cell) and not is_done(other)
+    check_unchanged([cell])
+    with pytest.raises(
+        UserError, match=rf"{cell.folder} was made with other options \(stage2.utd=2 differ\): remove it"
+    ):
+        check_unchanged([other])
+
+
+def test_a_frozen_policy_of_other_words_is_not_taken(make_cells):
+    (cell,) = make_cells("a1")
+    facts = cell.shared.folder / FACTS
+    check_unchanged([cell])  # older than its words
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"words": ["base_policy.training.steps=5"]}))
+    check_unchanged([replace(cell, shared=replace(cell.shared, words=("base_policy.training.steps=5",)))])
+    with pytest.raises(UserError, match=rf"{cell.shared.folder} was made with other options .*steps=5"):
+        check_unchanged([cell])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -167,6 +187,7 @@ def test_a_real_cell_from_checkpoint_to_report(tmp_path: Path, capsys):
     assert rows[0]["rollout_env_steps"] >= 100 and not list(cell.rglob("checkpoints"))
     page = (tmp_path / "smoke/report.html").read_text()
     assert "data:image/png;base64," in page and "http" not in page
+    assert json.loads((frozen / FACTS).read_text())["words"]
     main(["methods", *words])  # done: nothing is started
     assert "started" not in capsys.readouterr().out and (tmp_path / "methods_smoke.json").read_text() == file
     # Rollouts that are older than an option are still those of its default.

@@ -30,10 +30,19 @@ ROWS = [*both("good", 94), *both("bad", 40), *both("like_good", 90)]
 
 def test_a_line_for_each_method():
     good = success_table(ROWS).rows[0]
-    assert good[:3] == ["good", "1", "0.94 [0.88, 0.97]"] and good[6:] == ["5.0k", "3.0k", "–", "–", "–", "1.5"]
+    assert good[:3] == ["good", "1", "0.94 [0.88, 0.97]"] and good[6:] == ["5.0k", "3.0k", "–", "–", "–", "–", "1.5"]
     seeds = success_table([*both("good", 90), *both("good", 94, seed=1), *both("good", 98, seed=2)]).rows
     assert len(seeds) == 1 and seeds[0][1] == "3" and seeds[0][2] == "0.94 [0.90, 0.98]"
     assert seeds[0][7] == "3.0k, 3.0k, 3.0k"
+
+
+def test_the_first_to_a_share_says_whose():
+    reached = {"50%": 1000, "75%": 2000, "90%": 3000}
+    table = success_table(
+        [row("x", "sampled", 90, reached=reached | {"90%": 4000}), row("x", "mode", 90, reached=reached)]
+    )
+    firsts = {name: cell for name, cell in zip(table.head, table.rows[0], strict=True) if name.startswith("to ")}
+    assert firsts == {"to 50% mode": "1.0k", "to 75% mode": "2.0k", "to 90% mode": "3.0k", "to 90% sampled": "4.0k"}
 
 
 def test_who_beats_whom_says_where_intervals_overlap():

@@ -8,10 +8,19 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.methods import cells, results
+from benchmarks.methods import cells, launched, results
 from benchmarks.methods.cells import RECORD
 from benchmarks.methods.matrix import Cell, Method, Shared, Suite
-from benchmarks.methods.results import cell_rows, gather, learning_curve, reached, read_rows, write_results
+from benchmarks.methods.process import FACTS
+from benchmarks.methods.results import (
+    cell_rows,
+    check_kept,
+    gather,
+    learning_curve,
+    reached,
+    read_rows,
+    write_results,
+)
 from dsrl_torchrl.errors import UserError
 
 METRICS = """env_steps,env/success_running,{0}/{1}_once,{0}/{1}_at_end,{0}/{1}_once_mode,{0}/{1}_at_end_mode
@@ -86,6 +95,15 @@ def test_the_env_steps_of_a_search_are_the_cells_own(cell):
     assert [point["env_steps"] for point in mode["curve"]][-1] == 4500
 
 
+def test_a_cell_that_was_gone_on_with_names_both_commits(cell):
+    made = cell()
+    record = json.loads((made.folder / RECORD).read_text())
+    for attempt, commit in zip(record["attempts"], ("1111111", "2222222"), strict=True):
+        attempt["commit"] = commit
+    (made.folder / RECORD).write_text(json.dumps(record))
+    assert cell_rows(made)[0]["commit"] == "1111111, 2222222"
+
+
 def test_a_curves_env_steps_have_the_rollouts_and_its_seconds_stage_1():
     rows = [{"env_steps": 500.0, "eval/success_once": 0.5, "eval/success_at_end": 0.1}, {"env_steps": 1000.0}]
     (point,) = learning_curve(rows, "sampled", rollouts=200, online=1000, before=20.0, seconds=100.0)
@@ -127,6 +145,29 @@ def test_rows_from_elsewhere_are_kept_if_they_had_these_options_and_this_base_po
         gather(suite, [row | {"base": "def"} for row in before])
 
 
+def test_rows_that_would_be_left_out_are_refused(cell, tmp_path):
+    away, here = cell("away"), cell()
+    suite, file = Suite("tiny", "-", {}, {}, (away, here)), tmp_path / "methods_tiny.json"
+    rows = gather(suite)
+    (away.folder / RECORD).unlink()
+    check_kept(suite, rows, file)
+    check_kept(suite, [row | {"options": ["a=1"]} for row in rows if row["method"] == "two_stage"], file)  # made anew
+    for other in ({"options": ["a=1"]}, {"method": "gone"}):
+        lost = [row | other for row in rows if row["method"] == "away"]
+        with pytest.raises(UserError, match=r"2 rows of .*methods_tiny.json .*\(near/(away|gone)/seed0\): remove them"):
+            check_kept(suite, lost, file)
+
+
+def test_the_base_policy_that_is_there_counts_before_any_cell_is_done(cell):
+    made = cell()
+    rows = gather(suite := Suite("tiny", "-", {}, {}, (made,)))
+    (made.folder / RECORD).unlink()
+    made.shared.folder.mkdir(parents=True)
+    (made.shared.folder / FACTS).write_text(json.dumps({"base": "def"}))
+    with pytest.raises(UserError, match=r"another base policy \(abc, here def\)"):
+        gather(suite, rows)
+
+
 def test_the_critics_ranking_is_taken_along(cell):
     made = cell()
     (made.folder / "diagnosis").mkdir()
@@ -149,3 +190,9 @@ def test_rows_that_cannot_be_joined_are_refused_before_the_work(tmp_path, monkey
     with pytest.raises(SystemExit, match="another base policy"):
         main(["methods", "suite=smoke", f"output={tmp_path}"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_jobs_0_runs_nothing_with_a_launcher_either(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(launched, "launch_cells", lambda *_: pytest.fail("it has begun"))
+    main(["methods", "suite=smoke", f"output={tmp_path}", "jobs=0", "hydra/launcher=joblib"])
+    assert "Cells that were not run" in capsys.readouterr().out
