@@ -125,8 +125,9 @@ def intervals_line(rows: Sequence[Row]) -> str:
     return (
         f"Success over {episodes} held-out resets a run, the same for every policy; 95 % intervals: Wilson's of one "
         "run; of several, the interquartile mean of the runs with a stratified bootstrap over seeds, widened to "
-        "Wilson's of all episodes. Env steps are a method's own, its offline rollouts and search included; learning "
-        "curves are evaluations during training, on resets of their own."
+        "Wilson's of all episodes: what more runs from these starts would give. Env steps are a method's own, its "
+        "offline rollouts and search included; learning curves are evaluations during training, on resets of their "
+        "own."
     )
 
 

@@ -49,7 +49,7 @@ def grew(metric: str, factor: float, hint: str, *, floor: float = 0.0) -> CurveC
 
 
 def ran_away(metric: str, factor: float, hint: str) -> CurveCheck:
-    """Warns if the last value is over ``factor`` times the first, for positive metrics such as α.
+    """Warns if the last value is over ``factor`` times the first, for metrics such as α; of one that began at 0 never.
 
     Args:
         metric: name of the column.
@@ -59,7 +59,7 @@ def ran_away(metric: str, factor: float, hint: str) -> CurveCheck:
 
     def check(rows: Rows, latent_dim: int) -> str | None:
         values = _column(rows, metric)
-        if not values or values[-1] <= factor * values[0]:
+        if not values or not 0 < values[0] < values[-1] / factor:
             return None
         return f"{metric} ran away ({values[0]:.2g} to {values[-1]:.2g}): {hint}"
 

@@ -130,7 +130,8 @@ class PixelEncoder(nn.Module):
 
     The layers of RLinf's DSRL on π0 (strides 2, 1, 1, 1, padding 1, 64 features for 64x64 images) and of dsrl_pi0 (the
     same strides without padding, 50 features), initialised as they are there: orthogonal convolutions, Xavier's normal
-    linear layer, no biases. With our strides an image costs a sixth of RLinf's on a CPU. Images stay uint8 up to here.
+    linear layer, no biases. With our strides an image costs about a quarter of RLinf's on a CPU. Images stay uint8 up
+    to here.
 
     Args:
         shape: ``[C, H, W]``; a history of images has its frames in C.

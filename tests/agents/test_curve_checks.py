@@ -60,6 +60,11 @@ def test_small_beginnings_count_as_the_floor():
     assert len(curve_warnings(rows, 1, [grew("q", 3.0, "")])) == 1
 
 
+def test_what_began_at_zero_did_not_run_away():
+    rows = [{"actor/multiplier": value} for value in [0.0] * 20 + [0.001] * 20]
+    assert curve_warnings(rows, 1, [ran_away("actor/multiplier", 100.0, "")]) == []
+
+
 def test_agents_can_list_checks_without_the_drawing_libraries():
     code = (
         "import sys; sys.modules |= dict.fromkeys(['matplotlib', 'tqdm', 'imageio', 'hydra']); "
