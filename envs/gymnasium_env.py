@@ -18,6 +18,7 @@ from dsrl_torchrl.envs.episodic import EpisodicEnv
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.options import shown
 
+CHANNELS = (1, 3, 4)
 #: Packages that register envs when they are imported, under names without a ``module:`` before them.
 REGISTERS = ("gymnasium_robotics",)
 
@@ -41,8 +42,9 @@ class GymnasiumEnv(EpisodicEnv):
         success_bonus: see ``step_penalty``.
         terminate_on_success: ``False`` runs on after success, for evaluation.
         observation_keys: of a dict observation, what is flattened to the state, in this order (``a.b`` lies deeper);
-            ``None`` takes all vectors in the space's own order.
-        images: of a dict observation, entry -> name of a uint8 picture ``[H, W, C]``. The env draws it at every step.
+            ``None`` takes all vectors and numbers in the space's own order, and no maps, which have more axes.
+        images: of a dict observation, entry -> name of a uint8 picture ``[H, W, C]``, channels last. The env draws it
+            at every step.
         kwargs: further arguments of ``gymnasium.make``.
         seed: seeds the stream of starts; ``None`` takes fresh entropy.
         device: where the tensors live.
@@ -162,7 +164,7 @@ class GymnasiumEnv(EpisodicEnv):
 def _registered_limit(env_id: str) -> int | None:
     import gymnasium
 
-    return gymnasium.spec(env_id).max_episode_steps
+    return gymnasium.spec(env_id.rpartition(":")[2]).max_episode_steps  # its module is imported by now
 
 
 def _make(env_id: str, kwargs: Mapping[str, Any]) -> Any:
@@ -220,7 +222,7 @@ def _reader(space: Any, keys: Sequence[str] | None, env_id: str) -> Callable[[An
     for key in keys or ():
         if key not in known:
             raise UserError(f"{env_id} has no observation {key!r}; it has {', '.join(known)}")
-    names = list(known) if keys is None else list(keys)
+    names = [name for name, part in known.items() if len(part.shape) <= 1] if keys is None else list(keys)
     if not names:
         raise UserError(f"{env_id} gives no vector, and a state is needed; it gives {shown(space)}")
     return lambda observation: np.concatenate([np.ravel(_find(observation, key)).astype(np.float32) for key in names])
@@ -234,4 +236,6 @@ def _picture_shape(space: Any, key: str, env_id: str) -> tuple[int, int, int]:
     if part is None or not _is_picture(part):
         raise UserError(f"{env_id} has no uint8 picture [H, W, C] named {key!r} in {shown(space)}")
     height, width, channels = part.shape
+    if channels not in CHANNELS:
+        raise UserError(f"{env_id}: {key} should be a picture [H, W, C] of 1, 3 or 4 channels, is {list(part.shape)}")
     return channels, height, width

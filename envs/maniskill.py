@@ -52,7 +52,8 @@ class ManiSkillEnv(EpisodicEnv):
         seed: seeds the stream of starts; ``None`` takes fresh entropy.
         render_mode: ``rgb_array`` makes :meth:`render` return frames; needs a Vulkan device.
         env: a ready batched gym env in place of ``gym.make(env_id, ...)``; its controller, time limit and number of
-            envs are then its own.
+            envs are then its own. One that resets itself hides the last observation and the success of an episode:
+            ``ManiSkillVectorEnv(..., auto_reset=False)``.
         observation_key: name of the observation's entry.
         image_size: ``S`` adds an entry ``[3, S, S]`` for each of ``cameras``; ``None`` for state alone. Needs a Vulkan
             device, or Mesa >= 25 (docs/cameras.md).
@@ -63,7 +64,7 @@ class ManiSkillEnv(EpisodicEnv):
 
     Raises:
         UserError: unknown task, controller, reward or camera; missing assets; nothing to render with;
-            GPU simulation without a GPU.
+            GPU simulation without a GPU; an ``env`` that resets itself.
         NonFiniteError: in reset and step, if the simulation returns NaN or infinity.
     """
 
@@ -104,6 +105,7 @@ class ManiSkillEnv(EpisodicEnv):
                 state=state,
             )
         sim = env.unwrapped
+        _check_reset_is_ours(env)
         super().__init__(
             num_envs=sim.num_envs,
             obs_dim=sim.single_observation_space.shape[-1],
@@ -200,3 +202,10 @@ class ManiSkillEnv(EpisodicEnv):
         if not self.is_closed:
             self._env.close()
         super().close(raise_if_closed=raise_if_closed)
+
+
+def _check_reset_is_ours(env: Any) -> None:
+    while env is not None:
+        if vars(env).get("auto_reset", False):
+            raise UserError(f"{type(env).__name__} resets itself where an episode ends: give it auto_reset=False")
+        env = vars(env).get("env", vars(env).get("_env"))

@@ -34,7 +34,7 @@ TASKS = {
     "square": Settings("NutAssemblySquare", 1, 400),
     "transport": Settings("TwoArmTransport", 2, 800),
 }
-#: Of each robot, in this order; the objects come last.
+#: Of each robot, in this order.
 OF_A_ROBOT = ("eef_pos", "eef_quat", "gripper_qpos")
 OBJECTS = "object-state"
 #: What robomimic's data sets were recorded with: displacements of at most 5 cm and 0.5 rad a step at 20 Hz.
@@ -56,9 +56,10 @@ class RobomimicEnv(EpisodicEnv):
     ``low_dim_keys`` in their order, as robosuite gives them: end effector's position and quaternion (x, y, z, w) and
     the gripper's joints of each robot, then the objects: 19 for ``lift``, 23 for ``can`` and ``square``, 59 for
     ``transport``. Actions are robosuite's, 7 a robot in [-1, 1]. Observations and actions are not normalised here: a
-    checkpoint's own ``normalization.npz`` belongs to the policy. ``success`` is robosuite's. The same seed and actions
-    give the same episode bit for bit, in any env and process. (Unlike robomimic, which builds the scene anew in every
-    episode, the 2 cm cube of ``lift`` doesn't vary by a millimetre in size.)
+    checkpoint's own ``normalization.npz`` belongs to the policy. robomimic's own checkpoints read the same numbers in
+    the alphabetical order of their names, the objects first: ``state_order``. ``success`` is robosuite's. The same seed
+    and actions give the same episode bit for bit, in any env and process. (Unlike robomimic, which builds the scene
+    anew in every episode, the 2 cm cube of ``lift`` doesn't vary by a millimetre in size.)
 
     Args:
         env_id: ``lift``, ``can``, ``square`` or ``transport``.
@@ -69,6 +70,7 @@ class RobomimicEnv(EpisodicEnv):
         seed: seeds the stream of starts; ``None`` takes fresh entropy.
         device: where the tensors live; the simulation is on the CPU.
         observation_key: name of the observation's entry.
+        state_order: ``dppo``, or ``robomimic``, with the objects first.
 
     Raises:
         UserError: another task, or robosuite 1.4.1 is not installed.
@@ -84,13 +86,15 @@ class RobomimicEnv(EpisodicEnv):
         seed: int | None = None,
         device: torch.device | str = "cpu",
         observation_key: NestedKey = "observation",
+        state_order: Literal["dppo", "robomimic"] = "dppo",
     ) -> None:
         if env_id not in TASKS:
             raise UserError(f"unknown robomimic task {env_id!r}; one of {', '.join(TASKS)}")
         self.settings = TASKS[env_id]
         self._sims = [_make(self.settings) for _ in range(num_envs)]
         robots = range(self.settings.robots)
-        self._names = [*(f"robot{robot}_{part}" for robot in robots for part in OF_A_ROBOT), OBJECTS]
+        of_robots = [f"robot{robot}_{part}" for robot in robots for part in OF_A_ROBOT]
+        self._names = [OBJECTS, *of_robots] if state_order == "robomimic" else [*of_robots, OBJECTS]
         state = self._read(self._sims[0].observation_spec())
         low, high = self._sims[0].action_spec
         super().__init__(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
+from typing import Any
 
 from dsrl_torchrl.agents.redq import REDQ, check_members
 from dsrl_torchrl.agents.residual_sac import ResidualSAC
@@ -17,6 +18,8 @@ from dsrl_torchrl.latent_env.base_features import BASE_FEATURES_KEY
 from dsrl_torchrl.latent_env.noise_layout import NoiseLayout
 from dsrl_torchrl.training.online import check_on_policy
 
+ROBOMIMIC_ENV = "dsrl_torchrl.envs.robomimic.RobomimicEnv"
+ROBOMIMIC_POLICY = "dsrl_torchrl.policies.adapters.robomimic_diffusion.load_robomimic_diffusion"
 #: A stage of so few updates is a try of the machinery: it teaches nobody, whatever its options.
 TRY_UPDATES = 100
 
@@ -198,6 +201,7 @@ def _check_targets(config: RunConfig) -> None:
     check_target(task.env | (task.render or {}), "task.env")
     if base.load is not None:
         check_target(base.load, "base_policy.load")
+        _check_state_order(base.load, task.env)
     else:
         given = ["observation_dim", "action_dim", "pred_horizon", "obs_horizon", "control_mode"]
         if base.policy is not None and base.policy.get("image_keys"):
@@ -205,6 +209,14 @@ def _check_targets(config: RunConfig) -> None:
         check_target(base.policy, "base_policy.policy", given)
         _check_layout(config)
     _check_demonstrations(config)
+
+
+def _check_state_order(load: Mapping[str, Any], env: Mapping[str, Any]) -> None:
+    """A robomimic checkpoint and DPPO's order have the same sizes: nothing later would tell one from the other."""
+    if (load["_target_"], env["_target_"]) != (ROBOMIMIC_POLICY, ROBOMIMIC_ENV) or load.get("entries"):
+        return
+    if env.get("state_order") != "robomimic":
+        raise UserError("robomimic's checkpoints read the objects first: set task.env.state_order=robomimic")
 
 
 def _check_layout(config: RunConfig) -> None:

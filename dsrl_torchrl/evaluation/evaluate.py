@@ -87,7 +87,7 @@ def _outcomes(env: EnvBase, policy: TensorDictModuleBase, seeds: Sequence[int]) 
     returns, lengths = torch.zeros(2, size, dtype=torch.float64)
     for td, running in run_episodes(env, policy, seeds):
         after = td["next"].select("reward", STEPS_KEY, SUCCESS_KEY, SUCCESS_ONCE_KEY).reshape(size).cpu()
-        returns += running * after["reward"].reshape(size)
+        returns += torch.where(running, after["reward"].reshape(size), 0)
         lengths += (running & ~once) * after[STEPS_KEY].reshape(size)
         once |= running & after[SUCCESS_ONCE_KEY].reshape(size)
         at_end = torch.where(running, after[SUCCESS_KEY].reshape(size), at_end)

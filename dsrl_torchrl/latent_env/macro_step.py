@@ -112,7 +112,8 @@ class MacroStep(Transform):
             if any(current.get(key, None) is None for key in done_keys):
                 parent._complete_done(done_spec, current)
             latched = current if all_alive else current.where(alive.squeeze(-1), latched)
-            reward = reward + self.gamma**j * (current.get("reward") * alive)
+            # Not times `alive`: what an env gives after an episode's end may be NaN.
+            reward = reward + self.gamma**j * torch.where(alive, current.get("reward"), 0)
             steps = steps + alive
             if success_once is not None:
                 success_once = success_once | (_success(current) & alive)

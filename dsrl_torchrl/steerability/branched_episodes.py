@@ -98,7 +98,7 @@ def follow_mode(
             after = td["next"].select("reward", "terminated", "done", STEPS_KEY, SUCCESS_ONCE_KEY).cpu()
             reward, steps = after["reward"].flatten().double(), after[STEPS_KEY].flatten()
             factor = gamma**steps
-            returns += running * discount * reward
+            returns += torch.where(running, discount * reward, 0.0)
             discount = discount * factor
             done_now = after["done"].flatten()
             limit = running & done_now & ~after["terminated"].flatten()

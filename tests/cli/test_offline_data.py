@@ -7,8 +7,9 @@ import torch
 from tensordict import TensorDict
 
 from dsrl_torchrl.cli.config import TaskOptions
-from dsrl_torchrl.cli.steps.offline_data import failing_pays, short_sighted, with_chunks
+from dsrl_torchrl.cli.steps.offline_data import check_demonstrated_reward, failing_pays, short_sighted, with_chunks
 from dsrl_torchrl.collect.episode_statistics import EpisodeTracker
+from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.policies import FlowPolicy, IdentityPolicy
 
 MANISKILL, TOY = "dsrl_torchrl.envs.maniskill.ManiSkillEnv", "dsrl_torchrl.envs.toy.PointReachEnv"
@@ -43,6 +44,13 @@ def test_nobody_failed():
 def test_other_rewards_may_punish_a_failure():
     assert failing_pays(make_task(reward="sparse"), FAILING) is None
     assert failing_pays(make_task("tests.scripted_env.ScriptedEnv", lengths=[1], terminates=[True]), FAILING) is None
+
+
+def test_a_bonus_for_every_solved_step_is_none_that_demonstrations_carry():
+    check_demonstrated_reward(make_task(success_bonus=2.0))
+    check_demonstrated_reward(make_task(terminate_on_success=False))
+    with pytest.raises(UserError, match=r"for task.env.success_bonus=1 alone, not for 2: set it, or stage1"):
+        check_demonstrated_reward(make_task(success_bonus=2.0, terminate_on_success=False))
 
 
 def test_an_env_that_does_not_tell_success():

@@ -53,6 +53,25 @@ def add_camera(file):
         group["obs/sensor_data/base_camera/rgb"] = image
 
 
+def test_a_plus_joins_data_sets_and_numbers_count_as_vectors(tmp_path):
+    def split(file):
+        for group in file.values():
+            whole = group["obs"][:]
+            del group["obs"]
+            group["obs/agent/qpos"], group["obs/extra/is_grasped"] = whole[:, :3], whole[:, 3] > 0
+            group["obs/rgb"] = np.zeros((len(whole), 2, 2, 3), np.uint8)
+
+    path, whole = write(tmp_path / "d.h5", edit=split), write(tmp_path / "whole.h5")
+    entries = {"observation": "obs/extra/is_grasped+obs/agent/qpos"}
+    for joined, expected in zip(read_demonstrations(path, entries=entries), read_demonstrations(whole), strict=True):
+        state = expected.observations["observation"]
+        assert torch.equal(
+            joined.observations["observation"], torch.cat([(state[:, 3:4] > 0).float(), state[:, :3]], -1)
+        )
+    with pytest.raises(UserError, match="that are not all vectors"):
+        read_demonstrations(path, entries={"observation": "obs/agent/qpos+obs/rgb"})
+
+
 CAMERA = {("robot", "qpos"): "obs/agent/qpos", "pixels": "obs/sensor_data/base_camera/rgb"}
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -30,6 +33,47 @@ def test_dppos_arrays(tmp_path):
     assert second.observations["observation"].tolist() == [[6, 7], [8, 9], [8, 9]]  # the last stands for what follows
     assert first.observations["observation"].dtype == torch.float32
     assert demonstration_files(path) == (path,)
+
+
+def test_dppos_normalised_arrays_come_back_in_the_envs_units(tmp_path):
+    """``2 (x - min) / (max - min + 1e-6) - 1``, as its scripts write them."""
+    raw = arrays()
+    ranges = {"obs_min": [0.0, 1.0], "obs_max": [8.0, 9.0], "action_min": [100.0], "action_max": [104.0]}
+    values = raw | {
+        name: 2 * (raw[name] - ranges[low]) / (np.subtract(ranges[high], ranges[low]) + 1e-6) - 1
+        for name, low, high in (("states", "obs_min", "obs_max"), ("actions", "action_min", "action_max"))
+    }
+    path, beside = write(tmp_path / "train.npz", values), tmp_path / "normalization.npz"
+    np.savez(beside, **ranges)
+    assert demonstration_files(path) == (path, beside)
+    episodes = read_any(path, entries=ENTRIES)
+    torch.testing.assert_close(torch.cat([one.action for one in episodes]).numpy(), raw["actions"].astype(np.float32))
+    observed = torch.cat([one.observations["observation"][:-1] for one in episodes])
+    torch.testing.assert_close(observed.numpy(), raw["states"].astype(np.float32))
+    with pytest.raises(
+        UserError, match=r"states should be in \[-1, 1\], as normalization.npz lies beside it, is up to 9"
+    ):
+        read_any(write(path, raw), entries=ENTRIES)
+    np.savez(beside, **(ranges | {"obs_min": [0.0]}))
+    with pytest.raises(UserError, match=r"should have obs_min and obs_max of the shape \[2\]"):
+        read_any(write(path, values), entries=ENTRIES)
+
+
+def test_a_plus_joins_arrays_and_numbers_count_as_vectors(tmp_path):
+    path = write(tmp_path / "a.npz", arrays(angle=np.arange(5.0) / 10))
+    _, second = read_any(path, entries={"observation": "angle+states"})
+    np.testing.assert_allclose(second.observations["observation"], [[0.3, 6, 7], [0.4, 8, 9], [0.4, 8, 9]], rtol=1e-6)
+    with pytest.raises(UserError, match="joins arrays that are not all vectors"):
+        pictures = np.zeros((5, 4, 4, 3), np.uint8)
+        read_any(write(tmp_path / "b.npz", arrays(seen=pictures)), entries={"observation": "states+seen"})
+
+
+def test_a_file_of_d4rl_is_named(tmp_path):
+    with h5py.File(tmp_path / "hopper.hdf5", "w") as file:
+        file["actions"] = np.zeros((5, 1))
+    for read in (demonstration_files, partial(read_any, entries=ENTRIES)):
+        with pytest.raises(UserError, match="is a file of D4RL, whose arrays are read as an npz"):
+            read(tmp_path / "hopper.hdf5")
 
 
 def test_d4rls_arrays(tmp_path):

@@ -77,6 +77,48 @@ def test_a_dict_observation_is_flattened_in_the_named_order():
     assert sorted(every[0].tolist()) == sorted(now["observation"][0].tolist())
 
 
+class Maps(Line):
+    """The same, with what is neither a vector nor a picture with its channels last."""
+
+    def __init__(self):
+        super().__init__()
+        more = {
+            "depth": spaces.Box(0, 9, (4, 6, 1), np.float32),
+            "grey": spaces.Box(0, 255, (4, 6), np.uint8),
+            "first": spaces.Box(0, 255, (3, 8, 6), np.uint8),
+        }
+        self.observation_space = spaces.Dict(self.observation_space.spaces | more)
+
+    def _see(self):
+        return super()._see() | {name: self.observation_space[name].sample() for name in ("depth", "grey", "first")}
+
+
+def test_maps_are_no_part_of_the_state_unless_they_are_named():
+    gymnasium.register("Maps-v0", Maps, max_episode_steps=6)
+    try:
+        assert GymnasiumEnv("Maps-v0").reset(seed=0)["observation"].shape == (1, 3)
+        named = GymnasiumEnv("Maps-v0", observation_keys=["z", "grey"]).reset(seed=0)
+        assert named["observation"].shape == (1, 25)
+        with pytest.raises(
+            UserError, match=r"first should be a picture \[H, W, C\] of 1, 3 or 4 channels, is \[3, 8, 6\]"
+        ):
+            GymnasiumEnv("Maps-v0", images={"pixels": "first"})
+    finally:
+        del gymnasium.registry["Maps-v0"]
+
+
+def test_a_module_before_the_name_is_imported_and_the_time_limit_its_own(tmp_path, monkeypatch):
+    register = (
+        "import gymnasium; gymnasium.register('Far-v0', 'tests.envs.test_gymnasium_env:Line', max_episode_steps=5)"
+    )
+    (tmp_path / "my_far_package.py").write_text(register)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        assert GymnasiumEnv("my_far_package:Far-v0").max_episode_steps == 5
+    finally:
+        del gymnasium.registry["Far-v0"]
+
+
 def test_pictures_of_a_dict_observation():
     env = GymnasiumEnv("Line-v0", num_envs=2, observation_keys=["z"], images={"pixels": "camera"})
     check_env_specs(env, seed=0)

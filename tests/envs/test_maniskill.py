@@ -13,6 +13,7 @@ from torchrl.envs.utils import check_env_specs
 from dsrl_torchrl import seeds
 from dsrl_torchrl.envs.headless import rendering_available
 from dsrl_torchrl.envs.maniskill import ManiSkillEnv
+from dsrl_torchrl.envs.maniskill_task import make_gym_env
 from dsrl_torchrl.errors import UserError
 from tests.processes import READY
 
@@ -142,6 +143,21 @@ def test_unknown_task_names_the_nearest():
 def test_unknown_control_mode_lists_the_allowed():
     with pytest.raises(UserError, match=r"teleport not in supported modes.*pd_ee_delta_pose"):
         ManiSkillEnv(control_mode="teleport")
+
+
+def test_an_env_that_resets_itself_is_refused():
+    """Its last observations and successes would be those of the next episode."""
+    from mani_skill.vector.wrappers.gymnasium import ManiSkillVectorEnv
+
+    sim = make_gym_env(
+        "PickCube-v1", control_mode="pd_ee_delta_pos", num_envs=1, max_episode_steps=3, reward_mode="none"
+    )
+    with pytest.raises(
+        UserError, match="ManiSkillVectorEnv resets itself where an episode ends: give it auto_reset=False"
+    ):
+        ManiSkillEnv(env=ManiSkillVectorEnv(sim))
+    env = ManiSkillEnv(env=ManiSkillVectorEnv(sim, auto_reset=False))
+    assert env.rollout(3)["next", "truncated"].flatten().tolist() == [False, False, True]
 
 
 def test_missing_assets_do_not_ask_on_the_terminal():

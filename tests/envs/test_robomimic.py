@@ -43,6 +43,23 @@ def test_the_task_is_dppos_and_a_seed_is_an_episode(name, sizes):
     other.close()
 
 
+@pytest.mark.simulator
+def test_the_state_in_the_order_of_robomimics_own_checkpoints():
+    pytest.importorskip("robosuite")
+    dppo, own = (
+        RobomimicEnv("lift", state_order=order).reset(seed=[3])["observation"] for order in ("dppo", "robomimic")
+    )
+    assert torch.equal(torch.cat([dppo[:, 9:], dppo[:, :9]], -1), own)
+
+
+def test_a_checkpoint_of_robomimic_wants_its_own_order():
+    words = ["suite=robomimic", "task=can", "base_policy=robomimic_diffusion", "base_policy.load.path=a.pth"]
+    with pytest.raises(UserError, match=r"read the objects first: set task.env.state_order=robomimic"):
+        compose(words)
+    compose([*words, "task.env.state_order=robomimic"])
+    compose([*words, "base_policy.load.entries={object: observation}"])
+
+
 def test_the_suite_and_its_mistakes(monkeypatch):
     words = ["suite=robomimic", "base_policy=load", "base_policy.load._target_=builtins.dict"]
     assert compose([*words, "task=can"]).task.env["env_id"] == "can"

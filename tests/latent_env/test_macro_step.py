@@ -67,6 +67,19 @@ def test_each_env_of_a_batch_ends_on_its_own():
     assert following["success_once"].squeeze(-1).tolist() == [False, True, True]
 
 
+def test_nan_after_an_episodes_end_is_not_in_its_reward():
+    """A simulator that goes on with one that fell may give anything."""
+
+    class Diverging(ScriptedEnv):
+        def _step(self, tensordict):
+            out = super()._step(tensordict)
+            return out.set("reward", torch.where(out["observation"][:, :1] > 1, torch.nan, out["reward"]))
+
+    env = make_macro_env(Diverging([1, 1], [True, True]), act_horizon=3, gamma=GAMMA)
+    following = step(env, env.reset())["next"]
+    assert following["reward"].flatten().tolist() == [1, 1] and following["done"].all()
+
+
 def test_the_chunk_is_the_commanded_one():
     env = macro_env([9, 1], [True, True])
     td = env.reset()

@@ -102,6 +102,12 @@ def check_demonstrated_reward(task: TaskOptions) -> None:
             f"demonstrations carry no {reward} reward: set task.env.reward=step_penalty or "
             "stage1.use_demonstrations=false"
         )
+    bonus = _argument(task, "success_bonus", 1.0)
+    if bonus != 1 and not _argument(task, "terminate_on_success", True):
+        raise UserError(
+            "demonstrations end at their first success, so with task.env.terminate_on_success=false they agree with "
+            f"the env for task.env.success_bonus=1 alone, not for {bonus:g}: set it, or stage1.use_demonstrations=false"
+        )
 
 
 def demonstrated_transitions(

@@ -12,8 +12,9 @@ from dsrl_torchrl.data.episode import Episode
 from dsrl_torchrl.data.readers.lerobot import lerobot_files, read_lerobot
 from dsrl_torchrl.data.readers.maniskill import read_demonstrations
 from dsrl_torchrl.data.readers.maniskill_json import trajectory_files
-from dsrl_torchrl.data.readers.npz import read_npz
+from dsrl_torchrl.data.readers.npz import npz_files, read_npz
 from dsrl_torchrl.data.readers.robomimic import EPISODES, read_robomimic
+from dsrl_torchrl.errors import UserError
 
 
 def read_any(
@@ -38,6 +39,7 @@ def read_any(
         return read_npz(path, entries=entries, action_dim=action_dim, shapes=shapes)
     if _is_robomimic(path):
         return read_robomimic(path, entries=entries, action_dim=action_dim, shapes=shapes)
+    _refuse_d4rl(path)
     return read_demonstrations(path, entries=entries, control_mode=control_mode, action_dim=action_dim, shapes=shapes)
 
 
@@ -45,7 +47,12 @@ def demonstration_files(path: Path) -> tuple[Path, ...]:
     """The files whose contents tell these demonstrations from every other."""
     if path.is_dir():
         return lerobot_files(path)
-    return (path,) if _is_npz(path) or _is_robomimic(path) else trajectory_files(path)
+    if _is_npz(path):
+        return npz_files(path)
+    if _is_robomimic(path):
+        return (path,)
+    _refuse_d4rl(path)
+    return trajectory_files(path)
 
 
 def _is_npz(path: Path) -> bool:
@@ -58,3 +65,16 @@ def _is_robomimic(path: Path) -> bool:
             return EPISODES in file
     except (OSError, RuntimeError):  # missing or damaged: the name tells who is to say so
         return path.suffix == ".hdf5"
+
+
+def _refuse_d4rl(path: Path) -> None:
+    try:
+        with h5py.File(path, "r") as file:
+            flat = isinstance(file.get("actions"), h5py.Dataset)
+    except (OSError, RuntimeError):
+        return
+    if flat:
+        raise UserError(
+            f"{path} is a file of D4RL, whose arrays are read as an npz: save actions, terminals, timeouts and the "
+            "observations with numpy.savez, then task.demonstrations.path=<name>.npz"
+        )

@@ -14,6 +14,8 @@ from dsrl_torchrl.errors import UserError
 
 #: Kinds of NumPy dtypes that are numbers; an object's or a string's bytes are never looked at.
 NUMBERS, FLAGS = "fiub", "iub"
+#: Between the names of vectors that make one entry.
+JOIN = "+"
 
 
 @contextmanager

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from dsrl_torchrl.data.episode import Episode
 from dsrl_torchrl.data.readers.episode_checks import check_finite, check_same_sizes, check_sizes
-from dsrl_torchrl.data.readers.h5_values import NUMBERS, to_float
+from dsrl_torchrl.data.readers.h5_values import JOIN, NUMBERS, to_float
 from dsrl_torchrl.data.readers.lerobot_index import Info, Recorded, of_instruction, read_info, recorded_episodes
 from dsrl_torchrl.data.readers.lerobot_pictures import embedded_pictures, video_frames
-from dsrl_torchrl.data.readers.robomimic import JOIN
 from dsrl_torchrl.errors import UserError
 
 ACTION, SUCCESS, REWARD = "action", "next.success", "next.reward"

@@ -14,7 +14,7 @@ from tensordict.utils import NestedKey
 
 from dsrl_torchrl.data.episode import Episode
 from dsrl_torchrl.data.readers.episode_checks import check_finite, check_same_sizes, check_sizes
-from dsrl_torchrl.data.readers.h5_values import FLAGS, NUMBERS, open_h5, read_values, refuse_links, to_float
+from dsrl_torchrl.data.readers.h5_values import FLAGS, JOIN, NUMBERS, open_h5, read_values, refuse_links, to_float
 from dsrl_torchrl.data.readers.maniskill_json import RecordedEpisode, read_description
 from dsrl_torchrl.errors import UserError
 
@@ -43,8 +43,9 @@ def read_demonstrations(
     Args:
         path: the ``.h5``.
         entries: entry name -> dataset inside ``traj_<i>``, such as
-            ``{"observation": "obs/agent/qpos", "pixels": "obs/sensor_data/base_camera/rgb"}``. Vectors ``[T + 1, d]``
-            become float32; images ``[T + 1, H, W, C]`` stay uint8 and become ``[T + 1, C, H, W]``.
+            ``{"observation": "obs/agent/qpos+obs/agent/qvel", "pixels": "obs/sensor_data/base_camera/rgb"}``. Vectors
+            ``[T + 1, d]`` and numbers ``[T + 1]`` become float32, ``+`` joins them; images ``[T + 1, H, W, C]`` stay
+            uint8 and become ``[T + 1, C, H, W]``.
         control_mode: the controller that the actions must be of; ``None`` takes any.
         action_dim: the action size that must match; ``None`` takes any.
         shapes: entry name -> the shape of one observation that must match; those left out may have any.
@@ -68,7 +69,8 @@ def read_demonstrations(
             if name not in file:
                 raise UserError(f"{path} is incomplete: its json lists {name}, which the h5 has not")
             where, group = f"{name} of {path}", file[name]
-            refuse_links(file, group, ("actions", *FLAG_DATASETS, *entries.values()), where)
+            datasets = [part for dataset in entries.values() for part in dataset.split(JOIN)]
+            refuse_links(file, group, ("actions", *FLAG_DATASETS, *datasets), where)
             if not _is_success(entry, group, where):
                 continue
             mode = described.control_mode(entry)
@@ -106,12 +108,15 @@ def _read_episode(group: h5py.Group, where: str, entries: Mapping[NestedKey, str
     length = action.shape[0]
     observations = TensorDict({}, [length + 1])
     for key, dataset in entries.items():
-        value = _read_entry(group, dataset, where, hint)
-        if length == 0 or value.shape[0] != length + 1:
-            raise UserError(
-                f"{where} has {value.shape[0]} observations for {length} actions, expected one more than actions"
-            )
-        observations.set(key, value)
+        parts = [_read_entry(group, part, where, hint) for part in dataset.split(JOIN)]
+        if len(parts) > 1 and any(part.ndim != 2 for part in parts):
+            raise UserError(f"{dataset!r} joins data sets of {where} that are not all vectors [T + 1, d]")
+        for part in parts:
+            if length == 0 or part.shape[0] != length + 1:
+                raise UserError(
+                    f"{where} has {part.shape[0]} observations for {length} actions, expected one more than actions"
+                )
+        observations.set(key, torch.cat(parts, -1))
     flags = {}
     for name in FLAG_DATASETS:
         flags[name] = torch.zeros(length, dtype=torch.bool)
@@ -126,8 +131,9 @@ def _read_episode(group: h5py.Group, where: str, entries: Mapping[NestedKey, str
 def _read_entry(group: h5py.Group, dataset: str, where: str, hint: str) -> torch.Tensor:
     """Vectors ``[T + 1, d]`` float32 or images ``[T + 1, C, H, W]`` uint8."""
     values = group.get(dataset)
-    if isinstance(values, h5py.Dataset) and values.ndim == 2:
-        return to_float(read_values(values, NUMBERS, f"{dataset} in {where}"))
+    if isinstance(values, h5py.Dataset) and values.ndim in (1, 2):
+        numbers = to_float(read_values(values, NUMBERS, f"{dataset} in {where}"))
+        return numbers.reshape(len(numbers), -1)
     if isinstance(values, h5py.Dataset) and values.ndim == 4 and values.dtype == np.uint8:
         return torch.from_numpy(read_values(values, NUMBERS, f"{dataset} in {where}")).permute(0, 3, 1, 2).contiguous()
     if dataset == STATE_DATASET:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +13,18 @@ from tensordict.utils import NestedKey
 
 from dsrl_torchrl.data.episode import Episode
 from dsrl_torchrl.data.readers.episode_checks import check_finite, check_sizes
-from dsrl_torchrl.data.readers.h5_values import NUMBERS, to_float
+from dsrl_torchrl.data.readers.h5_values import JOIN, NUMBERS, to_float
 from dsrl_torchrl.errors import UserError
 
 #: Arrays that tell where episodes end, of each step: by the task, or by a time limit.
 TERMINALS, TIMEOUTS, SUCCESS = "terminals", "timeouts", "success"
 #: DPPO's: the length of each episode.
 LENGTHS = "traj_lengths"
+#: Beside DPPO's data (irom-princeton/dppo, ``script/dataset``): the range that each number was mapped from to [-1, 1].
+NORMALISATION = "normalization.npz"
+NORMALISED = {"states": ("obs_min", "obs_max"), "actions": ("action_min", "action_max")}
+NORMALISATION_EPS = 1e-6  # added to each range there
+NORMALISED_TOLERANCE = 1e-3
 
 
 def read_npz(
@@ -37,10 +42,13 @@ def read_npz(
     stands for what comes after it, which nothing learns from where the episode ends in success. With ``success``
     ``[n]`` only the episodes that have it are read; without, all are. Rewards are not read, pickled objects refused.
 
+    DPPO's scripts map ``states`` and ``actions`` to [-1, 1] and keep the ranges in ``normalization.npz``. Where that
+    lies beside a file with ``traj_lengths``, both come back in the env's units.
+
     Args:
         path: the ``.npz``.
-        entries: entry name -> array, such as ``{"observation": "states"}``: vectors ``[n, d]`` become float32, images
-            ``[n, H, W, C]`` stay uint8 and become ``[n, C, H, W]``.
+        entries: entry name -> array, such as ``{"observation": "states"}``: vectors ``[n, d]`` and numbers ``[n]``
+            become float32, ``+`` joins them; images ``[n, H, W, C]`` stay uint8 and become ``[n, C, H, W]``.
         action_dim: the action size that must match; ``None`` takes any.
         shapes: entry name -> the shape of one observation that must match; those left out may have any.
 
@@ -54,15 +62,10 @@ def read_npz(
     path = Path(path)
     if not path.is_file():
         raise UserError(f"demonstrations not found: {path}")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            wanted = {"actions", LENGTHS, TERMINALS, TIMEOUTS, SUCCESS, *entries.values()}
-            wanted |= {f"next_{name}" for name in entries.values()}
-            arrays = {name: file[name] for name in file.files if name in wanted}
-            known = ", ".join(file.files)
-    except (OSError, TypeError, ValueError, zipfile.BadZipFile, EOFError, KeyError, MemoryError) as error:
-        raise UserError(f"{path} is truncated or not an npz of plain arrays ({' '.join(str(error).split())})") from None
-    for name in ("actions", *entries.values()):
+    observed = [part for name in entries.values() for part in name.split(JOIN)]
+    wanted = {"actions", LENGTHS, TERMINALS, TIMEOUTS, SUCCESS, *observed, *(f"next_{name}" for name in observed)}
+    arrays, known = _load(path, wanted)
+    for name in ("actions", *observed):
         if name not in arrays:
             hint = "" if name == "actions" else "; set task.demonstrations.entries, e.g. entries.observation=states"
             raise UserError(f"{path} has no array {name!r}; it has {known}{hint}")
@@ -77,6 +80,9 @@ def read_npz(
             if values.size != length or not np.isin(values, (0, 1)).all():
                 raise UserError(f"{path}: {name} should be {length} flags, 0 or 1, is {values.shape} of other values")
             arrays[name] = values.reshape(length)  # [n, 1], too: it would make rewards of every step of every other
+    for file in npz_files(path)[1:]:
+        if LENGTHS in arrays:
+            arrays |= _in_units_of_the_env(arrays, file, path)
     ends = _ends(arrays, length, path)
     episodes = []
     for number, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
@@ -87,6 +93,41 @@ def read_npz(
     if not episodes:
         raise UserError(f"{path} has no successful episode among {len(ends)}")
     return episodes
+
+
+def npz_files(path: Path) -> tuple[Path, ...]:
+    """The file, and what says how its numbers were normalised, if that lies beside it."""
+    beside = path.with_name(NORMALISATION)
+    return (path, beside) if beside.is_file() else (path,)
+
+
+def _load(path: Path, wanted: Collection[str]) -> tuple[dict[str, np.ndarray], str]:
+    """Those of the arrays that are there, and the names of all."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files if name in wanted}, ", ".join(file.files)
+    except (OSError, TypeError, ValueError, zipfile.BadZipFile, EOFError, KeyError, MemoryError) as error:
+        raise UserError(f"{path} is truncated or not an npz of plain arrays ({' '.join(str(error).split())})") from None
+
+
+def _in_units_of_the_env(arrays: Mapping[str, np.ndarray], beside: Path, path: Path) -> dict[str, np.ndarray]:
+    """Undoes ``2 (x - min) / (max - min + eps) - 1``."""
+    ranges, known = _load(beside, {name for pair in NORMALISED.values() for name in pair})
+    undone = {}
+    for name, (low, high) in NORMALISED.items():
+        if name not in arrays:
+            continue
+        values = arrays[name].astype(np.float64)
+        if any(key not in ranges or ranges[key].shape != values.shape[1:] for key in (low, high)):
+            sizes = f"of the shape {list(values.shape[1:])} of {path.name}'s {name}"
+            raise UserError(f"{beside} should have {low} and {high} {sizes}, it has {known}")
+        if np.abs(values).max() > 1 + NORMALISED_TOLERANCE:
+            raise UserError(
+                f"{path}: {name} should be in [-1, 1], as {beside.name} lies beside it, is up to "
+                f"{np.abs(values).max():.3g}: if it is not normalised, keep it in a folder of its own"
+            )
+        undone[name] = (values + 1) / 2 * (ranges[high] - ranges[low] + NORMALISATION_EPS) + ranges[low]
+    return undone
 
 
 def _ends(arrays: Mapping[str, np.ndarray], length: int, path: Path) -> list[int]:
@@ -106,20 +147,11 @@ def _ends(arrays: Mapping[str, np.ndarray], length: int, path: Path) -> list[int
 def _episode(arrays: Mapping[str, np.ndarray], steps: slice, entries: Mapping[NestedKey, str], where: str) -> Episode:
     action = to_float(arrays["actions"][steps])
     observations = TensorDict({}, [len(action) + 1])
-    for key, name in entries.items():
-        values = arrays[name][steps]
-        after = arrays.get(f"next_{name}", arrays[name])[steps][-1:]
-        if after.shape[1:] != values.shape[1:]:
-            raise UserError(
-                f"{where}: next_{name} is of shape {list(after.shape[1:])}, {name} {list(values.shape[1:])}"
-            )
-        values = np.concatenate([values, after.astype(values.dtype)])
-        if values.ndim == 4 and values.dtype == np.uint8:
-            observations.set(key, torch.from_numpy(values.transpose(0, 3, 1, 2).copy()))
-        elif values.ndim == 2:
-            observations.set(key, to_float(values))
-        else:
-            raise UserError(f"{where}: {name} should be vectors [n, d] or uint8 images [n, H, W, C]")
+    for key, names in entries.items():
+        parts = [_read_entry(arrays, name, steps, where) for name in names.split(JOIN)]
+        if len(parts) > 1 and any(part.ndim != 2 for part in parts):
+            raise UserError(f"{where}: {names!r} joins arrays that are not all vectors [n, d]")
+        observations.set(key, torch.cat(parts, -1))
     check_finite(observations, action, where)
 
     def flags(name: str) -> torch.Tensor:
@@ -127,3 +159,17 @@ def _episode(arrays: Mapping[str, np.ndarray], steps: slice, entries: Mapping[Ne
         return torch.zeros(len(action), dtype=torch.bool) if given is None else torch.from_numpy(given[steps] > 0)
 
     return Episode(observations, action, flags(SUCCESS), flags(TERMINALS), flags(TIMEOUTS))
+
+
+def _read_entry(arrays: Mapping[str, np.ndarray], name: str, steps: slice, where: str) -> torch.Tensor:
+    """Vectors ``[T + 1, d]`` float32 or images ``[T + 1, C, H, W]`` uint8."""
+    values = arrays[name][steps]
+    after = arrays.get(f"next_{name}", arrays[name])[steps][-1:]
+    if after.shape[1:] != values.shape[1:]:
+        raise UserError(f"{where}: next_{name} is of shape {list(after.shape[1:])}, {name} {list(values.shape[1:])}")
+    values = np.concatenate([values, after.astype(values.dtype)])
+    if values.ndim == 4 and values.dtype == np.uint8:
+        return torch.from_numpy(values.transpose(0, 3, 1, 2).copy())
+    if values.ndim not in (1, 2):
+        raise UserError(f"{where}: {name} should be vectors [n, d] or uint8 images [n, H, W, C]")
+    return to_float(values).reshape(len(values), -1)

@@ -14,13 +14,11 @@ from tensordict.utils import NestedKey
 
 from dsrl_torchrl.data.episode import Episode
 from dsrl_torchrl.data.readers.episode_checks import check_finite, check_same_sizes, check_sizes
-from dsrl_torchrl.data.readers.h5_values import NUMBERS, open_h5, read_values, refuse_links, to_float
+from dsrl_torchrl.data.readers.h5_values import JOIN, NUMBERS, open_h5, read_values, refuse_links, to_float
 from dsrl_torchrl.errors import UserError
 
 #: The group of the episodes.
 EPISODES = "data"
-#: Joins the data sets of one entry.
-JOIN = "+"
 
 
 def read_robomimic(
