@@ -10,9 +10,10 @@ from typing import Any
 from benchmarks.methods.cells import is_done, read_record
 from benchmarks.methods.matrix import Cell, Suite
 from benchmarks.methods.process import FACTS
+from dsrl_torchrl.cli.artifacts import MARKER
 from dsrl_torchrl.data.macro_transitions import load_transitions
 from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.files import write_atomically
+from dsrl_torchrl.files import unseal, write_atomically
 from dsrl_torchrl.latent_env.macro_step import STEPS_KEY
 from dsrl_torchrl.training.metrics_log import read_metrics
 
@@ -100,6 +101,9 @@ def cell_rows(cell: Cell) -> list[Row]:
     attempts = record["attempts"]
     rollouts = rollout_env_steps(cell.folder) if cell.rollouts else 0
     before = rollouts + summary.get("centre", {}).get("env_steps", 0)  # a summary may be older than it
+    subspace = cell.folder / "subspace" / MARKER
+    if subspace.exists():
+        before += unseal(subspace)["facts"].get("env_steps", 0)  # likewise
     online = summary["env_steps"]
     seconds = stage1.get("wall_seconds", 0.0) + summary["wall_seconds"]
     metrics = read_metrics(cell.folder / "metrics.csv")

@@ -142,12 +142,12 @@ class SteeredInputs(Inputs):
             try:
                 self.probe_in(env)
                 artifact.begin()
-                choice = noise_subspace.measure_subspace(env, dim, seed=config.seed, progress=config.progress)
+                choice, steps = noise_subspace.measure_subspace(env, dim, seed=config.seed, progress=config.progress)
                 size = env.decoder.layout.dim
             finally:
                 env.close()
             save_tensors({"basis": choice.basis}, path)
-            artifact.finish(path, share=choice.share, of=size)
+            artifact.finish(path, share=choice.share, of=size, env_steps=steps)
             self.folder.connect(self.base().content_hash())
         facts = artifact.facts
         self.say(f"noise subspace: {dim} of {facts['of']} dimensions carry {facts['share']:.0%} of the response")

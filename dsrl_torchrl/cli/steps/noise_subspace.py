@@ -11,9 +11,13 @@ OBSERVATIONS = 64
 FILE = "basis.safetensors"
 
 
-def measure_subspace(env: LatentActionEnv, dim: int, *, seed: int, progress: bool) -> SubspaceChoice:
-    """Finds it on observations of the base policy's own episodes, in an env that steers the whole noise."""
+def measure_subspace(env: LatentActionEnv, dim: int, *, seed: int, progress: bool) -> tuple[SubspaceChoice, int]:
+    """Finds it on observations of the base policy's own episodes, in an env that steers the whole noise.
+
+    Returns:
+        The subspace, and the env steps of the episodes.
+    """
     label = "observations for subspace_dim" if progress else None
     rollouts = collect_prior_rollouts(env, resets=RESETS, repeats=1, seed=seed, progress=label)
     observations = rollouts.sample_observations(OBSERVATIONS).to(env.decoder.device)
-    return find_noise_subspace(env.decoder, observations, dim, seed=seed)
+    return find_noise_subspace(env.decoder, observations, dim, seed=seed), rollouts.env_steps

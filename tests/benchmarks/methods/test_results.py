@@ -22,6 +22,7 @@ from benchmarks.methods.results import (
     write_results,
 )
 from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.files import seal, write_atomically
 
 METRICS = """env_steps,env/success_running,{0}/{1}_once,{0}/{1}_at_end,{0}/{1}_once_mode,{0}/{1}_at_end_mode
 1000,0.4,0.5,0.1,0.6,0.5
@@ -93,6 +94,14 @@ def test_the_env_steps_of_a_search_are_the_cells_own(cell):
     assert (mode["env_steps"], mode["rollout_env_steps"]) == (4500, 0)
     assert mode["reached"] == {"50%": 1500, "75%": 2500, "90%": 2500}
     assert [point["env_steps"] for point in mode["curve"]][-1] == 4500
+
+
+def test_the_env_steps_that_find_a_subspace_are_the_cells_own(cell):
+    made = cell()
+    (made.folder / "subspace").mkdir()
+    for facts, taken in (({}, 4000), ({"env_steps": 300}, 4300)):  # the first is older than the count
+        write_atomically(made.folder / "subspace" / "artifact.json", seal({"facts": facts}))
+        assert cell_rows(made)[1]["env_steps"] == taken
 
 
 def test_a_cell_that_was_gone_on_with_names_both_commits(cell):
