@@ -10,7 +10,7 @@ from dsrl_torchrl.latent_env.macro_step import make_macro_env
 from dsrl_torchrl.latent_env.prior_noise import PriorNoise
 from tests.collect.test_episodes import SeededEnv, make_seeded, zero_actions
 from tests.collect.test_rollouts import CameraPolicy
-from tests.scripted_env import ScriptedCameraEnv
+from tests.scripted_env import ScriptedCameraEnv, ScriptedEnv
 
 
 @pytest.mark.parametrize("batched", [True, False])
@@ -29,6 +29,16 @@ def test_nested_entries_and_images():
     result = evaluate(env, zero_actions((3, 1), ("agent", "state")), [0, 1])
     assert (result.success_once.value, result.success_at_end.value) == (1.0, 0.5)
     assert result.return_mean == pytest.approx((3 + 28) / 2)
+
+
+def test_nan_after_an_episodes_end_is_not_in_its_return():
+    class Diverging(ScriptedEnv):
+        def _step(self, tensordict):
+            out = super()._step(tensordict)
+            return out.set("reward", torch.where(self.t > self.lengths, torch.nan, out["reward"]))
+
+    env = make_macro_env(Diverging([2, 7], [False, False]), act_horizon=3, gamma=1.0)
+    assert evaluate(env, zero_actions((3, 1)), [0, 1]).return_mean == pytest.approx((3 + 28) / 2)
 
 
 def test_seeds_that_do_not_fill_the_batch():

@@ -39,3 +39,24 @@ def test_what_follows_is_the_policy_s_mode():
     assert int(steps.sum()) == env_steps
     torch.testing.assert_close(totals, returns)
     torch.testing.assert_close(returns, after(steps))  # every step costs 1 but the last
+
+
+def test_nan_after_an_episodes_end_is_not_in_its_return(monkeypatch):
+    env, policy = latent_env(3), TensorDictModule(walk, ["observation"], ["action"])
+    torch.manual_seed(0)
+    states, _ = reach_states(env, range(3))
+    noise, step, lengths = torch.randn(3, env.latent_dim), env.step, []
+    expected, *_ = follow_mode(env, policy, states, range(3), noise)
+    ended = torch.zeros(3, 1, dtype=torch.bool)
+
+    def diverging(tensordict):
+        out = step(tensordict)
+        out["next", "reward"].masked_fill_(ended, torch.nan)
+        lengths.append(int((~ended).sum()))
+        ended.logical_or_(out["next", "done"])
+        return out
+
+    monkeypatch.setattr(env, "step", diverging)
+    returns, *_ = follow_mode(env, policy, states, range(3), noise)
+    assert min(lengths) < 3  # some ended before the others
+    torch.testing.assert_close(returns, expected)

@@ -190,11 +190,12 @@ def test_two_base_policies_in_one_task_and_seed_are_refused(cell):
         gather(Suite("tiny", "-", {}, {}, (cell(), cell("other", base="def"))))
 
 
-def test_rows_that_cannot_be_joined_are_refused_before_the_work(tmp_path, monkeypatch):
-    def refuse(suite, before):
+@pytest.mark.parametrize(("module", "name"), [(results, "gather"), (results, "check_kept"), (cells, "check_unchanged")])
+def test_what_cannot_be_joined_kept_or_gone_on_with_is_refused_before_the_work(tmp_path, monkeypatch, module, name):
+    def refuse(*_):
         raise UserError("another base policy")
 
-    monkeypatch.setattr(results, "gather", refuse)
+    monkeypatch.setattr(module, name, refuse)
     monkeypatch.setattr(cells, "run_cells", lambda *_: pytest.fail("it has begun"))
     with pytest.raises(SystemExit, match="another base policy"):
         main(["methods", "suite=smoke", f"output={tmp_path}"])
