@@ -54,9 +54,16 @@ def test_dppos_normalised_arrays_come_back_in_the_envs_units(tmp_path):
         UserError, match=r"states should be in \[-1, 1\], as normalization.npz lies beside it, is up to 9"
     ):
         read_any(write(path, raw), entries=ENTRIES)
-    np.savez(beside, **(ranges | {"obs_min": [0.0]}))
-    with pytest.raises(UserError, match=r"should have obs_min and obs_max of the shape \[2\]"):
-        read_any(write(path, values), entries=ENTRIES)
+    write(path, values)
+    for low, message in (
+        ([0.0], r"should have obs_min and obs_max, numbers of the shape \[2\] of train.npz's states"),
+        (["a", "b"], "should have obs_min and obs_max, numbers"),
+        ([np.nan, 0.0], "obs_min should be below obs_max, and both finite"),
+        ([0.0, 10.0], "obs_min should be below obs_max, and both finite"),
+    ):
+        np.savez(beside, **(ranges | {"obs_min": low}))
+        with pytest.raises(UserError, match=message):
+            read_any(path, entries=ENTRIES)
 
 
 def test_a_plus_joins_arrays_and_numbers_count_as_vectors(tmp_path):

@@ -118,9 +118,12 @@ def _in_units_of_the_env(arrays: Mapping[str, np.ndarray], beside: Path, path: P
         if name not in arrays:
             continue
         values = arrays[name].astype(np.float64)
-        if any(key not in ranges or ranges[key].shape != values.shape[1:] for key in (low, high)):
-            sizes = f"of the shape {list(values.shape[1:])} of {path.name}'s {name}"
-            raise UserError(f"{beside} should have {low} and {high} {sizes}, it has {known}")
+        given = [ranges[key] for key in (low, high) if key in ranges]
+        if len(given) < 2 or any(one.shape != values.shape[1:] or one.dtype.kind not in NUMBERS for one in given):
+            sizes = f"numbers of the shape {list(values.shape[1:])} of {path.name}'s {name}"
+            raise UserError(f"{beside} should have {low} and {high}, {sizes}, it has {known}")
+        if not (np.isfinite(given).all() and (given[0] <= given[1]).all()):
+            raise UserError(f"{beside}: {low} should be below {high}, and both finite")
         if np.abs(values).max() > 1 + NORMALISED_TOLERANCE:
             raise UserError(
                 f"{path}: {name} should be in [-1, 1], as {beside.name} lies beside it, is up to "
