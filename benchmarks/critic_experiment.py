@@ -213,15 +213,20 @@ class Experiment:
     def _ranked(self, judges: dict[str, Tensor]) -> dict[str, Any]:
         return {name: asdict(rank_against(self.truth.returns, value)) for name, value in judges.items()}
 
-    def about(self) -> dict[str, Any]:
-        """What the truth is."""
-        returns = self.truth.returns
+    def measured(self) -> dict[str, Any]:
+        """Whose noises, and how many of them: variants can be compared where this is the same."""
         return {
             "task": self.run.config.task.name,
             "seed": self.run.config.seed,
             "stage1": self.run.folder.stage1.content,
-            "states": len(returns),
-            "noises": returns.shape[1],
+            "states": self.sizes.states,
+            "noises": self.sizes.noises,
+        }
+
+    def about(self) -> dict[str, Any]:
+        """What the truth is."""
+        returns = self.truth.returns
+        return self.measured() | {
             "return_std": float(returns.std(1).mean()),
             "best_gain": float((returns.max(1)[0] - returns.mean(1)).mean()),
             "success": float(self.truth.success.double().mean()),

@@ -64,6 +64,7 @@ def main(arguments: argparse.Namespace) -> None:
     with Run(run_config(arguments.run), say=_say) as run:
         experiment = Experiment(run, sizes)
         try:
+            _check_same(arguments.results, experiment.measured())
             about = experiment.about() | {"command": f"python -m benchmarks critic_targets {arguments.run}"}
             for name in names:
                 outcome = experiment.own() if name == OWN else experiment.fitted(VARIANTS[name])
@@ -76,6 +77,16 @@ def main(arguments: argparse.Namespace) -> None:
     found = _results(arguments.results)
     draw(found, arguments.results.with_suffix(".png"))
     _say(table(found))
+
+
+def _check_same(path: Path, measured: dict[str, Any]) -> None:
+    found = json.loads(path.read_text()) if path.exists() else measured
+    other = {key: found[key] for key, value in measured.items() if found[key] != value}
+    if other:
+        raise UserError(
+            f"{path} has the variants of another fixed policy or truth ({other}, here "
+            f"{ {key: measured[key] for key in other} }): choose another file by --results"
+        )
 
 
 def _results(path: Path) -> dict[str, Any]:

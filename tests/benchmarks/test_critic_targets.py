@@ -178,6 +178,11 @@ def test_a_tiny_run(tmp_path):
     assert tails["env_steps"] >= 50 and tails["updates"] == 3 and tails["model"]["within_r2"] <= 1
     assert all(-1 <= tails[judge]["pearson"]["value"] <= 1 for judge in ("q", "next_state", "predicted_next_state"))
     assert results.with_suffix(".png").stat().st_size > 5_000
+    before = results.read_text()
+    with pytest.raises(SystemExit, match=r"another fixed policy or truth .*'noises': 3.*'noises': 2.*--results"):
+        more = ["--states", "4", "--noises", "2", "--variants", "own", "--results", str(results)]
+        main(["critic_targets", f"run={tmp_path / 'toy'}", *more])
+    assert results.read_text() == before
 
 
 def test_the_page_has_the_committed_results():
