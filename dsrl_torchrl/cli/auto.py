@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from dsrl_torchrl.cli.config import AUTO, RunConfig
+from dsrl_torchrl.cli.targets import Target, find_target, parameters
 from dsrl_torchrl.collect.spawned_process import available_cores
 from dsrl_torchrl.errors import UserError
 
@@ -44,7 +45,7 @@ def settle_machine(config: RunConfig, stored: Path | None) -> tuple[RunConfig, s
     begun = _begun(stored)
     cores = available_cores()
     env = config.task.env
-    on_gpu = env.get("num_envs", 1) != 1 and env.get("sim_backend") != "physx_cpu"  # one process has them all
+    on_gpu = env.get("num_envs", 1) != 1 and _on_gpu(env)  # one process has them all
     chosen = {"num_workers": 1 if on_gpu else max(1, min(cores, MAX_WORKERS))}
     workers = chosen["num_workers"] if collector.num_workers == AUTO else collector.num_workers
     chosen["threads"] = max(1, min(cores - workers, MAX_THREADS))
@@ -53,6 +54,11 @@ def settle_machine(config: RunConfig, stored: Path | None) -> tuple[RunConfig, s
     numbers = ", ".join(f"{name}={value}" for name, value in settled.items())
     reason = "as this run began" if kept == automatic else f"{cores} cores"
     return config.replace(collector=collector.replace(**settled)), f"collector: {numbers} ({reason})"
+
+
+def _on_gpu(env: Target) -> bool:
+    backend = env.get("sim_backend", "auto") if "sim_backend" in parameters(find_target(env, "task.env")) else None
+    return backend == "physx_cuda" or (backend == "auto" and torch.cuda.is_available())
 
 
 def _device(wanted: str) -> str:

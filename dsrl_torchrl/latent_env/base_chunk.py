@@ -29,7 +29,8 @@ class BaseChunk(Transform):
 
     def __init__(self, policy: BasePolicy, act_horizon: int) -> None:
         super().__init__(in_keys=policy.in_keys, out_keys=[BASE_CHUNK_KEY])
-        self.policy, self.act_horizon = policy, act_horizon
+        self.act_horizon = act_horizon
+        self.__dict__["policy"] = policy  # no submodule, which a TransformedEnv would move to the simulator's device
 
     @torch.no_grad()
     def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:

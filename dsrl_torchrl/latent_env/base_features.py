@@ -73,6 +73,11 @@ class FeaturePolicy(BasePolicy):
         if policy.frozen:
             self.freeze()
 
+    @property
+    def dtype(self) -> torch.dtype | None:  # type: ignore[override]  # it may be of another rule
+        """The policy's."""
+        return self.policy.dtype
+
     def forward(self, features: Tensor, noise: Tensor) -> Tensor:
         """``[*B, F]``, ``[*B, noise_horizon, noise_dim]`` -> ``[*B, pred_horizon, action_dim]``."""
         return self.policy.from_features(features, noise)

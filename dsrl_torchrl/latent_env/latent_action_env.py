@@ -107,13 +107,11 @@ class LatentActionEnv(TransformedEnv):
         refuse_repeated_steps(transforms_above(env, MacroStep))
         _check_fit(env, decoder, base_policy)
         simulator = env.action_spec.device if env.device is None else env.device
-        if simulator == decoder.device:
-            super().__init__(env, Compose(*features, decoder) if features else decoder)
-        else:
-            super().__init__(env.to(simulator), DeviceCastTransform(decoder.device, orig_device=simulator))
-            # Not in one Compose: the constructor moves the transforms that it gets to the simulator's device.
-            for transform in (*features, decoder):
-                self.append_transform(transform)
+        if simulator != decoder.device:
+            # An env of its own, and not in one Compose: a constructor moves its transforms to the device of its env.
+            bridge = DeviceBridge(decoder.device, orig_device=simulator)
+            env = TransformedEnv(env.to(simulator), bridge, auto_unwrap=False)
+        super().__init__(env, Compose(*features, decoder) if features else decoder)
         # The decoder learns the env's dtypes from the specs.
         _ = self.input_spec, self.output_spec
 
@@ -153,6 +151,13 @@ class LatentActionEnv(TransformedEnv):
         """
         refuse_repeated_steps(single_transforms(transform))
         return super().insert_transform(index, transform)
+
+
+class DeviceBridge(DeviceCastTransform):
+    """TorchRL's, and the masks of a partial reset come to the simulator's device, too."""
+
+    def _reset_env_preprocess(self, tensordict: TensorDictBase | None) -> TensorDictBase | None:
+        return None if tensordict is None else tensordict.to(self.orig_device)
 
 
 def _check_fit(macro_env: EnvBase, decoder: NoiseDecoder, policy: BasePolicy) -> None:

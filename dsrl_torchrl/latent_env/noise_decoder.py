@@ -67,7 +67,8 @@ class NoiseDecoder(Transform):
                 f"the noise subspace's basis has {len(subspace.basis)} rows, the layout {noise_layout} has "
                 f"{self.layout.dim} dimensions: measure it for this policy and layout"
             )
-        self.subspace = subspace
+        # There already: a copy from the host within an update is none that a CUDA graph can capture.
+        self.subspace = None if subspace is None else NoiseSubspace(subspace.basis.to(base_policy.device))
         self.base_policy = base_policy
         self.act_horizon = act_horizon
         self.action_magnitude = float(action_magnitude)

@@ -95,6 +95,7 @@ def knot_weights(noise_horizon: int, knots: int, dtype: torch.dtype, device: tor
     Step t lies at ``p = t (knots - 1) / (noise_horizon - 1)``, the fraction ``a`` of the way from knot ``i`` to the
     next, and ``n_t = ((1 - a) z_i + a z_{i+1}) / √((1 - a)² + a²)``: of unit variance wherever it lies, as the prior.
     """
-    position = torch.arange(noise_horizon, dtype=torch.float64) * (knots - 1) / (noise_horizon - 1)
-    weights = (1 - (position[:, None] - torch.arange(knots)).abs()).clamp(min=0)
-    return (weights / weights.norm(dim=1, keepdim=True)).to(device, dtype)
+    # Where it is used: a compiler traces this without the cache, and a CUDA graph cannot copy from the host.
+    position = torch.arange(noise_horizon, dtype=torch.float64, device=device) * (knots - 1) / (noise_horizon - 1)
+    weights = (1 - (position[:, None] - torch.arange(knots, device=device)).abs()).clamp(min=0)
+    return (weights / weights.norm(dim=1, keepdim=True)).to(dtype)

@@ -47,7 +47,7 @@ def check_sampler_steps(sampler_steps: int, train_steps: int) -> None:
 
 def _starts_in_noise(sampler_steps: int, train_steps: int) -> bool:
     first = (sampler_steps - 1) * (train_steps // sampler_steps)
-    return sampler_steps == train_steps or 4 * first >= 3 * train_steps
+    return sampler_steps == train_steps or 4 * (first + 1) >= 3 * train_steps  # ᾱ_t is of t + 1 steps
 
 
 class DiffusionPolicy(GenerativePolicy):

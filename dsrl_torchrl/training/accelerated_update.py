@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -32,7 +33,8 @@ class AcceleratedUpdate:
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
-        self.compile = agent.config.compile
+        # A search has no optimiser: a graph would hold none of what it does on the host.
+        self.compile = agent.config.compile and bool(agent.optimisers)
         self.cuda_graphs = self.compile and agent.device.type == "cuda"
         self._steps: dict[frozenset[str], Callable[[TensorDictBase], TensorDictBase]] = {}
 
@@ -41,7 +43,8 @@ class AcceleratedUpdate:
         if parts not in self._steps:
             self._steps[parts] = self._make_step(parts)
         # A batch is a view of its sample. What is compiled may guard the size of a view's base, and samples differ.
-        return self._steps[parts](batch.clone() if self.compile else batch)
+        with torch.cuda.device(self.agent.device) if self.cuda_graphs else nullcontext():  # it asks for *the* stream
+            return self._steps[parts](batch.clone() if self.compile else batch)
 
     def _make_step(self, parts: frozenset[str]) -> Callable[[TensorDictBase], TensorDictBase]:
         step: Callable[[TensorDictBase], TensorDictBase] = partial(self.agent.update, parts=parts)

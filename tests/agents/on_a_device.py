@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
 
 import torch
+from torchrl.envs import TransformedEnv
 
-from dsrl_torchrl import LatentActionEnv
+from dsrl_torchrl import LatentActionEnv, make_macro_env
+from dsrl_torchrl.agents import DSRLNA, ResidualSAC
 from dsrl_torchrl.collect.rollouts import collect_rollouts
 from dsrl_torchrl.envs.toy import PointReachEnv
+from dsrl_torchrl.latent_env.base_chunk import BaseChunk, ResidualPolicy
+from dsrl_torchrl.latent_env.noise_layout import knot_weights
+from dsrl_torchrl.latent_env.noise_subspace import NoiseSubspace
 from dsrl_torchrl.latent_env.prior_noise import PriorNoise
+from dsrl_torchrl.policies import FlowPolicy
 from dsrl_torchrl.training.metrics_log import MetricsLog
 from dsrl_torchrl.training.offline import OfflineConfig, train_offline
 from dsrl_torchrl.training.online import OnlineConfig, train_online
@@ -32,6 +39,41 @@ def pixel_env(device):
     return LatentActionEnv(CoinCameraEnv(4), CameraPolicy().to(device), act_horizon=2, gamma=GAMMA)
 
 
+class IndexedEnv(PointReachEnv):
+    """Resets by index, as many envs of other people do."""
+
+    def _start(self, seeds, env_idx, asked):
+        chosen = None if env_idx is None else torch.arange(len(seeds))[env_idx]
+        return super()._start(seeds, chosen, asked)
+
+
+def residual_env(device):
+    """The base policy's chunk is an entry, drawn where the policy is."""
+    base = Leaning().to(device)
+    macro = make_macro_env(PointReachEnv(num_envs=4, max_episode_steps=5, seed=0), act_horizon=2, gamma=GAMMA)
+    env = TransformedEnv(macro, BaseChunk(base, 2), auto_unwrap=False)
+    return LatentActionEnv(env, ResidualPolicy(base, 2, 0.25), gamma=GAMMA, action_magnitude=1.0)
+
+
+def subspace_env(device):
+    """Half of the noise's dimensions are steered."""
+    env = PointReachEnv(num_envs=4, max_episode_steps=5, seed=0)
+    return LatentActionEnv(env, Leaning().to(device), gamma=GAMMA, subspace=NoiseSubspace(torch.eye(4)[:, :2]))
+
+
+def knots_env(device):
+    """The noise is interpolated."""
+    env = IndexedEnv(num_envs=4, max_episode_steps=6, seed=0)
+    torch.manual_seed(0)
+    policy = FlowPolicy(2, 2, 6).freeze().to(device)
+    return LatentActionEnv(env, policy, act_horizon=2, gamma=GAMMA, noise_layout="interpolated", knots=3)
+
+
+CASES = [
+    *product(AGENTS, (state_env, pixel_env)), (ResidualSAC, residual_env), (DSRLNA, subspace_env), (DSRLNA, knots_env)
+]  # fmt: skip
+
+
 def devices(tensors):
     return {tensor.device.type for tensor in tensors}
 
@@ -41,7 +83,7 @@ def check_bridge(make_env, device):
     env, kind = make_env(device), torch.device(device).type
     assert env.device.type == env.decoder.device.type == env.action_spec.device.type == kind
     assert devices(env.decoder.state_dict().values()) == {kind}
-    simulator = env.base_env.base_env
+    simulator = env.base_env.base_env.base_env
     assert simulator.device.type == "cpu"
     rollout = env.rollout(3, break_when_any_done=False)
     assert rollout.device.type == kind and devices(rollout.values(True, True)) == {kind}
@@ -57,6 +99,7 @@ def check_bridge(make_env, device):
 def check_training(kind, make_env, device, folder, updates=4, **options):
     """Rollouts, stage 1 but for who learns on-policy, stage 2, a resumed stage 2; the files are read on the CPU."""
     env = make_env(device)
+    assert env.decoder.device.type == torch.device(device).type
     agent = make_agent(kind, env, **options)
     prior = PriorNoise(env.latent_dim, device=device)
     data, _ = collect_rollouts(env, prior, 16, seed=0, observation_keys=agent.in_keys, progress=False)
@@ -95,6 +138,7 @@ def check_update(kind, make_env, traffic):
     agent = make_agent(kind, env)
     batch, parts = make_batch(agent, env), every_part(agent)
     agent.update(batch, parts)  # the optimisers make their state
+    knot_weights.cache_clear()  # a compiler traces it without its cache
     del traffic[:]
     metrics = agent.update(batch, parts)
     assert not traffic, f"{kind.__name__}: {traffic}"
@@ -108,13 +152,13 @@ if __name__ == "__main__":
 
     device = register()
     (what,) = sys.argv[1:]
-    for make_env in (state_env, pixel_env):
-        if what == "bridge":
+    if what == "bridge":
+        for make_env in (state_env, pixel_env):
             check_bridge(make_env, "sim")
-        for kind in AGENTS:
-            if what == "training":
-                with tempfile.TemporaryDirectory() as folder:
-                    check_training(kind, make_env, "sim", Path(folder))
-            if what == "update":
-                continuous.safe_is_current_stream_capturing = lambda: True  # TorchRL's distributions ask less then
-                check_update(kind, make_env, traffic)
+    for kind, make_env in CASES:
+        if what == "training":
+            with tempfile.TemporaryDirectory() as folder:
+                check_training(kind, make_env, "sim", Path(folder))
+        if what == "update":
+            continuous.safe_is_current_stream_capturing = lambda: True  # TorchRL's distributions ask less then
+            check_update(kind, make_env, traffic)

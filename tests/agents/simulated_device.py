@@ -52,9 +52,12 @@ def _run(func, args, kwargs):
     """Runs an operation on the numbers, and checks that all its tensors are where the result is."""
     device = kwargs.get("device")
     to_cpu = device is not None and torch.device(device).type == "cpu"
+    if func is aten.index.Tensor and not isinstance(args[0], SimTensor):
+        raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
     if func not in COPIES | TAKES_INDICES:
         _check(func, args)
-    if func in WAITS or (func is aten._to_copy.default and to_cpu):
+    from_cpu = func is aten.copy_.default and not isinstance(args[1], SimTensor)
+    if func in WAITS or from_cpu or (func is aten._to_copy.default and to_cpu):
         traffic.append(str(func))
     on_cpu = {key: _numbers(value) for key, value in kwargs.items() if key not in ("device", "pin_memory")}
     if device is not None:

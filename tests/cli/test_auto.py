@@ -29,6 +29,24 @@ def test_auto_comes_from_the_cores_of_this_process(tmp_path, monkeypatch, cores,
     assert f"num_workers={workers}, threads={threads}" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "cuda", "workers"),
+    [
+        (["task=toy", "task.env.num_envs=4"], True, 8),
+        (["task=pick_cube"], True, 8),
+        (["task=pick_cube", "task.env.sim_backend=auto"], False, 8),
+        (["task=pick_cube", "task.env.sim_backend=auto"], True, 1),
+        (["task=pick_cube", "task.env.sim_backend=physx_cuda"], True, 1),
+        (["task=pick_cube", "task.env.sim_backend=physx_cuda", "task.env.num_envs=1"], True, 8),
+    ],
+)
+def test_one_process_where_the_env_is_batched_on_the_gpu(tmp_path, monkeypatch, words, cuda, workers):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    config, _ = settle_machine(compose([*words, "device=cpu"]), tmp_path / "none.yaml")
+    assert config.collector.num_workers == workers
+
+
 def test_outside_of_a_run_folder_nothing_was_begun(monkeypatch):
     """As in the benchmarks."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1}, raising=False)

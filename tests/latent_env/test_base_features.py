@@ -13,7 +13,7 @@ from dsrl_torchrl.envs.toy import PointReachEnv
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.base_features import BASE_FEATURES_KEY, add_base_features
 from dsrl_torchrl.networks.config import NetworkConfig
-from dsrl_torchrl.policies import BasePolicy, CentredPolicy, FlowPolicy
+from dsrl_torchrl.policies import BasePolicy, CentredPolicy, FlowPolicy, IdentityPolicy
 from dsrl_torchrl.steerability.prior_rollouts import with_layout
 
 
@@ -95,3 +95,12 @@ def test_a_policy_that_is_one_piece_is_refused():
 
     with pytest.raises(UserError, match=r"Whole has no features to read .*base_features=false"):
         LatentActionEnv(PointReachEnv(), Whole(2, 4).freeze(), base_features=True)
+
+
+def test_raw_chunks_stay_what_they_are_beside_a_policy_of_less_precision():
+    policy = Counting(4, 2, 4, obs_horizon=2, image_keys=["pixels"], image_shapes=[(6, 16, 16)]).to(torch.bfloat16)
+    env = PointReachEnv(num_envs=3, image_size=16, seed=0)
+    steered = IdentityPolicy(policy.freeze(), 2)
+    env = LatentActionEnv(env, steered, act_horizon=2, action_magnitude=1.0, base_features=True)
+    td = env.reset().set("action", torch.rand(3, 4) - 0.5)
+    torch.testing.assert_close(env.step(td)["next", "action_chunk"].flatten(-2), td["action"] / 0.99)

@@ -93,6 +93,11 @@ def test_a_sampler_that_would_start_in_the_middle_of_its_schedule_is_refused(ste
     DiffusionPolicy(2, 1, 3, sampler_steps=better, train_steps=train_steps)
 
 
+def test_the_published_robomimic_setting_starts_in_noise():
+    """ajwagen/dsrl, cfg/robomimic/dsrl_can.yaml: ``ddim_steps: 8`` of ``denoising_steps: 20`` begin at t = 14."""
+    DiffusionPolicy(2, 1, 3, sampler_steps=8, train_steps=20)
+
+
 @pytest.mark.parametrize("train_steps", [1, 2, 3, 7, 100])
 def test_as_many_steps_as_there_are_always_start_at_the_end(train_steps):
     DiffusionPolicy(2, 1, 3, sampler_steps=train_steps, train_steps=train_steps)

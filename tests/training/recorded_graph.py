@@ -96,6 +96,7 @@ def pretend_cuda(monkeypatch) -> list[RecordedGraph]:
     monkeypatch.setattr(
         cudagraphs, "torch", SimpleNamespace(cuda=cuda, **{name: getattr(torch, name) for name in USED})
     )
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
     monkeypatch.setattr(CudaGraphModule, "__call__", without_devices)
     monkeypatch.setattr(CudaGraphModule, "_check_device_and_grad", staticmethod(lambda tensor: None))
     monkeypatch.setattr(CudaGraphModule, "_check_device_and_clone", staticmethod(lambda tensor: tensor.clone()))

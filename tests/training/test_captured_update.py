@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dsrl_torchrl.agents import GoldenNoise
 from dsrl_torchrl.training.accelerated_update import WARM_UP, AcceleratedUpdate
 from dsrl_torchrl.training.update_rounds import make_updates
 from tests.agents.cases import AGENTS, make_agent, make_transitions, pixel_env, state, state_env
@@ -51,6 +52,19 @@ def test_replays_are_the_eager_updates(kind, make_env, graphs):
     assert metrics.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(metrics[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_search_goes_on_outside_of_graphs(graphs):
+    """What it does and says is the host's."""
+    agent = make_agent(GoldenNoise, state_env(), compile=True)
+    update = AcceleratedUpdate(agent)
+    assert not update.compile
+    data = make_transitions(agent, state_env(), 16)
+    for episodes in range(2 * WARM_UP):
+        agent.episodes[0] = episodes
+        metrics = make_updates(update, lambda batches: data.unsqueeze(0), first=episodes, count=1)
+        assert metrics["search/episodes"] == episodes
+    assert not graphs
 
 
 def record(function):
