@@ -1,10 +1,11 @@
-r"""A policy of your own, steered: any function of observation and noise is a base policy.
+r"""A policy of your own, steered: any function of observation and noise, in a `BasePolicy` of ten lines.
 
     python -m examples.own_policy
 
 The same class serves every step of `dsrl`, by its import path; what stands beside it are its arguments:
 
-    PYTHONPATH=. dsrl diagnose task=toy base_policy=load base_policy.load._target_=examples.own_policy.WalkPolicy
+    PYTHONPATH=. dsrl diagnose task=toy task.env.max_episode_steps=16 base_policy=load \
+        base_policy.load._target_=examples.own_policy.WalkPolicy
     PYTHONPATH=. dsrl run experiment=smoke task=toy base_policy=load \
         base_policy.load._target_=examples.own_policy.WalkPolicy
 """

@@ -1,7 +1,7 @@
 """Every method on the same frozen base policies: same resets, same env steps, resumable cell by cell.
 
     python -m benchmarks methods suite=smoke              # every method for a few steps, on a toy task
-    python -m benchmarks methods suite=small              # what two cores do overnight
+    python -m benchmarks methods suite=small              # some 35 CPU hours; only= chooses cells
     python -m benchmarks methods suite=small only=pick_cube/dsrl_*/0    # <task>/<method>/<seed>, shell wildcards
     python -m benchmarks methods suite=small hydra/launcher=joblib hydra.launcher.n_jobs=8    # or submitit_slurm
     python -m benchmarks methods suite=small jobs=0       # runs nothing: results and report of what is there
