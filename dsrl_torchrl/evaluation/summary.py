@@ -45,6 +45,8 @@ def write_summary(
     """
     references = {label: results[name].success_once for name, label in REFERENCES.items() if name in results}
     rows = read_metrics(folder / "metrics.csv") if stage2 else []
+    # An extension that was cut short has logged more than the finished stage made.
+    rows = [row for row in rows if row["env_steps"] <= stage2["env_steps"]]
     start, reference = list(references.items())[-1]
     summary = {
         "evaluations": {name: result.to_dict() for name, result in results.items()},

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from torchrl.record.loggers import get_logger
 
+from dsrl_torchrl.errors import CheckpointError
 from dsrl_torchrl.files import write_atomically
 from dsrl_torchrl.options import Options, option
 
@@ -26,16 +27,27 @@ class LoggerConfig(Options):
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics file; a cell that was not logged is absent. A line cut by a kill is dropped."""
+    """The rows of a metrics file; a cell that was not logged is absent. A line cut by a kill is dropped.
+
+    Raises:
+        CheckpointError: it holds something else.
+    """
     if not path.exists():
         return []
-    lines = path.read_text().splitlines(keepends=True)
-    rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
-    return [
-        {name: int(cell) if name in STEPS else float(cell) for name, cell in row.items() if cell}
-        for row in rows
-        if all(cell is not None for cell in row.values())
-    ]
+    try:
+        lines = path.read_text().splitlines(keepends=True)
+        rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
+        if rows and not set(STEPS) & rows[0].keys():
+            raise ValueError("its first line names no step")
+        return [
+            {name: int(cell) if name in STEPS else float(cell) for name, cell in row.items() if cell}
+            for row in rows
+            if all(cell is not None for cell in row.values())
+        ]
+    except (ValueError, TypeError, csv.Error) as error:  # TypeError: a row with more cells than the header
+        raise CheckpointError(
+            f"{path} is damaged ({error}): restore it, or remove it to go without its curves"
+        ) from None
 
 
 class MetricsLog:

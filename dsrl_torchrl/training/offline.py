@@ -85,7 +85,7 @@ def train_offline(
         say: prints one line to the user.
 
     Raises:
-        UserError: the agent learns on-policy.
+        UserError: the agent learns on-policy, or the checkpoint is beyond ``config.updates``.
         CheckpointError: none of the checkpoints there can be used, or there are some and ``resume`` is False.
         NonFiniteError: a metric became NaN or infinite.
     """
@@ -117,6 +117,11 @@ def train_offline(
         say=say,
     )
     checkpoints.start(resume)
+    if counters.updates > config.updates:
+        raise UserError(
+            f"{checkpoints.folder} goes on from {counters.updates} updates, more than stage1.updates={config.updates}: "
+            "give it as many or more, or choose another name="
+        )
     started = time.monotonic()
     metrics: dict[str, Tensor] = {}
     bar = tqdm(total=config.updates, initial=counters.updates, mininterval=1.0, desc="stage 1", disable=not progress)

@@ -130,7 +130,8 @@ def train_online(
             (:class:`~dsrl_torchrl.evaluation.progress.ProgressEvaluation`), and is in no budget, of steps nor seconds.
 
     Raises:
-        UserError: the env's discount is not the agent's, or an on-policy agent is to get offline data.
+        UserError: the env's discount is not the agent's, an on-policy agent is to get offline data, or the checkpoint
+            is beyond ``config.total_env_steps``.
         CheckpointError: none of the checkpoints there can be used, or there are some and ``resume`` is False.
         NonFiniteError: an observation, reward or metric became NaN or infinite; the last checkpoint stays.
     """
@@ -159,6 +160,12 @@ def train_online(
         say=say,
     )
     checkpoints.start(resume)
+    at_once = env.batch_size.numel() * env.decoder.act_horizon * (1 if workers is None else workers.num_workers)
+    if counters.env_steps >= config.total_env_steps + at_once:  # no run of that budget gets there
+        raise UserError(
+            f"{checkpoints.folder} goes on from {counters.env_steps} env steps, more than "
+            f"stage2.total_env_steps={config.total_env_steps}: give it as many or more, or choose another name="
+        )
     bar = tqdm(
         total=config.total_env_steps, initial=counters.env_steps, unit="step", mininterval=1.0, disable=not progress
     )

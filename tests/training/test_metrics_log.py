@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.errors import CheckpointError, UserError
 from dsrl_torchrl.training.metrics_log import LoggerConfig, MetricsLog, read_metrics
 
 
@@ -84,3 +84,12 @@ def test_other_loggers(tmp_path, options):
     log(10, {"a": 1.0})
     log.close()
     assert len(list((tmp_path / "run").rglob("*"))) > 1
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe\n1\n", b"env_steps,a\n10,x\n", b"env_steps\n10,1,2\n", b"a,b\n1,2\n", b"\0\n\0\n"]
+)
+def test_another_content_is_one_line(tmp_path, content):
+    (tmp_path / "metrics.csv").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"metrics\.csv is damaged"):
+        read_metrics(tmp_path / "metrics.csv")

@@ -58,7 +58,7 @@ def train_stage1(
         facts["check"] = evaluate(env, agent.kept_policy, starts, progress=label).to_dict()
         facts["check_base"] = evaluate(env, make_prior(env.decoder), starts, progress=label).to_dict()
     plot_stage1(log.rows, agent.panels, folder / "stage1.png", config.title)
-    return facts, [*files, metrics]
+    return facts, files  # the metrics are no result: an extension that is cut short has written more of them
 
 
 def say_stage1(facts: dict[str, Any], folder: Path, say: Callable[[str], None]) -> None:

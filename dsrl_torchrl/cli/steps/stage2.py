@@ -76,7 +76,7 @@ def train_stage2(
     files = agent.save(folder)
     for warning in curve_warnings(log.rows, env.latent_dim, agent.curve_checks):
         say(f"warning: {warning}")
-    return asdict(result), [*files, metrics]
+    return asdict(result), files  # without the metrics, as in stage 1
 
 
 def ray_workers(config: RunConfig, agent: Agent) -> AbstractContextManager[Any]:
