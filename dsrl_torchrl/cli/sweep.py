@@ -37,8 +37,10 @@ FLAGS = ("-m", "--multirun")
 LAUNCHER = re.compile(r"\+{0,2}hydra(/launcher=(?P<name>.*)|\.launcher\..+)", re.DOTALL)
 #: One after the other, in this process's place.
 IN_TURN = "basic"
-#: A run of a sweep: the command, which ends with the process that waits for it.
-RUN = "from dsrl_torchrl.cli.sweep import run_with_parent; run_with_parent()"
+#: Stands for the number of the process that waits for a run.
+PARENT = "PARENT"
+#: A run of a sweep: the command, which ends with that process.
+RUN = f"from dsrl_torchrl.cli.sweep import run_with_parent; run_with_parent({PARENT})"
 
 
 def combinations(words: Sequence[str]) -> list[list[str]]:
@@ -197,23 +199,26 @@ def run_once(command: list[str], cwd: str, _: Any) -> int:
     or random numbers from the one before. It has no part in the terminal's Ctrl-C: it ends with this process.
 
     Args:
-        command: what its options are appended to, from the step on.
+        command: Python, ``-c``, its code, and what the options are appended to, from the step on.
         cwd: where the sweep was started; joblib's processes outlive a sweep, and may be elsewhere.
 
     Returns:
         Its exit code.
     """
     words = launched_line()
-    step = command[command.index("-c") + 2 :]  # behind Python's own words
+    python, flag, code, *step = command
+    code = code.replace(PARENT, str(os.getpid()))
     print(f"sweep: {shlex.join(['dsrl', *step, *words])}", flush=True)
-    return subprocess.run([*command, *words], cwd=cwd, start_new_session=True).returncode
+    return subprocess.run([python, flag, code, *step, *words], cwd=cwd, start_new_session=True).returncode
 
 
-def run_with_parent() -> None:
-    """In that process: the command."""
+def run_with_parent(parent: int) -> None:
+    """In that process: the command, unless the process ``parent`` that started it is gone already."""
     from dsrl_torchrl.cli.main import main
 
     ask_to_end_with_parent()
+    if os.getppid() != parent:
+        raise SystemExit(1)  # it ended before this process had asked
     main()
 
 

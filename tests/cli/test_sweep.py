@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,15 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(run_that_fails, launcher
     ends = "runs/toy-seed1 (exit code 3), runs/toy-seed2 (killed by SIGKILL)"
     assert error == f"dsrl: error: 2 of 4 runs failed: {ends}"
     assert {path.name for path in Path().glob("toy-*")} == {f"toy-{seed}" for seed in (0, 1, 2, 4)}
+
+
+def test_a_run_whose_sweep_is_gone_does_nothing(monkeypatch, launcher):
+    """It was killed while the run still imported: the kernel was asked too late."""
+    orphan = [sys.executable, "-c", sweep.RUN.replace(sweep.PARENT, str(os.getppid())), "demos", "--help"]
+    done = subprocess.run(orphan, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+    monkeypatch.setattr(sweep, "RUN", f"import os, sys; sys.exit(os.getppid() != {sweep.PARENT})")
+    main(["demos", "-m", "task=toy", "seed=0,1", *launcher])
 
 
 @pytest.mark.parametrize(
