@@ -11,11 +11,13 @@ from hydra import initialize_config_module
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from dsrl_torchrl.cli.checks import check_together
 from dsrl_torchrl.cli.config import RunConfig
 from dsrl_torchrl.cli.overrides import read_words
 from dsrl_torchrl.cli.schema import build, defaults, nearest, partial_of
+from dsrl_torchrl.cli.search_path import folders, yaml_mistake
 from dsrl_torchrl.cli.targets import agent_class, check_target
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.options import Options
@@ -45,8 +47,8 @@ def compose(words: list[str]) -> RunConfig:
         values = OmegaConf.to_container(merged, resolve=True)
     except UserError:
         raise
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise UserError(hydra_message(error)) from None
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise UserError(yaml_mistake(error, folders(words)) or hydra_message(error)) from None
     assert isinstance(values, dict)
     return make_config({str(name): value for name, value in values.items()})
 

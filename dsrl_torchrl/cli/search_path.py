@@ -7,6 +7,8 @@ from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from yaml.error import MarkedYAMLError
+from yaml.reader import ReaderError
 
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.options import shown
@@ -39,6 +41,25 @@ def folders(words: Sequence[str]) -> list[Path]:
         if not folder.is_dir():
             raise UserError(f"{NAME}: {shown(str(folder))} is no folder; expected one like conf/, with task/mine.yaml")
     return found
+
+
+def yaml_mistake(error: Exception, found: Sequence[Path]) -> str | None:
+    """File, line and problem, where ``error`` is what reading a YAML file in one of the folders raised."""
+    mark = getattr(error, "problem_mark", None)
+    if isinstance(error, MarkedYAMLError) and mark is not None:
+        return f"{mark.name}, line {mark.line + 1}: {error.problem or error.context}"
+    if isinstance(error, ReaderError):
+        before = Path(error.name).read_text()[: error.position]
+        return f"{error.name}, line {before.count(chr(10)) + 1}: a character that YAML does not allow: {error.reason}"
+    if isinstance(error, UnicodeDecodeError):  # which does not tell the file
+        for path in (path for folder in found for path in sorted(folder.rglob("*.yaml"))):
+            data = path.read_bytes()
+            try:
+                data.decode()
+            except UnicodeDecodeError as inside:
+                line = data[: inside.start].count(b"\n") + 1
+                return f"{path}, line {line}: a byte that is no UTF-8: {inside.reason}"
+    return None
 
 
 def override(found: Sequence[Path]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from dsrl_torchrl.cli.compose import compose
@@ -41,6 +43,25 @@ def test_what_a_sweep_starts_finds_it_too(conf, monkeypatch, tmp_path):
     monkeypatch.chdir("/")
     assert read_words([word, "task=mine"]) == [word, "task=mine"]
     assert str(tmp_path) in word
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name: mine\n\tenv: {}\n", r"line 2: found character '\\t' that cannot start any token"),
+        (b"name: [mine\n", "line 2: expected ',' or ']'"),
+        (b"name: mine\nname: yours\n", "line 2: found duplicate key name"),
+        (b"name: mine\n# \xff\n", "line 2: .*no UTF-8"),
+        (b"name: mine\n# \x01\n", "line 2: .*character"),
+    ],
+)
+def test_a_mistake_in_the_users_file_is_named_with_its_line(conf, tmp_path, content, message):
+    file = tmp_path / "it's mine, conf" / "task" / "mine.yaml"
+    file.write_bytes(content)
+    for read in (compose, lambda words: Sweep("stage2", words)):
+        with pytest.raises(UserError, match=f"^{re.escape(str(file))}, {message}") as caught:
+            read([conf, "task=mine"])
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
