@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,14 +37,14 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     write_atomically(path, tensor_bytes(tensors))
 
 
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+def load_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """Reads what :func:`save_tensors` wrote.
 
     Raises:
         CheckpointError: the file is missing, truncated or foreign.
     """
     try:
-        return safetensors.torch.load(path.read_bytes())
+        return safetensors.torch.load(Path(path).read_bytes())
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {(str(error).splitlines() or ['unreadable'])[0]}") from None
 
