@@ -12,7 +12,8 @@ from dsrl_torchrl.data.readers.maniskill import read_demonstrations
 from dsrl_torchrl.envs.headless import rendering_available
 
 FILES = sorted(Path(dsrl_torchrl.conf.__path__[0]).glob("task/*.yaml"))
-TASKS = [file.stem for file in FILES if not file.stem.startswith("_")]
+# `own` names nothing: the user does.
+TASKS = [file.stem for file in FILES if not file.stem.startswith("_") and file.stem != "own"]
 
 
 def load(name):
