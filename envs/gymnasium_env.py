@@ -189,10 +189,18 @@ def _make(env_id: str, kwargs: Mapping[str, Any]) -> Any:
 
 
 def _find(values: Any, key: str) -> Any:
-    """``a.b`` in nested dicts or spaces."""
-    for name in key.split("."):
-        values = values[name]
-    return values
+    """``a.b`` in nested dicts or spaces; a name that has dots itself, LeRobot's ``observation.state``, wins."""
+    values = getattr(values, "spaces", values)  # `in` asks a dict space for a sample
+    if not isinstance(values, Mapping):
+        raise KeyError(key)
+    if key in values:
+        return values[key]
+    parts = key.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        outer = ".".join(parts[:end])
+        if outer in values:
+            return _find(values[outer], ".".join(parts[end:]))
+    raise KeyError(key)
 
 
 def _vectors(space: Any, where: str = "") -> dict[str, Any]:
@@ -231,7 +239,7 @@ def _reader(space: Any, keys: Sequence[str] | None, env_id: str) -> Callable[[An
 def _picture_shape(space: Any, key: str, env_id: str) -> tuple[int, int, int]:
     try:
         part = _find(space, key)
-    except (KeyError, TypeError):
+    except KeyError:
         part = None
     if part is None or not _is_picture(part):
         raise UserError(f"{env_id} has no uint8 picture [H, W, C] named {key!r} in {shown(space)}")

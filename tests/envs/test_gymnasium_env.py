@@ -93,6 +93,36 @@ class Maps(Line):
         return super()._see() | {name: self.observation_space[name].sample() for name in ("depth", "grey", "first")}
 
 
+class Dotted(Line):
+    """The same under names with dots, as LeRobot's envs and data sets have them, one of them inside of a dict."""
+
+    def __init__(self):
+        super().__init__()
+        parts = self.observation_space.spaces
+        inner = spaces.Dict({"agent.pos": parts["a"]["goal"]})
+        named = {"observation.state": parts["z"], "observation": inner, "observation.image": parts["camera"]}
+        self.observation_space = spaces.Dict(named)
+
+    def _see(self):
+        seen = super()._see()
+        inner = {"agent.pos": seen["a"]["goal"]}
+        return {"observation.state": seen["z"], "observation": inner, "observation.image": seen["camera"]}
+
+
+@pytest.mark.parametrize("keys", [None, ["observation.agent.pos", "observation.state"]])
+def test_names_with_dots_are_found(keys):
+    gymnasium.register("Dotted-v0", Dotted, max_episode_steps=6)
+    try:
+        env = GymnasiumEnv("Dotted-v0", observation_keys=keys, images={"pixels": "observation.image"})
+        now = env.reset(seed=0)
+        assert {1.0, 2.0} < set(now["observation"][0].tolist())
+        assert now["observation"].shape == (1, 3) and now["pixels"].shape == (1, 3, 4, 6)
+        with pytest.raises(UserError, match=r"no uint8 picture .* named 'observation\.state'"):
+            GymnasiumEnv("Dotted-v0", images={"pixels": "observation.state"})
+    finally:
+        del gymnasium.registry["Dotted-v0"]
+
+
 def test_maps_are_no_part_of_the_state_unless_they_are_named():
     gymnasium.register("Maps-v0", Maps, max_episode_steps=6)
     try:
