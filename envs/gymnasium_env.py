@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,8 @@ from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.options import shown
 
 CHANNELS = (1, 3, 4)
+#: What the name of a success has in it, so that another key of ``info`` is taken for the one that was meant.
+SUCCESS_WORDS = ("succe", "solved", "won")
 #: Packages that register envs when they are imported, under names without a ``module:`` before them.
 REGISTERS = ("gymnasium_robotics",)
 
@@ -36,8 +39,9 @@ class GymnasiumEnv(EpisodicEnv):
         env_id: e.g. ``FetchReach-v4``, or ``my_package:Mine-v0``, which imports ``my_package``.
         num_envs: ``N``.
         max_episode_steps: time limit in env steps; ``None`` keeps the one that the env is registered with.
-        success_key: name in ``info`` of the success, a flag or 0 and 1; missing means no success. ``None`` for envs
-            that know none: the return is what counts, and ``reward`` has to be ``env``.
+        success_key: name in ``info`` of the success, a flag or 0 and 1; missing means no success, with a warning where
+            no ``info`` had it up to the first episode's end. ``None`` for envs that know none: the return is what
+            counts, and ``reward`` has to be ``env``.
         reward: ``step_penalty`` is ``-1 + success_bonus * success``, ``env`` the env's own.
         success_bonus: see ``step_penalty``.
         terminate_on_success: ``False`` runs on after success, for evaluation.
@@ -52,7 +56,7 @@ class GymnasiumEnv(EpisodicEnv):
 
     Raises:
         UserError: an unknown env or one that needs what is not installed, no time limit, actions that are not bounded
-            vectors, observations that are not there, or, at a step, a success that ``info`` never has.
+            vectors, observations that are not there, or, at a step, a success that ``info`` has under another name.
     """
 
     def __init__(
@@ -131,14 +135,22 @@ class GymnasiumEnv(EpisodicEnv):
             self._ended[index] = ended or (self._success[index] and self.terminate_on_success)
             self._cut[index] = cut or self._elapsed[index] >= self.max_episode_steps
             if self.success_key is not None and (ended or self._cut[index]) and not self._told_success:
-                keys = ", ".join(map(str, info)) or "nothing"
-                raise UserError(f"{self.env_id}: info never had {self.success_key!r}, it has {keys}: set success_key")
+                self._miss_success(info)
         success = torch.from_numpy(self._success)
         reward = torch.from_numpy(self._own_reward)
         if self.reward == "step_penalty":
             reward = step_penalty(success, self.success_bonus)
         ended, cut = torch.from_numpy(self._ended), torch.from_numpy(self._cut)
         return torch.from_numpy(self._state), success, reward, ended, cut if self.terminate_on_success else ended | cut
+
+    def _miss_success(self, info: Mapping[str, Any]) -> None:
+        """An episode has ended and no ``info`` had the success: its name is wrong, or the env says yes and never no."""
+        keys = ", ".join(map(str, info)) or "nothing"
+        line = f"{self.env_id}: info never had {self.success_key!r}, it has {keys}: set success_key"
+        if any(word in str(key).lower() for key in info for word in SUCCESS_WORDS):
+            raise UserError(line)
+        warnings.warn(f"{line}, unless the env says it on success alone", stacklevel=2)
+        self._told_success = True  # once
 
     def _see(self, index: int, observation: Any, info: Mapping[str, Any]) -> None:
         self._raw[index], self._state[index] = observation, self._read(observation)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import gymnasium
 import numpy as np
 import pytest
@@ -226,6 +228,31 @@ def test_a_success_that_info_never_has_is_named():
     with pytest.raises(UserError, match="info never had 'is_success', it has won"):
         for _ in range(6):
             now = forward(env, now, 0.0)
+
+
+class OnlyYes(Line):
+    """Says its success when there is one, and nothing else."""
+
+    def step(self, action):
+        observation, reward, over, cut, info = super().step(action)
+        return observation, reward, over, cut, {name: 1.0 for name, value in info.items() if value} | {"force": 0.0}
+
+
+def test_an_env_may_say_its_success_on_success_alone():
+    gymnasium.register("OnlyYes-v0", OnlyYes, max_episode_steps=6)
+    try:
+        env = GymnasiumEnv("OnlyYes-v0", num_envs=2, observation_keys=["z"])
+        for actions, warns in ((0.0, 0.0), True), ((0.5, 0.0), False):
+            now = env.reset(seed=0)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                for _ in range(6):
+                    now = forward(env, now, *actions)
+            assert now["success"].flatten().tolist() == [actions[0] > 0, False]
+            lines = [str(warning.message) for warning in caught]
+            assert len(lines) == warns and all("info never had 'is_success', it has force" in line for line in lines)
+    finally:
+        del gymnasium.registry["OnlyYes-v0"]
 
 
 @pytest.mark.parametrize(
