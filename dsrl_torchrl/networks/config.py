@@ -15,7 +15,13 @@ from torch import nn
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.networks.critics import MLPCritic, make_q_action, make_q_noise
-from dsrl_torchrl.networks.encoders import FEATURES_KEY, ObservationEncoder, PixelEncoder, StateEncoder
+from dsrl_torchrl.networks.encoders import (
+    FEATURES_KEY,
+    LinearStateEncoder,
+    ObservationEncoder,
+    PixelEncoder,
+    StateEncoder,
+)
 from dsrl_torchrl.networks.latent_actor import LatentActor
 from dsrl_torchrl.options import Options, option, shown
 from dsrl_torchrl.policies.base_policy import BasePolicy
@@ -23,6 +29,10 @@ from dsrl_torchrl.policies.normalisation import observation_statistics
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Hue = Annotated[float, Field(ge=0, le=0.5)]
+#: Axes of so many entries hold the colours of an image; a float map of one is a depth map.
+COLOURS = (3, 4)
+#: Sides of a float entry from which it is a picture, and no state of three axes.
+PICTURE_SIDE = 16
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
 
 
@@ -118,15 +128,17 @@ def make_encoder(
         out_key: where it writes the features.
 
     Raises:
-        UserError: an entry that the env does not give, statistics of another size, or images that are too small for
-            their encoder or have no colours to jitter.
+        UserError: an entry that the env does not give, statistics of another size, or images that are not uint8
+            ``[C, H, W]``, too small for their encoder, or have no colours to jitter.
     """
     check_entries(env, config)
     spec, policy = env.observation_spec, env.decoder.base_policy
     encoders: dict[NestedKey, nn.Module] = {}
     for key in network_keys(policy, config):
         shape = tuple(spec[key].shape[env.batch_dims :])
+        frames = policy.obs_horizon if key in policy.in_keys else 1
         if spec[key].dtype == torch.uint8 and len(shape) == 3:
+            _refuse_channels_last(key, shape, frames)
             if config.color_jitter is not None and shape[0] % 3:
                 raise UserError(f"networks.color_jitter is for RGB images, but {key!r} has {shape[0]} channels")
             encoders[key] = config.encoders["pixels"](shape)
@@ -137,7 +149,31 @@ def make_encoder(
         if statistics is not None:
             _check_statistics(policy, key, shape, statistics)
         encoders[key] = config.encoders["state"](shape, statistics)
+        if isinstance(encoders[key], (StateEncoder, LinearStateEncoder)):  # one of the user's own may read pictures
+            _refuse_picture(key, shape, frames)
     return ObservationEncoder(encoders, out_key).to(env.decoder.device)
+
+
+def _refuse_channels_last(key: NestedKey, shape: tuple[int, ...], frames: int) -> None:
+    """Raises :class:`UserError` for gymnasium's layout, whose rows the convolutions would take for colours."""
+    if shape[-1] in (1, *COLOURS) and shape[0] // frames not in (1, *COLOURS):
+        raise UserError(
+            f"images should be uint8 [C, H, W], but {key!r} is {list(shape)}: put channels first below the latent env, "
+            f"by TorchRL's PermuteTransform((-1, -3, -2), in_keys=[{key!r}])"
+        )
+
+
+def _refuse_picture(key: NestedKey, shape: tuple[int, ...], frames: int) -> None:
+    """Raises :class:`UserError` for a picture of floats, whose every pixel would be a number of the state."""
+    if len(shape) != 3:
+        return
+    first = shape[0] // frames in COLOURS and min(shape[1:]) >= PICTURE_SIDE
+    last = shape[-1] in COLOURS and min(shape[:-1]) >= PICTURE_SIDE
+    if first or last:
+        raise UserError(
+            f"images should be uint8 [C, H, W], but {key!r} is {list(shape)} of floats: give the networks the picture "
+            "as it was before ToTensorImage, or networks.in_keys without it"
+        )
 
 
 def _check_statistics(

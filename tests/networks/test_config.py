@@ -8,7 +8,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torch import nn
-from torchrl.data import Bounded
+from torchrl.data import Bounded, Unbounded
 
 from dsrl_torchrl import LatentActionEnv
 from dsrl_torchrl.errors import UserError
@@ -146,6 +146,60 @@ def test_values_and_std_begin_as_asked():
     assert loss.values(features, 2 * torch.randn(100, 2).tanh()).abs().max() < 0.5
     torch.testing.assert_close(actor(features)["scale"], torch.ones(100, 2), atol=0.1, rtol=0)
     assert sum(isinstance(layer, nn.LayerNorm) for layer in actor.modules()) == 3
+
+
+def env_with(shape, dtype):
+    """Beside what the policy reads, an entry ``seen``."""
+
+    class More(CoinEnv):
+        def _observation_specs(self, num_envs):
+            more = {"seen": Unbounded((num_envs, *shape), dtype=dtype)}
+            return {**super()._observation_specs(num_envs), **more}
+
+        def _observe(self):
+            return {**super()._observe(), "seen": torch.zeros(3, *shape, dtype=dtype)}
+
+    return LatentActionEnv(More(3), diagonal(0.2, 0.2, pred_horizon=2, action_dim=1), act_horizon=2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "message"),
+    [
+        ((64, 64, 3), torch.uint8, r"'seen' is \[64, 64, 3\]: .*PermuteTransform\(\(-1, -3, -2\), in_keys=\['seen'\]"),
+        ((64, 48, 1), torch.uint8, r"'seen' is \[64, 48, 1\]"),
+        ((3, 64, 64), torch.float32, r"'seen' is \[3, 64, 64\] of floats: .*before ToTensorImage"),
+        ((64, 64, 3), torch.float32, r"'seen' is \[64, 64, 3\] of floats"),
+    ],
+)
+def test_an_image_in_another_layout_is_refused(shape, dtype, message):
+    with pytest.raises(UserError, match=f"images should be uint8 .C, H, W., but {message}"):
+        make_encoder(env_with(shape, dtype), NetworkConfig(in_keys=["seen"]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "kind"),
+    [
+        ((3, 64, 64), torch.uint8, PixelEncoder),
+        ((2, 64, 64), torch.uint8, PixelEncoder),  # two grey frames
+        ((1, 32, 32), torch.float32, StateEncoder),  # a depth map
+        ((3, 4, 5), torch.float32, StateEncoder),  # three fingers' tactile maps
+        ((64, 3), torch.float32, StateEncoder),  # points
+    ],
+)
+def test_what_is_no_image_in_another_layout_is_encoded(shape, dtype, kind):
+    encoder = make_encoder(env_with(shape, dtype), NetworkConfig(in_keys=["seen"]))
+    assert type(encoder.encoders[0]) is kind
+
+
+def test_a_state_encoder_of_ones_own_may_read_pictures_of_floats():
+    class Mean(nn.Module):
+        out_features = 1
+
+        def __init__(self, shape, statistics):
+            super().__init__()
+
+    config = NetworkConfig(in_keys=["seen"], encoders={"state": Mean, "pixels": PixelEncoder})
+    assert make_encoder(env_with((3, 64, 64), torch.float32), config).out_features == 1
 
 
 def test_jitter_needs_colours():
