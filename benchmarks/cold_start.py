@@ -6,7 +6,7 @@
 Every variant starts from random networks and the same base policy and makes the same number of env steps. The table
 gives the running training success at the end of each third (last 50 episodes) and the success on resets of its own,
 with Wilson intervals. Other words are Hydra overrides; ``--variants a,b`` chooses some, ``--seed`` the training seed.
-Results are added to ``benchmarks/results/cold_start.json`` as each variant ends.
+Results are added to ``--results``, by default ``benchmarks/results/cold_start.json``, as each variant ends.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from dsrl_torchrl.cli.auto import settle_machine
 from dsrl_torchrl.cli.compose import compose
 from dsrl_torchrl.cli.latent_env import make_latent_env
 from dsrl_torchrl.collect.rollouts import collect_rollouts
+from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.evaluation.evaluate import evaluate
 from dsrl_torchrl.evaluation.rates import make_rate
 from dsrl_torchrl.files import write_json
@@ -37,6 +38,7 @@ from dsrl_torchrl.training.online import OnlineConfig, train_online
 
 RESULTS = Path(__file__).parent / "results" / "cold_start.json"
 SUCCESS = "env/success_running"
+BASE = "base policy in its rollouts"
 EVALUATION_SEEDS = range(6_000, 6_060)
 ENV_STEPS = 12_000
 ROLLOUT_ENV_STEPS = 30_000
@@ -78,23 +80,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = [*VARIANTS, *PRIOR_CANDIDATES, SHIPPED]
     parser.add_argument("--variants", default=",".join(names), help="comma-separated names")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. base_policy.load.folder=<folder>")
 
 
 def main(arguments: argparse.Namespace) -> None:
+    from benchmarks.methods.cells import commit  # not at the top: no other benchmark needs it
+
     words = ["task=pick_cube", "base_policy=checkpoint", "collector.num_workers=1", *arguments.overrides]
     config, _ = settle_machine(compose(words), None)
     env = make_latent_env(config, load_policy(config.base_policy.load["folder"]))
     prior, keys = PriorNoise(env.latent_dim), env.decoder.observation_keys
     rollouts, episodes = collect_rollouts(env, prior, ROLLOUT_ENV_STEPS, seed=777, observation_keys=keys)
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    results["base policy in its rollouts"] = make_rate(episodes.successes).__dict__
+    results = add_base(arguments.results, make_rate(episodes.successes).__dict__)
     for name in arguments.variants.split(","):
         agent, loop, changes = _variant(name, env, arguments.seed)
         outcome = _train(env, agent, loop, rollouts, arguments.seed)
-        results[f"{name}, seed {arguments.seed}"] = {"changes": changes, **outcome}
-        write_json(RESULTS, results)
+        results[f"{name}, seed {arguments.seed}"] = {"changes": changes, **outcome, "commit": commit()}
+        write_json(arguments.results, results)
         print(f"{name:<24}{outcome['running_success']}  {outcome['evaluation']}", flush=True)
+
+
+def add_base(path: Path, rate: dict[str, Any]) -> dict[str, Any]:
+    """The results there so far, with the success of the base policy's rollouts, which says whose they are.
+
+    Raises:
+        UserError: they are of another base policy.
+    """
+    results = json.loads(path.read_text()) if path.exists() else {}
+    before = results.get(BASE, rate)
+    if before != rate:
+        raise UserError(
+            f"{path} has results of another base policy ({before['value']:.3f} of {before['n']} rollouts, here "
+            f"{rate['value']:.3f} of {rate['n']}): choose another file by --results"
+        )
+    return results | {BASE: rate}
 
 
 def _variant(name: str, env, seed: int):

@@ -72,7 +72,7 @@ def draw_curves(task: str, rows: Sequence[Row], policy: str) -> bytes | None:
     axes[1, 0].set_xlabel("env steps, rollouts and search included")
     axes[1, 1].set_xlabel("seconds of learning")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
-    figure.suptitle(f"{task}: success during training, {policy}", fontsize=11)
+    figure.suptitle(f"{task}: success during training, {policy}; bands: lowest and highest seed", fontsize=11)
     return _png(plt, figure)
 
 

@@ -106,9 +106,10 @@ def report_parts(suite: str, what: str, rows: Sequence[Row], missing: Sequence[s
         parts += ["### How the critics rank the noises of a state", ranking] if ranking.rows else []
         parts += [
             "### Who beats whom",
+            "On the seeds that both have.",
             f"{MARKS[1]}: the row's method is better and the intervals are apart; {MARKS[-1]}: worse; {MARKS[0]}: they "
             "overlap, and the difference may be chance. Four marks: " + ", ".join(f"{m} {p}" for p, m in COLUMNS) + ".",
-            beats_table(rates),
+            beats_table(mine),
         ]
     everywhere = _everywhere(rows, tasks)
     if len(tasks) > 1 and everywhere.rows:
@@ -154,7 +155,7 @@ def success_table(rows: Sequence[Row]) -> Table:
         lines.append(
             [
                 method,
-                str(len(mine)),
+                ", ".join(str(row["seed"]) for row in mine),
                 *(str(rates[column]) for column in COLUMNS),
                 _thousands([row["env_steps"] for row in mine]),
                 *(_thousands([row["reached"][f"{share:.0%}"] for row in runs[policy]]) for share, policy in FIRSTS),
@@ -165,21 +166,20 @@ def success_table(rows: Sequence[Row]) -> Table:
     return Table(head, lines)
 
 
-def beats_table(rates: Rates) -> Table:
-    """Each method against each other: four marks, of :data:`COLUMNS`."""
-    return Table(
-        ["", *rates],
-        [
-            [
-                first,
-                *(
-                    "" if first == second else "".join(MARKS[compare(mine[c], theirs[c])] for c in COLUMNS)
-                    for second, theirs in rates.items()
-                ),
-            ]
-            for first, mine in rates.items()
-        ],
-    )
+def beats_table(rows: Sequence[Row]) -> Table:
+    """Of one task, each method against each other, on the seeds of both: four marks, of :data:`COLUMNS`."""
+    seeds: dict[str, set[int]] = {}
+    for row in rows:
+        seeds.setdefault(row["method"], set()).add(row["seed"])
+
+    def marks(first: str, second: str) -> str:
+        both = seeds[first] & seeds[second]
+        if first == second or not both:
+            return ""
+        rates = rates_of([row for row in rows if row["seed"] in both and row["method"] in (first, second)])
+        return "".join(MARKS[compare(rates[first][column], rates[second][column])] for column in COLUMNS)
+
+    return Table(["", *seeds], [[first, *(marks(first, second) for second in seeds)] for first in seeds])
 
 
 def ranking_table(rows: Sequence[Row]) -> Table:

@@ -94,13 +94,13 @@ def longest_dip(curve: Sequence[tuple[float, float]], reference: float, margin: 
     """The longest stretch, in env steps, that a curve stayed more than ``margin`` below ``reference``.
 
     Args:
-        curve: ``(env_steps, success)`` in order.
+        curve: ``(env_steps, success)`` in order; what lies before its first point was not measured, and does not count.
         reference: success of the base policy, or of stage 1.
         margin: how far below counts as a dip.
     """
-    longest, start, previous = 0.0, None, 0.0
+    longest, start, previous = 0.0, None, curve[0][0] if curve else 0.0
     for step, success in curve:
-        if success < reference - margin:
+        if reference - success > margin + 1e-9:  # 0.56 - 0.46 is more than 0.1 in floats
             # A point stands for the stretch since the one before it.
             start = previous if start is None else start
             longest = max(longest, step - start)

@@ -20,6 +20,8 @@ from dsrl_torchrl.steerability.prior_rollouts import PriorRollouts
 # The widest noise that we have steered with an own noise for every step has 32 dims; dsrl_pi0 repeats one step's noise
 # where a chunk would have 50 x 32.
 MAX_LATENT_DIM = 64
+#: Layouts that give every executed step a noise of its own.
+PER_STEP = ("full", "act_horizon")
 
 
 @dataclass(frozen=True)
@@ -93,5 +95,5 @@ def recommend_layout(trials: Sequence[LayoutTrial]) -> str:
     best = max(trial.success.value for trial in trials)
     kept = [trial for trial in trials if trial.success.high >= best]
     kept = [trial for trial in kept if trial.spread >= LOW_SPREAD] or kept
-    per_step = [trial for trial in kept if trial.name != "repeat" and trial.dim <= MAX_LATENT_DIM]
+    per_step = [trial for trial in kept if trial.name in PER_STEP and trial.dim <= MAX_LATENT_DIM]
     return min(per_step or kept, key=lambda trial: trial.dim).name

@@ -22,6 +22,15 @@ def test_longest_dip_counts_consecutive_steps_below_the_margin():
     assert longest_dip([], reference=0.5) == 0
 
 
+def test_ten_points_are_not_more_than_ten():
+    for percent in range(10, 101):
+        assert longest_dip([(100, 0.5), (200, (percent - 10) / 100)], reference=percent / 100) == 0
+
+
+def test_what_was_not_measured_is_no_dip():
+    assert longest_dip([(2000, 0.3), (2250, 0.3), (2500, 0.6)], reference=0.5) == 250
+
+
 def test_the_success_curve_leaves_out_rows_without_success():
     rows = [{"env_steps": 10}, {"env_steps": 20, "env/success_running": 0.5}]
     assert success_curve(rows) == [(20, 0.5)]

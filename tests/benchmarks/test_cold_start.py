@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from benchmarks.cold_start import PRIOR_CANDIDATES, SHIPPED, VARIANTS, _variant
+from benchmarks.cold_start import BASE, PRIOR_CANDIDATES, SHIPPED, VARIANTS, _variant, add_base
 from benchmarks.setting import Setting
 from dsrl_torchrl.agents import DSRLAWMLE, DSRLNA
+from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.evaluation.rates import make_rate
 
 ENV = Setting(observation=3, action=1, horizon=2, base_width=4).env()
 
@@ -25,3 +29,12 @@ def test_a_variant_changes_what_it_says(name):
 def test_the_shipped_variant_is_the_default():
     agent, loop, _ = _variant(SHIPPED, ENV, seed=0)
     assert agent.config == DSRLAWMLE.Config() and loop.offline_fraction > 0
+
+
+def test_results_of_another_base_policy_are_not_joined(tmp_path):
+    file, rate = tmp_path / "results.json", make_rate([True, False]).__dict__
+    assert add_base(file, rate) == {BASE: rate}
+    file.write_text(json.dumps({BASE: rate, "naive, seed 0": {}}))
+    assert add_base(file, rate) == {BASE: rate, "naive, seed 0": {}}
+    with pytest.raises(UserError, match=r"another base policy \(0\.500 of 2 rollouts, here 1\.000 of 2\).*--results"):
+        add_base(file, make_rate([True, True]).__dict__)

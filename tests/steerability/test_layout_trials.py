@@ -50,6 +50,8 @@ def test_layouts_of_a_noise_whose_steps_are_not_the_chunks(layout, names):
         ([trial("full", 32, 12), trial("act_horizon", 16, 11), trial("repeat", 4, 12)], "act_horizon"),
         ([trial("full", 32, 14), trial("act_horizon", 16, 3), trial("repeat", 4, 12)], "full"),  # clearly worse
         ([trial("full", 32, 3), trial("repeat", 4, 16)], "repeat"),
+        ([trial("interpolated", 8, 12), trial("full", 32, 12), trial("repeat", 4, 12)], "full"),
+        ([trial("interpolated", 8, 16), trial("full", 32, 3), trial("repeat", 4, 3)], "interpolated"),
         ([trial("full", 350, 12), trial("repeat", 7, 12)], "repeat"),  # too many dims to learn in
         ([trial("full", 350, 12), trial("repeat", 7, 2)], "full"),
         ([trial("full", 350, 12), trial("act_horizon", 56, 12), trial("repeat", 7, 12)], "act_horizon"),

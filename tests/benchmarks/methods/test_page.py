@@ -41,6 +41,6 @@ def test_a_block_is_made_of_the_rows(tmp_path):
     assert "Not run yet: `python -m benchmarks methods suite=tiny`" in written(text, tmp_path)
     write_results(results_path(tmp_path, "tiny"), Suite("tiny", "-", {}, {}, ()), ROWS)
     made = written(text, tmp_path)
-    assert "`near`, commit 1234567:" in made and "| good | 1 | 0.94 [0.88, 0.97] |" in made and "old" not in made
+    assert "`near`, commit 1234567:" in made and "| good | 0 | 0.94 [0.88, 0.97] |" in made and "old" not in made
     assert made.startswith("# Results\n\n<!-- methods:tiny -->\n") and made.endswith("<!-- /methods -->\n\nmore\n")
     assert written(made, tmp_path) == made
