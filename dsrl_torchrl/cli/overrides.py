@@ -19,6 +19,7 @@ from dsrl_torchrl.options import SHOWN, shown
 
 #: One decision each: a folder in ``conf/``.
 GROUPS = ("task", "base_policy", "algorithm", "networks", "collector", "logger", "experiment")
+INTEGER = re.compile(r"[+-]?\d[\d_]*", re.ASCII)
 #: The name of an option: ``task.env.goal``.
 NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)*", re.ASCII)
 
@@ -58,8 +59,9 @@ def read_word(word: str, folders: Sequence[Path] = ()) -> str | None:
         choice = _choice(key, value.strip(" '\""), folders)
         return None if choice is None else f"{key}={choice}"
     override = f"++{key}={value}"
+    number = key == "name" and INTEGER.fullmatch(value)  # to Hydra `2024_01_15` is 20240115
     try:
-        if not OverridesParser.create().parse_override(override).is_sweep_override():
+        if not (number or OverridesParser.create().parse_override(override).is_sweep_override()):
             return override
     except (HydraException, RecursionError, ValueError):  # ValueError: Python's, for a number of thousands of digits
         pass
