@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,15 @@ def write_atomically(path: Path, data: bytes) -> None:
     _sync(path.parent)
 
 
-def sweep(folder: Path) -> None:
-    """Removes what an interrupted :func:`write_atomically` left below ``folder``, where nobody may be writing now."""
+def sweep(folder: Path, own: Collection[str]) -> None:
+    """Removes what an interrupted :func:`write_atomically` left in ``folder`` and its folders that ``own`` names.
+
+    Nobody may be writing there now; in others somebody may.
+    """
     for path in folder.rglob(f".*{UNFINISHED}"):
-        path.unlink()
+        first, *below = path.relative_to(folder).parts
+        if not below or first in own:
+            path.unlink()
 
 
 def write_folder_atomically(path: Path, write: Callable[[Path], None]) -> None:

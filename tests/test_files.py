@@ -26,7 +26,9 @@ def test_what_a_kill_left_is_swept_and_nothing_else(tmp_path):
     done = subprocess.run([sys.executable, "-c", KILLED, path], env=os.environ)
     assert done.returncode == -signal.SIGKILL
     assert len(list(path.parent.iterdir())) == 2
-    sweep(tmp_path)
+    sweep(tmp_path, own=["elsewhere"])
+    assert len(list(path.parent.iterdir())) == 2
+    sweep(tmp_path, own=["below"])
     assert [path.name for path in sorted(tmp_path.rglob("*"))] == [".lock", "below", "a.json"]
     assert path.read_bytes() == b"old"
 

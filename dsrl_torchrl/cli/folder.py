@@ -14,6 +14,7 @@ import yaml
 from dsrl_torchrl.cli.artifacts import Artifact
 from dsrl_torchrl.cli.config import RunConfig
 from dsrl_torchrl.cli.config_differences import config_hash, differing
+from dsrl_torchrl.cli.lock import FILE as LOCK_FILE
 from dsrl_torchrl.cli.schema import defaults, plain
 from dsrl_torchrl.data.readers.any_format import demonstration_files
 from dsrl_torchrl.errors import CheckpointError, UserError
@@ -22,6 +23,8 @@ from dsrl_torchrl.training.metrics_log import LoggerConfig, MetricsLog
 
 CONFIG_FILE = "config.yaml"
 EVALUATION_FILE = "evaluation.json"
+#: Each in a folder of its own.
+ARTIFACTS = ("demos", "base", "centre", "magnitude", "subspace", "stage1", "stage2")
 #: What a finished stage may be given more of.
 BUDGETS = {"stage1": ("stage1", "updates"), "stage2": ("stage2", "total_env_steps")}
 #: What cannot change a result, wherever it stands.
@@ -38,7 +41,7 @@ class RunFolder:
         say: prints one line to the user.
 
     Raises:
-        UserError: the folder cannot be made or written.
+        UserError: the folder cannot be made or written, or lies in another run's.
     """
 
     def __init__(
@@ -46,8 +49,9 @@ class RunFolder:
     ) -> None:
         self.path, self.say, self._from_stage1 = config.folder, say, bool(config.stage2.from_stage1)
         self._centred = bool(config.latent.centre_env_steps)
+        _refuse_inside_of_a_run(config)
         _check_writable(self.path)
-        sweep(self.path)
+        sweep(self.path, own=(*ARTIFACTS, "diagnosis"))
         full = config.to_dict()
         offline = plain(config.offline_agent) | plain(config.offline_algorithm)
         default = defaults(RunConfig) | {"algorithm": defaults(config.agent.Config)}
@@ -61,7 +65,7 @@ class RunFolder:
             Artifact(
                 self.path / name, keys[name], default_keys[name], budget=BUDGETS.get(name, ()), resume=config.resume
             )
-            for name in ("demos", "base", "centre", "magnitude", "subspace", "stage1", "stage2")
+            for name in ARTIFACTS
         )
         self.rollouts = Artifact(
             self.path / "stage1", keys["rollouts"], default_keys["rollouts"], marker="rollouts.json"
@@ -220,6 +224,14 @@ def _keys(
 
 def _effective(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in WITHOUT_EFFECT}
+
+
+def _refuse_inside_of_a_run(config: RunConfig) -> None:
+    """Both runs would write the same files: ``name=a/stage1`` has its metrics where ``name=a`` has stage 1's."""
+    for parent in list(Path(config.run_name).parents)[:-1]:
+        folder = Path(config.output).expanduser() / parent
+        if (folder / CONFIG_FILE).exists() or (folder / LOCK_FILE).exists():
+            raise UserError(f"{config.folder} would lie in the folder of another run, {folder}: choose another name=")
 
 
 def _check_writable(folder: Path) -> None:

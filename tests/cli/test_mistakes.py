@@ -90,6 +90,27 @@ def set_nan(trajectory):
     trajectory["actions"][...] = actions
 
 
+def test_a_run_inside_of_another_runs_folder_is_refused(finished, capsys):
+    words = [*TINY, f"output={finished}", "stage2.from_stage1=[]", "stage2.offline_fraction=0"]
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    for name in ("a/stage1", "a/stage1/x"):
+        error = fails(capsys, "stage2", *words, *loaded(finished / "a" / "base"), f"name={name}")
+        assert f"would lie in the folder of another run, {finished / 'a'}: choose another name=" in error
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_leaves_what_another_one_writes_below_alone(finished, capsys):
+    """``name=a`` where ``name=a/b/seed0`` was there before."""
+    part = finished / "a" / "b" / "seed0" / ".metrics.csv.1234.part"
+    part.parent.mkdir(parents=True)
+    part.touch()
+    own = [finished / "a" / folder / ".artifact.json.1234.part" for folder in ("", "stage2")]
+    for path in own:
+        path.touch()
+    main(["run", *TINY, f"output={finished}", "name=a"])
+    assert part.exists() and not any(path.exists() for path in own)
+
+
 def copy_demos(finished):
     for suffix in ("h5", "json"):
         content = (finished / "a" / "demos" / f"trajectory.{suffix}").read_bytes()
