@@ -10,6 +10,7 @@ from typing import Any
 from dsrl_torchrl.cli.config_differences import at, config_differences, config_hash, differing, filled, without
 from dsrl_torchrl.errors import CheckpointError, UserError
 from dsrl_torchrl.files import check_file, file_record, seal, sync, unseal, write_atomically
+from dsrl_torchrl.training.checkpoints import checkpoints_in
 
 MARKER = "artifact.json"
 
@@ -89,7 +90,7 @@ class Artifact:
     @property
     def has_checkpoint(self) -> bool:
         """Whether the step was interrupted here and can go on."""
-        return any((self.folder / "checkpoints").glob("checkpoint-*"))
+        return bool(checkpoints_in(self.folder / "checkpoints"))
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ read, and nothing of it before all of it was compared with the manifest.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -32,6 +33,7 @@ from dsrl_torchrl.versions import installed_versions
 FORMAT = "dsrl_torchrl.checkpoint"
 VERSION = 1
 MANIFEST, STATE = "manifest.json", "state.json"
+NAME = re.compile(r"checkpoint-\d+", re.ASCII)
 #: The components that must be finite.
 LEARNED = ("agent", "optimisers")
 #: A tensor in ``state.json`` is a dict of this key and its name in the component's file.
@@ -171,8 +173,8 @@ class Checkpoints:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints there, oldest first, whether or not they can be read."""
-    return sorted(folder.glob("checkpoint-*"))
+    """The checkpoints there, oldest first, whether or not they can be read; a copy of another name is the user's."""
+    return sorted(path for path in folder.glob("checkpoint-*") if NAME.fullmatch(path.name))
 
 
 def _split(value: Any, tensors: dict[str, Tensor], path: tuple[str, ...]) -> Any:

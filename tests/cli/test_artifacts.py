@@ -41,6 +41,11 @@ def test_a_checkpoint_belongs_to_its_configuration(tmp_path):
         Artifact(tmp_path, {"a": 2}).begin()
 
 
+def test_a_copy_of_a_checkpoint_is_the_users(tmp_path):
+    (tmp_path / "checkpoints" / "checkpoint-100-backup").mkdir(parents=True)
+    assert not Artifact(tmp_path, {}).has_checkpoint
+
+
 def test_a_folder_survives_a_new_option_at_its_default(tmp_path):
     Artifact(tmp_path, {"a": {"b": 1}}).finish()
     default = {"a": {"b": 7, "new": 2}, "more": {"c": 3}}

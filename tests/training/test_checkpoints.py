@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import shutil
 
 import pytest
 import torch
@@ -126,3 +127,17 @@ def test_checkpoints_beyond_the_one_that_is_written_push_nothing_out(tmp_path):
     make(tmp_path, example())[0].save(200)
     assert [path.name[-3:] for path in checkpoints_in(tmp_path)] == ["200", "900", "950"]
     assert make(tmp_path)[0].restore()
+
+
+def test_a_users_copy_is_no_checkpoint(tmp_path):
+    written(tmp_path)
+    for name in ("checkpoint-000000100-backup", "checkpoint-000000200.tar"):
+        shutil.copytree(tmp_path / "checkpoint-000000100", tmp_path / name)
+    make(tmp_path, example())[0].save(300)
+    assert sorted(path.name[11:] for path in tmp_path.iterdir()) == [
+        "000000100-backup",
+        "000000200",
+        "000000200.tar",
+        "000000300",
+    ]
+    assert [path.name[-3:] for path in checkpoints_in(tmp_path)] == ["200", "300"]
