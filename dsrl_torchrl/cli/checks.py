@@ -54,8 +54,9 @@ def _check_base_features(config: RunConfig) -> None:
 
 
 def _check_actor_encoder(config: RunConfig) -> None:
-    if config.networks.actor_encoder == "own" and not config.agent.actor_can_encode:
-        raise UserError(f"networks.actor_encoder=own is not for {config.agent.__name__}: choose shared")
+    for agent in config.agents:
+        if config.networks.actor_encoder == "own" and not agent.actor_can_encode:
+            raise UserError(f"networks.actor_encoder=own is not for {agent.__name__}: choose shared")
 
 
 def _check_learns_offline(config: RunConfig) -> None:
@@ -81,7 +82,7 @@ def _check_stage1(config: RunConfig, find: Callable[[str], str]) -> None:
             f"{config.offline_agent.__name__} needs none"
         )
     parts = config.stage2.from_stage1
-    if parts and config.offline_agent.on_policy:
+    if parts and (config.offline_agent.on_policy or not config.offline_agent.learns_offline):
         raise UserError(
             f"{config.offline_agent.__name__} can't learn offline: name another algorithm by "
             "stage1.algorithm._target_, or set stage2.from_stage1=[]"
@@ -131,18 +132,19 @@ def _check_ray(config: RunConfig) -> None:
 
 def _check_action(config: RunConfig) -> None:
     """What learns chunks, or corrections of them, has no noise to lay out, to bound or to find."""
-    latent, agent = config.latent, config.agent
+    latent = config.latent
     if latent.residual_scale != LatentOptions().residual_scale and latent.action != "residual":
         raise UserError(f"latent.residual_scale is for latent.action=residual, which is {latent.action}")
-    if agent is ResidualSAC and latent.action != "residual":
+    if ResidualSAC in config.agents and latent.action != "residual":
         raise UserError("ResidualSAC corrects the base policy's chunks: set latent.action=residual")
     if latent.action == "noise":
         return
     where = f"latent.action={latent.action}"
     if latent.centre_env_steps:
         raise UserError(f"{where} steers no noise: leave latent.centre_env_steps out")
-    if not agent.reads_noise:
-        raise UserError(f"{where} is for algorithms that learn from stored actions, not {agent.__name__}")
+    for agent in config.agents:
+        if not agent.reads_noise:
+            raise UserError(f"{where} is for algorithms that learn from stored actions, not {agent.__name__}")
     for name, needed in (("action_magnitude", 1.0), ("noise_layout", "full")):
         if getattr(latent, name) != needed:
             raise UserError(f"{where} is scaled to ±1, and no noise: set latent.{name}={needed}")
@@ -159,8 +161,9 @@ def _check_action(config: RunConfig) -> None:
 
 def _check_redq(config: RunConfig) -> None:
     """As its agent does, before any work."""
-    if issubclass(config.agent, REDQ):
-        check_members(config.algorithm, config.networks.num_critics)
+    for agent, algorithm in zip(config.agents, (config.algorithm, config.offline_algorithm), strict=False):
+        if issubclass(agent, REDQ):
+            check_members(algorithm, config.networks.num_critics)
 
 
 def _check_batches(config: RunConfig) -> None:

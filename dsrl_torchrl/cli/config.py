@@ -253,6 +253,11 @@ class RunConfig(Options):
         return agent_class(self.stage1.algorithm, "stage1.algorithm") if named else self.agent
 
     @property
+    def agents(self) -> list[type[Agent]]:
+        """Those that learn in this run: stage 2's, and stage 1's where stage 2 begins with that."""
+        return [self.agent, *([self.offline_agent] if self.stage2.from_stage1 else [])]
+
+    @property
     def offline_algorithm(self) -> Any:
         """Its ``Config``; another algorithm than stage 2's has the same discount, and otherwise options of its own."""
         options = from_yaml({name: value for name, value in self.stage1.algorithm.items() if name != "_target_"})

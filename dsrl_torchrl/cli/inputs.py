@@ -46,8 +46,9 @@ class Inputs:
         if self.config.base_policy.load is not None:
             self._policy = base.load_base(self.config.base_policy.load, self.config.device)
             base.check_fits(self._policy, self.config.task, self.config.latent)
-            if self.config.agent.through_decoder:
-                require_differentiable(self._policy, self.config.agent.__name__)
+            for agent in self.config.agents:
+                if agent.through_decoder:
+                    require_differentiable(self._policy, agent.__name__)
             content = self._policy.content_hash()
             key = loaded_key(self.config, content)
             if content is None:

@@ -79,11 +79,12 @@ class Run(OfflineInputs):
                 env.close()
             self.say(f"base policy: {self.config.base_policy.load['_target_']} fits {self.config.task.name}")
 
-    def stage1(self) -> None:
-        """The offline warm start, in ``stage1/``."""
+    def stage1(self, for_stage2: bool = False) -> None:
+        """The offline warm start, in ``stage1/``; what stage 2 could not begin with is refused ``for_stage2``."""
         artifact, config = self.folder.stage1, self.config
-        if not config.agent.learns_offline:
-            raise UserError(f"{config.agent.__name__} learns nothing offline: run stage2, or choose another algorithm=")
+        learner = config.offline_agent
+        if learner.on_policy or not learner.learns_offline:
+            raise UserError(f"{learner.__name__} learns nothing offline: run stage2, or choose another algorithm=")
         if artifact.exists:
             self.say(f"stage 1: {artifact.folder} (exists)")
             return
@@ -94,7 +95,10 @@ class Run(OfflineInputs):
             raise UserError(
                 f"{self.folder.stage2.folder} began from this stage 1: give stage 2 more, or choose another name="
             )
-        env, data = self.training_env(), self.offline_data()
+        env = self.training_env()
+        if for_stage2:
+            self.check_stages_fit(env)
+        data = self.offline_data()
         artifact.begin()
         self.folder.save_config(self.config)
         agent = self.agent(env, self.config.offline_algorithm, data)
@@ -115,7 +119,7 @@ class Run(OfflineInputs):
             self.say(f"stage 2: {artifact.folder} (exists)")
             return
         if config.stage2.from_stage1 and not self.folder.stage1.exists:
-            self.stage1()
+            self.stage1(for_stage2=True)
         self.folder.refuse_unfinished(artifact, config.resume)
         if config.stage2.eval_env_steps is not None:
             self.refuse_without_success("an evaluation during training")

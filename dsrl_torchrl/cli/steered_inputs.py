@@ -109,6 +109,15 @@ class SteeredInputs(Inputs):
         kind = self.config.agent if type(algorithm) is self.config.agent.Config else self.config.offline_agent
         return kind(env, algorithm, self.config.networks, data)
 
+    def check_stages_fit(self, env: LatentActionEnv) -> None:
+        """Raises :class:`UserError` where stage 2's agent could not begin with what stage 1's saves."""
+        config = self.config
+        if config.offline_algorithm == config.algorithm:
+            return
+        with torch.random.fork_rng(devices=[env.decoder.device] if env.decoder.device.type == "cuda" else []):
+            second, first = (self.agent(env, algorithm) for algorithm in (config.algorithm, config.offline_algorithm))
+        second.check_source(first, config.stage2.from_stage1)
+
     def settle_magnitude(self) -> None:
         """Replaces ``latent.action_magnitude=auto`` by a number, before any env of a step is made."""
         config, artifact = self.config, self.folder.magnitude

@@ -8,6 +8,7 @@ from dsrl_torchrl.cli.compose import compose
 from dsrl_torchrl.cli.help import choices
 from dsrl_torchrl.errors import UserError
 
+OWN_ACTOR = ["algorithm=dsrl_na_published", "stage2.from_stage1=[actor]", "networks.actor_encoder=own"]
 NEVER_LEARNS = "the actor never learns"
 
 MISFITS = [
@@ -56,6 +57,31 @@ MISFITS = [
         "PPO can't learn offline",
     ),
     # Another algorithm in stage 1.
+    (
+        ["stage1.algorithm._target_=dsrl_torchrl.agents.REDQ", "networks.num_critics=2"],
+        ["stage1.algorithm._target_=dsrl_torchrl.agents.REDQ", "networks.num_critics=2", "stage2.from_stage1=[]"],
+        "must be below networks",
+    ),
+    (
+        ["algorithm=best_of_n", "stage1.algorithm._target_=dsrl_torchrl.agents.GoldenNoise"],
+        ["algorithm=best_of_n", "stage1.algorithm._target_=dsrl_torchrl.agents.GoldenNoise", "stage2.from_stage1=[]"],
+        "GoldenNoise can't learn offline",
+    ),
+    (
+        [*OWN_ACTOR, "stage1.algorithm._target_=dsrl_torchrl.agents.BestOfN"],
+        [*OWN_ACTOR, "stage1.algorithm._target_=dsrl_torchrl.agents.DSRLSAC"],
+        "is not for BestOfN",
+    ),
+    (
+        ["stage1.algorithm._target_=dsrl_torchrl.agents.ResidualSAC"],
+        ["stage1.algorithm._target_=dsrl_torchrl.agents.DSRLSAC"],
+        "set latent.action=residual",
+    ),
+    (
+        ["algorithm=awr", "stage1.algorithm._target_=dsrl_torchrl.agents.DSRLNA"],
+        ["algorithm=awr", "stage1.algorithm._target_=dsrl_torchrl.agents.IQL"],
+        "not DSRLNA",
+    ),
     (
         ["algorithm=ppo", "stage1.algorithm.lmbda=0.5"],
         ["algorithm=ppo", "stage1.algorithm.beta_latent=0.5"],

@@ -12,7 +12,7 @@ import pytest
 
 from dsrl_torchrl.cli.main import main
 
-from .pipeline_run import TINY, fails, loaded
+from .pipeline_run import SMOKE, TINY, fails, loaded
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
@@ -97,6 +97,39 @@ def test_a_run_inside_of_another_runs_folder_is_refused(finished, capsys):
         error = fails(capsys, "stage2", *words, *loaded(finished / "a" / "base"), f"name={name}")
         assert f"would lie in the folder of another run, {finished / 'a'}: choose another name=" in error
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "kind", "lacks"),
+    [
+        ("dsrl_aw_mle", "TD3", "its actor does not fit"),
+        ("dsrl_aw_mle", "DSRLSAC", "it has no q_action"),
+        ("dsrl_na_published", "BestOfN", "it has no actor"),
+    ],
+)
+def test_what_stage_1_does_not_learn_is_told_before_its_rollouts(finished, capsys, algorithm, kind, lacks):
+    words = [f"algorithm={algorithm}", f"stage1.algorithm._target_=dsrl_torchrl.agents.{kind}"]
+    words += [*SMOKE, *loaded(finished / "a" / "base"), "stage2.from_stage1=[actor,critics]"]
+    error = fails(capsys, "run", *words)
+    assert f"cannot begin with what {kind} learns" in error and lacks in error
+    assert not list(Path().rglob("*.safetensors"))
+
+
+def test_a_loaded_policy_has_to_be_differentiable_for_stage_1s_algorithm_too(finished, monkeypatch, capsys):
+    monkeypatch.setattr("dsrl_torchrl.agents.IQL.through_decoder", True)
+    asked = []
+    monkeypatch.setattr("dsrl_torchrl.cli.inputs.require_differentiable", lambda policy, name: asked.append(name))
+    words = [*SMOKE, *loaded(finished / "a" / "base"), "stage1.algorithm._target_=dsrl_torchrl.agents.IQL"]
+    assert "DSRLAWMLE cannot begin with what IQL learns" in fails(capsys, "run", *words)
+    assert asked == ["IQL"]
+
+
+@pytest.mark.parametrize("kind", ["GoldenNoise", "PPO"])
+def test_what_learns_nothing_offline_is_no_stage_1(capsys, kind):
+    target = f"stage1.algorithm._target_=dsrl_torchrl.agents.{kind}"
+    words = [*SMOKE, "algorithm=offline_sac", target, "stage2.from_stage1=[]"]
+    assert f"{kind} learns nothing offline" in fails(capsys, "stage1", *words)
+    assert not list(Path().rglob("*.safetensors"))
 
 
 def test_a_run_leaves_what_another_one_writes_below_alone(finished, capsys):
