@@ -52,3 +52,5 @@ def test_base_policy_and_result_are_checked_on_the_same_resets(tmp_path, monkeyp
     assert learned is agent.kept_policy and isinstance(base, PriorNoise) and base.scale == 1
     assert starts == same == seeds.first(seeds.CHECKS, 8)
     assert facts["check"]["success_once"]["n"] == facts["check_base"]["success_once"]["n"] == 8
+    # Neither a discounted return nor a success at an end that success brings about: those of the evaluations are other.
+    assert facts["check"].keys() == facts["check_base"].keys() == {"success_once", "length_mean"}
