@@ -48,7 +48,7 @@ A policy that has an environment of its own (SmolVLA, pi0.5, openpi) is served f
 
 Results go to runs/<name>/. `dsrl <step> --help` lists every option with its value and meaning."""
 
-COMMON = ("name", "output", "seed", "resume", "progress", "device")
+COMMON = ("name", "output", "seed", "resume", "progress", "device", "profile")
 #: The options that each step reads.
 SECTIONS = {
     "demos": ("task",),

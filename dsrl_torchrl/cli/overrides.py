@@ -54,7 +54,7 @@ def read_word(word: str, folders: Sequence[Path] = ()) -> str | None:
     if not separator or not key:
         raise UserError(f"expected name=value, got {shown(word)}")
     if not NAME.fullmatch(key) or len(key) > SHOWN or key.partition(".")[0] == "hydra":
-        raise UserError(f"unknown option {shown(key)}; dsrl run --help lists all options")
+        raise UserError(f"unknown option {shown(key)}; dsrl <step> --help lists a step's options")
     if key in GROUPS:
         choice = _choice(key, value.strip(" '\""), folders)
         return None if choice is None else f"{key}={choice}"

@@ -121,7 +121,7 @@ def nearest(name: str, known: list[str]) -> str:
         # The right word in the wrong group, or misspelt in a long path.
         last = {option.rsplit(".", 1)[-1]: option for option in reversed(known)}
         near = [last[word] for word in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, n=1, cutoff=0.75)]
-    return f": did you mean {near[0]}?" if near else "; dsrl run --help lists all options"
+    return f": did you mean {near[0]}?" if near else "; dsrl <step> --help lists a step's options"
 
 
 def _join(where: str, name: str) -> str:

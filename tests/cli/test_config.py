@@ -204,11 +204,16 @@ def test_every_option_of_the_schema_has_a_meaning(words):
         assert leaf.meaning or leaf.name.startswith(free), leaf.name
 
 
+def test_what_run_and_diagnose_list_is_everything():
+    listed = {*COMMON, *SECTIONS["run"], *SECTIONS["diagnose"]}
+    assert {leaf.name.split(".")[0] for leaf in leaves(compose([]))} == listed
+
+
 @pytest.mark.parametrize("step", SECTIONS)
 def test_help_shows_values_with_their_meaning(capsys, step):
     main([step, "--help", "task=toy", "seed=7"])
     out = " ".join(capsys.readouterr().out.split())  # its lines are as wide as the terminal
-    assert "seed=7" in out and "held-out resets" in out
+    assert "seed=7" in out and "held-out resets" in out and "profile=false" in out
     if step in ("stage2", "run"):
         assert "stage2.utd=1" in out and "gradient updates per" in out
         assert "stage1.algorithm.critic_only_updates=1000" in out and "offline: first updates" in out
