@@ -201,7 +201,7 @@ def _check_offline_data(config: RunConfig) -> None:
 def _check_targets(config: RunConfig) -> None:
     task, base = config.task, config.base_policy
     check_target(task.env, "task.env", takes=["terminate_on_success"])
-    check_target(task.env | (task.render or {}), "task.env")
+    check_target(task.env | (task.render or {}), "task.render")  # what is wrong now is wrong there
     if base.load is not None:
         check_target(base.load, "base_policy.load")
         _check_state_order(base.load, task.env)

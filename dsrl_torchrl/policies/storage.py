@@ -60,7 +60,7 @@ def load_policy(folder: str | os.PathLike[str], device: torch.device | str = "cp
         CheckpointError: a file is missing, damaged, foreign or of another version, the type is unknown, or the tensors
             do not fit or are not finite.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     config = _read_config(folder / CONFIG_FILE)
     try:
         with torch.random.fork_rng(devices=[]):  # initial weights are thrown away: they must not move the caller's RNG

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torchrl.record.loggers import get_logger
 
-from dsrl_torchrl.errors import CheckpointError
+from dsrl_torchrl.errors import CheckpointError, UserError
 from dsrl_torchrl.files import write_atomically
 from dsrl_torchrl.options import Options, option
 
@@ -98,8 +98,7 @@ class MetricsLog:
             if new or not self._begun:
                 self._rewrite(self.path)
             else:
-                with self.path.open("a", newline="") as file:
-                    csv.DictWriter(file, self._columns).writerow(row)
+                self._append(self.path, row)
         self._begin()
         if self._logger is not None:
             for name, value in metrics.items():
@@ -142,6 +141,16 @@ class MetricsLog:
         self._logger = get_logger(self._config.type, str(self.path.parent), title, **options)
         if self._config.type == "wandb" and self._hyper_parameters is not None:
             self._logger.log_hparams(dict(self._hyper_parameters))
+
+    def _append(self, path: Path, row: dict[str, float]) -> None:
+        try:
+            with path.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns).writerow(row)
+        except FileNotFoundError:
+            raise UserError(
+                f"{path.parent} is gone: it was removed or renamed while a run wrote to it; put it back and run it "
+                "again with resume=true, or begin anew"
+            ) from None
 
     def _rewrite(self, path: Path) -> None:
         text = io.StringIO(newline="")

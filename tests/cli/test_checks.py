@@ -146,6 +146,7 @@ MISFITS = [
         ["latent.noise_layout=interpolated", "latent.knots=4"],
         "between 2 and 4 knots",
     ),
+    (["task.render={foo: 1}"], ["task.render={max_episode_steps: 30}"], r"unknown option task\.render\.foo"),
     (["stage2.from_stage1=[actor,actor]"], ["stage2.from_stage1=[actor]"], "should name each part once"),
     (
         ["networks.in_keys=[a,a]"],

@@ -29,6 +29,12 @@ def test_round_trip_is_bit_equal(policy, tmp_path):
     assert torch.equal(loaded(observation, noise), policy(observation, noise))
 
 
+def test_a_tilde_is_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_policy(make_policy("flow"), tmp_path / "base")
+    assert load_policy("~/base").policy_type == "flow"
+
+
 @pytest.mark.parametrize("in_key", ["observation", "state", ("robot", "state")])
 @pytest.mark.parametrize("policy_type", ["flow", "diffusion", "shortcut"])
 def test_everything_that_is_not_a_default_comes_back(policy_type, in_key, tmp_path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -93,3 +94,11 @@ def test_another_content_is_one_line(tmp_path, content):
     (tmp_path / "metrics.csv").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"metrics\.csv is damaged"):
         read_metrics(tmp_path / "metrics.csv")
+
+
+def test_a_folder_that_is_removed_during_the_run_is_one_line(tmp_path):
+    log = MetricsLog(tmp_path / "run" / "metrics.csv")
+    log(10, {"a": 1.0})
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(UserError, match=r"run is gone: .*resume=true"):
+        log(20, {"a": 1.0})
