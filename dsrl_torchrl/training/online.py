@@ -54,7 +54,9 @@ class OnlineConfig(Options):
     offline_fraction: float | None = option(
         0.25, "of every batch, from stage 1's data; null: prefilled, their share of all that is stored", ge=0, lt=1
     )
-    checkpoint_env_steps: int = option(5_000, "env steps between two checkpoints, at which all envs are reset", ge=1)
+    checkpoint_env_steps: int = option(
+        5_000, "env steps between two checkpoints, at which all envs are reset; the warm-up has one, at its end", ge=1
+    )
     log_env_steps: int = option(250, "env steps between two rows of metrics", ge=1)
     eval_env_steps: int | None = option(
         None, "env steps between two evaluations during training, each at the next checkpoint; null: none", ge=1
