@@ -16,7 +16,7 @@ from dsrl_torchrl.cli.offline_inputs import OfflineInputs
 from dsrl_torchrl.cli.steps import diagnose, evaluate, stage1, stage2
 from dsrl_torchrl.cli.steps.evaluate import Policies
 from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.evaluation.summary import write_summary
+from dsrl_torchrl.evaluation.summary import redraw_curve, write_summary
 from dsrl_torchrl.evaluation.videos import FrameRecorder
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.policies import CentredPolicy
@@ -50,6 +50,8 @@ class Run(OfflineInputs):
         """All steps."""
         if self._results_exist() and self.folder.evaluated(self.config.evaluation.episodes):
             self.say(f"evaluation: {self.folder.path / 'summary.json'} (exists)")
+            if redraw_curve(self.folder.path, self.config.agent.panels, self.config.title):
+                self.say(f"drawn again: {self.folder.path / 'learning_curve.png'}")
             return
         self.refuse_without_success("the evaluation")
         if self.config.stage2.total_env_steps:
@@ -172,10 +174,7 @@ class Run(OfflineInputs):
             say=self.say,
         )
         self._record_videos(policies, starts[: config.evaluation.videos])
-        figure = folder.path / "learning_curve.png"
-        folder.record_evaluation(
-            config.evaluation.episodes, [folder.path / "summary.json", *([figure] if figure.exists() else [])]
-        )
+        folder.record_evaluation(config.evaluation.episodes, [folder.path / "summary.json"])
         return summary
 
     def diagnose(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from dsrl_torchrl.agents.curve_checks import longest_dip, success_curve
 from dsrl_torchrl.evaluation.evaluate import Evaluation
 from dsrl_torchrl.evaluation.figures import Panel, plot_learning_curve
 from dsrl_torchrl.evaluation.progress import env_steps_to_success
+from dsrl_torchrl.evaluation.rates import Rate
 from dsrl_torchrl.files import write_json
 from dsrl_torchrl.training.metrics_log import read_metrics
 from dsrl_torchrl.versions import installed_versions
@@ -43,10 +45,8 @@ def write_summary(
         title: of the figure.
         say: prints one line.
     """
-    references = {label: results[name].success_once for name, label in REFERENCES.items() if name in results}
-    rows = read_metrics(folder / "metrics.csv") if stage2 else []
-    # An extension that was cut short has logged more than the finished stage made.
-    rows = [row for row in rows if row["env_steps"] <= stage2["env_steps"]]
+    references = _references({name: result.success_once for name, result in results.items()})
+    rows = _rows(folder, stage2["env_steps"]) if stage2 else []
     start, reference = list(references.items())[-1]
     summary = {
         "evaluations": {name: result.to_dict() for name, result in results.items()},
@@ -81,6 +81,25 @@ def write_summary(
         )
         say(", ".join(map(str, written)))
     return summary
+
+
+def redraw_curve(folder: Path, panels: Sequence[Panel], title: str) -> bool:
+    """Draws ``learning_curve.png`` again if it is missing, from what is there; whether it did."""
+    figure = folder / "learning_curve.png"
+    summary = json.loads((folder / "summary.json").read_bytes())
+    if figure.exists() or not summary["env_steps"]:
+        return False
+    rates = {name: Rate(**result["success_once"]) for name, result in summary["evaluations"].items()}
+    return plot_learning_curve(_rows(folder, summary["env_steps"]), panels, _references(rates), figure, title)
+
+
+def _rows(folder: Path, env_steps: int) -> list[dict[str, float]]:
+    """What stage 2 logged; an extension that was cut short has logged more than the finished stage made."""
+    return [row for row in read_metrics(folder / "metrics.csv") if row["env_steps"] <= env_steps]
+
+
+def _references(rates: Mapping[str, Rate]) -> dict[str, Rate]:
+    return {label: rates[name] for name, label in REFERENCES.items() if name in rates}
 
 
 def format_table(results: Mapping[str, Evaluation]) -> str:

@@ -50,6 +50,19 @@ def test_a_second_run_skips_everything(finished, capsys):
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
 
 
+def test_a_figure_that_was_changed_or_removed_is_no_reason_to_evaluate_again(finished, capsys):
+    words, figure = ["run", *TINY, f"output={finished}", "name=a"], finished / "a" / "learning_curve.png"
+    drawn, summary = figure.read_bytes(), (finished / "a" / "summary.json").stat().st_mtime_ns
+    figure.write_bytes(drawn + b"x")
+    main(words)
+    assert figure.read_bytes() == drawn + b"x" and "drawn again" not in capsys.readouterr().out
+    figure.unlink()
+    main(words)
+    out = capsys.readouterr().out
+    assert figure.read_bytes() == drawn and "drawn again" in out and "held-out resets" not in out
+    assert (finished / "a" / "summary.json").stat().st_mtime_ns == summary
+
+
 def test_steps_one_by_one_and_own_base_policy(finished, capsys):
     base = loaded(finished / "a" / "base")
     main(["base", *TINY, "name=b", *base])
