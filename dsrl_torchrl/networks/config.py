@@ -31,7 +31,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Hue = Annotated[float, Field(ge=0, le=0.5)]
 #: Axes of so many entries hold the colours of an image; a float map of one is a depth map.
 COLOURS = (3, 4)
-#: Sides of a float entry from which it is a picture, and no state of three axes.
+#: Sides from which an entry of three axes is a picture, whatever its layout and its dtype.
 PICTURE_SIDE = 16
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
 
@@ -149,14 +149,16 @@ def make_encoder(
         if statistics is not None:
             _check_statistics(policy, key, shape, statistics)
         encoders[key] = config.encoders["state"](shape, statistics)
-        if isinstance(encoders[key], (StateEncoder, LinearStateEncoder)):  # one of the user's own may read pictures
+        ours = isinstance(encoders[key], (StateEncoder, LinearStateEncoder))  # one of the user's own may read pictures
+        if ours and spec[key].dtype.is_floating_point:
             _refuse_picture(key, shape, frames)
     return ObservationEncoder(encoders, out_key).to(env.decoder.device)
 
 
 def _refuse_channels_last(key: NestedKey, shape: tuple[int, ...], frames: int) -> None:
     """Raises :class:`UserError` for gymnasium's layout, whose rows the convolutions would take for colours."""
-    if shape[-1] in (1, *COLOURS) and shape[0] // frames not in (1, *COLOURS):
+    channels = (1, *COLOURS)
+    if shape[-1] in channels and min(shape[:-1]) >= PICTURE_SIDE and shape[0] // frames not in channels:
         raise UserError(
             f"images should be uint8 [C, H, W], but {key!r} is {list(shape)}: put channels first below the latent env, "
             f"by TorchRL's PermuteTransform((-1, -3, -2), in_keys=[{key!r}])"

@@ -181,6 +181,7 @@ def test_an_image_in_another_layout_is_refused(shape, dtype, message):
     [
         ((3, 64, 64), torch.uint8, PixelEncoder),
         ((2, 64, 64), torch.uint8, PixelEncoder),  # two grey frames
+        ((2, 4, 4), torch.uint8, PixelEncoder),
         ((1, 32, 32), torch.float32, StateEncoder),  # a depth map
         ((3, 4, 5), torch.float32, StateEncoder),  # three fingers' tactile maps
         ((64, 3), torch.float32, StateEncoder),  # points
