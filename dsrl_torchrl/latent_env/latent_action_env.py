@@ -55,9 +55,9 @@ class LatentActionEnv(TransformedEnv):
     The base policy's device is the latent env's: where the simulator is elsewhere, its entries are moved.
 
     Raises:
-        UserError: a base policy that is not frozen, an env that cannot make macro steps, entries, sizes or horizons
-            that do not fit, transforms that repeat macro steps, or a policy whose actions are far out of the env's
-            range.
+        UserError: no :class:`~dsrl_torchrl.policies.BasePolicy` or one that is not frozen, an env that cannot make
+            macro steps, entries, sizes or horizons that do not fit, transforms that repeat macro steps, or a policy
+            whose actions are far out of the env's range.
 
     Examples:
         >>> import torch
@@ -84,6 +84,11 @@ class LatentActionEnv(TransformedEnv):
         base_features: bool = False,
         subspace: NoiseSubspace | None = None,
     ) -> None:
+        if not isinstance(base_policy, BasePolicy):
+            raise UserError(
+                f"the base policy should be a BasePolicy, got a {type(base_policy).__name__}: call it in the forward() "
+                "of a subclass, as docs/your-own-policy.md shows"
+            )
         if not base_policy.frozen:
             raise UserError("the base policy must be frozen: call its freeze() first")
         act_horizon = base_policy.pred_horizon - base_policy.first_action if act_horizon is None else act_horizon
@@ -178,11 +183,12 @@ def _check_fit(macro_env: EnvBase, decoder: NoiseDecoder, policy: BasePolicy) ->
             if decoder.base_policy is not policy:
                 observations.set(BASE_FEATURES_KEY, policy.encode(observations))
             head = decoder.decode(observations, noise)
-    except (UserError, RuntimeError) as error:  # a foreign network's: mat1 and mat2 shapes cannot be multiplied
+    except (UserError, RuntimeError, ValueError, TypeError) as error:
+        # A foreign network's: mat1 and mat2 shapes cannot be multiplied. Where that was said helps who wrote it.
         raise UserError(
-            f"the base policy does not fit the env (obs_horizon {policy.obs_horizon}): {error}; use the base policy "
-            "trained for this task, or set obs_horizon to the one it was trained with"
-        ) from None
+            f"the base policy does not fit the env (obs_horizon {policy.obs_horizon}): {' '.join(str(error).split())}; "
+            "use the base policy trained for this task, or set obs_horizon to the one it was trained with"
+        ) from (None if isinstance(error, UserError) else error)
     expected = (*macro_env.batch_size, decoder.act_horizon, policy.action_dim)
     executed = tuple(macro_env.observation_spec[CHUNK_KEY].shape)
     if tuple(head.shape) != expected:

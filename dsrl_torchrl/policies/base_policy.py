@@ -129,8 +129,17 @@ class BasePolicy(nn.Module):
 
         Returns:
             ``[*B, pred_horizon, action_dim]`` in the noise's dtype.
+
+        Raises:
+            UserError: ``forward`` gives no tensor.
         """
-        return self(*self._cast(*(observations.get(key) for key in self.in_keys), noise)).to(noise.dtype)
+        chunk = self(*self._cast(*(observations.get(key) for key in self.in_keys), noise))
+        if not isinstance(chunk, Tensor):
+            raise UserError(
+                f"{type(self).__name__}.forward() should return a tensor [*B, pred_horizon, action_dim], it returned a "
+                f"{type(chunk).__name__}"
+            )
+        return chunk.to(noise.dtype)
 
     def encode(self, observations: TensorDictBase) -> Tensor:
         """:meth:`features` of the entries of ``[*B]``, cast as in :meth:`decode`: ``[*B, features_dim]`` float32."""

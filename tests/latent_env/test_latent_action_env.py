@@ -36,6 +36,24 @@ class WrongShape(TanhPolicy):
         return super().forward(observation, noise)[..., 0]
 
 
+class Returns(TanhPolicy):
+    """Gives what ``make`` makes of its chunk."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def forward(self, observation, noise):
+        return self.make(super().forward(observation, noise))
+
+
+class TakesMore(TanhPolicy):
+    """Reads an entry that its in_keys don't name."""
+
+    def forward(self, observation, image, noise):
+        return noise
+
+
 def flow(**kwargs):
     return FlowPolicy(action_dim=1, pred_horizon=4, **kwargs).freeze()
 
@@ -169,6 +187,13 @@ def test_an_appended_transform_leaves_decoder_and_prior_alone():
         (BasePolicy(1, 4), {}, "must be frozen: call its freeze"),
         (TanhPolicy(in_keys=["state"]), {}, "reads state, but the env gives observation, success"),
         (TanhPolicy(in_keys=["state"], obs_horizon=2), {}, "no entry 'state' in the env: it has observation, success"),
+        (lambda observation, noise: noise, {}, r"should be a BasePolicy, got a function: call it in the forward"),
+        (nn.Linear(2, 1), {}, "should be a BasePolicy, got a Linear"),
+        (Returns(lambda chunk: {"action": chunk}), {}, r"Returns\.forward\(\) should return .* returned a dict"),
+        (Returns(lambda chunk: (chunk, None)), {}, "should return a tensor .* returned a tuple"),
+        (Returns(lambda chunk: chunk.numpy()), {}, "should return a tensor .* returned a ndarray"),
+        (Returns(lambda chunk: chunk + int("one")), {}, "does not fit the env .* invalid literal for int"),
+        (TakesMore(), {}, r"does not fit the env .* missing 1 required positional argument: 'noise'"),
         (WrongShape(), {}, r"should decode into \[1, 4, 1\] .* but gives \[1, 4\]"),
     ],
 )
