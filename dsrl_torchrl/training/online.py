@@ -140,6 +140,8 @@ def train_online(
     if env.gamma is not None and env.gamma != agent.config.gamma:
         raise UserError(f"the env sums rewards with gamma {env.gamma}, the agent bootstraps with {agent.config.gamma}")
     check_on_policy(type(agent), config)
+    if (line := _actor_waits(agent, config)) is not None:
+        say(line)
     torch.manual_seed(seed)
     replay = make_replay(agent, config, offline)
     prior = make_prior(agent.decoder) if workers is None else PriorNoise(agent.decoder.latent_dim)
@@ -231,6 +233,19 @@ def check_on_policy(agent: type[Agent], config: OnlineConfig) -> None:
             f"{agent.__name__} learns from its own newest macro steps alone: set stage2.offline_fraction=0, got "
             f"{config.offline_fraction}"
         )
+
+
+def _actor_waits(agent: Agent, config: OnlineConfig) -> str | None:
+    """What to say of a run that probably ends before its actor's first update; ``None`` for all others."""
+    waits = getattr(agent.config, "critic_only_updates", 0)  # algorithms without an actor have no such option
+    expected = int(config.utd * config.total_env_steps / agent.decoder.act_horizon)
+    if not 0 < expected <= waits:
+        return None
+    return (
+        f"total_env_steps={config.total_env_steps} with utd={config.utd:g} make about {expected} updates, the first "
+        f"{waits} of which leave the actor alone: it hardly learns; raise total_env_steps or utd, or lower "
+        "critic_only_updates"
+    )
 
 
 def make_replay(agent: Agent, config: OnlineConfig, offline: TensorDictBase | None = None) -> Replay | Rollout:
