@@ -65,6 +65,11 @@ class TaskOptions(Options):
         return str(self.env.get("control_mode") or "")
 
     @property
+    def knows_success(self) -> bool:
+        """Whether the env tells success; with ``success_key=null`` it never does."""
+        return self.env.get("success_key", "") is not None
+
+    @property
     def generator_spec(self) -> Target:
         """The generator with the arguments that it shares with the env."""
         spec = self.demonstrations.generator

@@ -37,6 +37,25 @@ class Headroom:
         return len(self.success_at_k)
 
 
+@dataclass(frozen=True)
+class ReturnHeadroom:
+    """The same where no success is known: returns of prior-noise episodes from the same reset, averaged over resets.
+
+    Attributes:
+        mean: of one episode.
+        best: of the best of N.
+    """
+
+    mean: float
+    best: float
+
+
+def best_return(returns: Tensor) -> ReturnHeadroom:
+    """The headroom from the returns ``[N, R]`` of N episodes from each of R resets."""
+    returns = returns.double()  # where all episodes are alike, both are the same
+    return ReturnHeadroom(float(returns.mean(0).mean()), float(returns.amax(0).mean()))
+
+
 def best_of_n(success: Tensor) -> Headroom:
     """The headroom from episode outcomes ``[N, R]`` bool: N episodes from each of R resets."""
     n = len(success)

@@ -30,12 +30,14 @@ class PriorRollouts:
         chunk: ``[N, R, T, act_horizon, action_dim]``, commanded actions in env units; zeros after the end.
         steps: ``[N, R, T]`` int64, the executed actions of each chunk; 0 after the end.
         success: ``[N, R]`` bool, whether any step of the episode succeeded.
+        returns: ``[N, R]``, sums of the macro steps' rewards, which the env discounts within its chunks.
     """
 
     observations: TensorDictBase
     chunk: Tensor
     steps: Tensor
     success: Tensor
+    returns: Tensor
 
     @property
     def env_steps(self) -> int:
@@ -94,7 +96,8 @@ def collect_prior_rollouts(
                 bar.update(len(group))
     bar.close()
     kept = pad_sequence(episodes).unflatten(0, (repeats, resets))  # (N, R, T)
-    return PriorRollouts(kept["observations"], kept["chunk"], kept["steps"], kept["success"].any(-1))
+    success, returns = kept["success"].any(-1), kept["reward"].sum(-1)
+    return PriorRollouts(kept["observations"], kept["chunk"], kept["steps"], success, returns)
 
 
 def _run_group(env: LatentActionEnv, starts: list[int], keys: Sequence[NestedKey]) -> TensorDictBase:
@@ -108,6 +111,7 @@ def _run_group(env: LatentActionEnv, starts: list[int], keys: Sequence[NestedKey
                 "chunk": following[CHUNK_KEY],
                 "steps": following[STEPS_KEY].squeeze(-1),
                 "success": following[SUCCESS_ONCE_KEY].squeeze(-1),
+                "reward": following["reward"].squeeze(-1),
             },
             td.batch_size,
         )

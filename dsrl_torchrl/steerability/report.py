@@ -11,7 +11,7 @@ from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.policies.probe import LOW_SPREAD, Steerability, steerability
 from dsrl_torchrl.steerability.action_magnitude import MagnitudeChoice, choose_action_magnitude
-from dsrl_torchrl.steerability.best_of_n import Headroom, best_of_n
+from dsrl_torchrl.steerability.best_of_n import Headroom, ReturnHeadroom, best_of_n, best_return
 from dsrl_torchrl.steerability.critic_gap import CriticGap, EnsembleCritic, critic_gap, sample_latent_policy
 from dsrl_torchrl.steerability.critic_ranking import CriticRanking
 from dsrl_torchrl.steerability.layout_trials import LayoutTrial, different_layouts, layout_trial, recommend_layout
@@ -48,6 +48,7 @@ class SteerabilityReport:
         gap_prior: Q^W against Q^A on prior noise; ``None`` without critics.
         gap_policy: the same on the latent policy's noise; ``None`` without critics or latent policy.
         critic_ranking: how the critics rank a state's noises, against true returns; ``None`` where not measured.
+        returns: what stands in the place of ``headroom`` for an env that knows no success; ``None`` for all others.
     """
 
     spread: Steerability
@@ -63,6 +64,7 @@ class SteerabilityReport:
     gap_prior: CriticGap | None = None
     gap_policy: CriticGap | None = None
     critic_ranking: CriticRanking | None = None
+    returns: ReturnHeadroom | None = None
 
     @property
     def recommended_magnitude(self) -> float:
@@ -85,23 +87,30 @@ class SteerabilityReport:
         obstacle = self._obstacle()
         if obstacle is not None:
             return f"DSRL is unlikely to help: {obstacle}; to steer all the same: {settings}"
-        best = self.headroom
-        line = (
-            f"DSRL can help: noise moves the actions by {self.spread.spread:.2f}, the best of {best.repeats} episodes "
-            f"lifts success from {best.success_at_1:.2f} to {best.success_at_n.value:.2f}; use {settings}"
-        )
+        best, returns = self.headroom, self.returns
+        moves = f"noise moves the actions by {self.spread.spread:.2f}, the best of {best.repeats} episodes"
+        if returns is None:
+            gain = f"{moves} lifts success from {best.success_at_1:.2f} to {best.success_at_n.value:.2f}"
+            line = f"DSRL can help: {gain}; use {settings}"
+        else:
+            gain = f"{moves} returns {returns.best:.4g} where one returns {returns.mean:.4g}"
+            line = f"DSRL may help: {gain} (the env tells no success); use {settings}"
         over_estimation = self._over_estimation()
         return f"{line}; beware: {over_estimation}" if over_estimation else line
 
     def _obstacle(self) -> str | None:
         at_1, at_n, n = self.headroom.success_at_1, self.headroom.success_at_n.value, self.headroom.repeats
-        if at_1 >= ALREADY_GOOD:
+        if self.returns is None and at_1 >= ALREADY_GOOD:
             return f"the base policy succeeds in {at_1:.2f} of its episodes already, only speed is left to gain"
         if self.spread.too_small:
             return (
                 f"noise moves the actions by {self.spread.spread:.3f} only (range [-1, 1], {LOW_SPREAD} needed); train "
                 "the base on demonstrations with action_noise or with more than one way of doing the task"
             )
+        if self.returns is not None:
+            if self.returns.best > self.returns.mean:
+                return None
+            return f"the best of {n} episodes returns {self.returns.best:.4g}, as one alone does: noise changes nothing"
         if at_n < HOPELESS:
             return (
                 f"the best of {n} episodes succeeds in {at_n:.2f} of the resets; steering selects among what the base "
@@ -145,6 +154,7 @@ def measure_steerability(
     latent_policy: TensorDictModuleBase | None = None,
     q_action: EnsembleCritic | None = None,
     q_noise: EnsembleCritic | None = None,
+    knows_success: bool = True,
     progress: bool = False,
 ) -> SteerabilityReport:
     """Measures a base policy in its env: ``resets * repeats`` episodes, and ``resets`` more for every other layout.
@@ -158,6 +168,7 @@ def measure_steerability(
         latent_policy: a trained actor, writes ``action``; its entries are those that the critics read, too.
         q_action: Q^A, an ensemble ``(observations [n], chunk [n, act_horizon, action_dim]) -> [n_critics, n]``.
         q_noise: Q^W, an ensemble ``(observations [n], w [n, dim]) -> [n_critics, n]``.
+        knows_success: whether ``success`` is ever True: if not, the advice compares returns.
         progress: show progress bars.
 
     Raises:
@@ -207,4 +218,5 @@ def measure_steerability(
         bound_share=bound_share(noises["policy"], decoder.action_magnitude) if "policy" in noises else None,
         gap_prior=gaps.get("prior"),
         gap_policy=gaps.get("policy"),
+        returns=None if knows_success else best_return(rollouts[0].returns),
     )

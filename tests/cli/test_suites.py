@@ -17,6 +17,13 @@ def test_a_suites_task_is_its_envs_name():
     assert config.to_dict() == compose(["env_id=push-v3", "task.env.num_envs=2", "suite=metaworld"]).to_dict()
 
 
+def test_a_suite_without_success_is_diagnosed_by_its_returns():
+    loaded = ["base_policy=load", "base_policy.load._target_=builtins.dict"]
+    assert not compose(["suite=locomotion", "task=Hopper-v4", *loaded]).task.knows_success
+    assert compose(["suite=gym", "task=FetchReach-v4", *loaded]).task.knows_success
+    assert compose(["task=toy"]).task.knows_success
+
+
 def test_other_spellings_stay():
     words = ["task=toy", "seed=1", "task.env.max_episode_steps=9"]
     assert expand(words) == words

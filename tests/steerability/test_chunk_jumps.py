@@ -14,7 +14,7 @@ def rollouts(chunks, steps):
     """One episode; ``chunks`` [T][H_a] of one action dim."""
     chunk = torch.tensor(chunks)[None, None, :, :, None]
     met = observations(len(steps))[None, None]
-    return PriorRollouts(met, chunk, torch.tensor([[steps]]), torch.zeros(1, 1).bool())
+    return PriorRollouts(met, chunk, torch.tensor([[steps]]), torch.zeros(1, 1).bool(), torch.zeros(1, 1))
 
 
 def test_jumps_and_steps_by_hand():

@@ -13,7 +13,7 @@ from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.evaluation.rates import make_rate
 from dsrl_torchrl.policies.probe import Steerability
 from dsrl_torchrl.steerability.action_magnitude import BoundResponse, MagnitudeChoice
-from dsrl_torchrl.steerability.best_of_n import Headroom, best_of_n
+from dsrl_torchrl.steerability.best_of_n import Headroom, ReturnHeadroom, best_of_n
 from dsrl_torchrl.steerability.chunk_jumps import ChunkJumps
 from dsrl_torchrl.steerability.critic_gap import CriticGap
 from dsrl_torchrl.steerability.layout_trials import LayoutTrial
@@ -72,6 +72,29 @@ def test_advice(report, can_help, words):
     assert words in advice
     assert advice.endswith("noise_layout=full action_magnitude=1.5")
     assert "\n" not in advice
+
+
+@pytest.mark.parametrize(
+    ("returns", "spread", "words"),
+    [
+        ((250.0, 310.0), 0.15, "DSRL may help: noise moves the actions by 0.15, the best of 5 episodes returns 310"),
+        ((250.0, 250.0), 0.15, "unlikely to help: the best of 5 episodes returns 250, as one alone does"),
+        ((250.0, 310.0), 0.03, "unlikely to help: noise moves the actions by 0.030 only"),
+    ],
+)
+def test_advice_for_an_env_without_success_compares_returns(returns, spread, words):
+    report = replace(make_report(headroom(*[0] * 20), spread), returns=ReturnHeadroom(*returns))
+    advice = report.advice()
+    assert words in advice and "succeed" not in advice and "\n" not in advice
+    assert report.can_help is ("may help" in advice)
+
+
+def test_returns_are_measured_where_no_success_is_known():
+    """Half of the resets are a coin worth 1, and success is their only reward."""
+    report = measure_steerability(coin_env(num_envs=20, act_horizon=2), resets=20, repeats=6, knows_success=False)
+    assert report.returns.mean == pytest.approx(report.headroom.success_at_1, abs=1e-6)
+    assert report.returns.best == pytest.approx(report.headroom.success_at_n.value, abs=1e-6)
+    assert report.to_dict()["returns"]["best"] > 0.3
 
 
 def test_advice_warns_of_an_over_estimating_critic():

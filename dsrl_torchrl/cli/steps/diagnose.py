@@ -34,6 +34,7 @@ def diagnose_base(
         resets=config.diagnosis.resets,
         repeats=config.diagnosis.repeats,
         seed=config.seed,
+        knows_success=config.task.knows_success,
         progress=config.progress,
         **known,
     )
