@@ -21,8 +21,7 @@ class PickAndPlace:
     """The expert in one episode: closed loop on the true poses, so that it corrects noise on its actions, too.
 
     Carries the first object of interest onto the second, which is what all tasks of LIBERO-Spatial ask for. The hand is
-    never turned: its fingers close along the table's y axis, around the rim on the side that faces away from the
-    target.
+    never turned: its fingers close along the table's y axis, around the rim on the side that faces the target.
 
     Args:
         simulation: just reset.
