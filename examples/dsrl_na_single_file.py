@@ -106,12 +106,13 @@ def make_env_and_policy(args: Args):
         return ToyEnv(args.num_envs), toy_policy, (4, 2), (torch.zeros(2), torch.ones(2))
     import gymnasium
 
+    from dsrl_torchrl.envs.headless import import_mani_skill
     from dsrl_torchrl.policies import load_policy
 
-    policy = load_policy(args.base_policy).to(args.device)
-    options: dict = {"control_mode": policy.control_mode, "max_episode_steps": args.max_episode_steps}
-    options |= {"num_envs": args.num_envs, "obs_mode": "state", "reward_mode": "none", "render_backend": "none"}
-    env = gymnasium.make(f"mani_skill.envs:{args.env}", **options)
+    policy = load_policy(args.base_policy or exit("--base-policy is needed: a folder of `dsrl base`")).to(args.device)
+    import_mani_skill()  # where nothing can render, too; it registers the tasks
+    options: dict = {"num_envs": args.num_envs, "max_episode_steps": args.max_episode_steps, "reward_mode": "none"}
+    env = gymnasium.make(args.env, control_mode=policy.control_mode, obs_mode="state", render_backend="none", **options)
     return env, policy, (policy.pred_horizon, policy.action_dim), policy.observation_statistics("observation")
 
 
@@ -192,9 +193,8 @@ class DSRLNA:
     def td_target(self, x_next: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """``y = R + γ^k (1 - terminated) (min_i Q^A_targ,i(s', decode(s', w')) - α log π(w'|s'))``, ``w' ~ π^W``."""
         w, log_prob = self.actor(x_next)
-        q = self.q_target(x_next, self.decode(batch["s_next"], w)).amin(0)
-        discount = self.args.gamma ** batch["k"] * ~batch["terminated"]
-        return batch["reward"] + discount * (q - self.log_alpha.exp() * log_prob)
+        q = self.q_target(x_next, self.decode(batch["s_next"], w)).amin(0) - self.log_alpha.exp() * log_prob
+        return batch["reward"] + self.args.gamma ** batch["k"] * ~batch["terminated"] * q
 
     def q_action_loss(self, x: Tensor, x_next: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """``Σ_i mean (Q^A_i(s, a) - y)²``: TD in action space, whatever noise made the data."""
