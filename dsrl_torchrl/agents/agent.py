@@ -24,7 +24,7 @@ from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
 from dsrl_torchrl.latent_env.transforms_above import check_transforms_above
 from dsrl_torchrl.networks.config import NetworkConfig, observation_keys
 from dsrl_torchrl.options import Options, option
-from dsrl_torchrl.tensor_files import check_fit, load_described, save_described
+from dsrl_torchrl.tensor_files import load_described, save_described
 
 #: Metrics drawn in one panel, each with its label, and the panel's title.
 Panel = tuple[dict[str, str], str]
@@ -198,33 +198,14 @@ class Agent(EncodingAgent):
                 noise layout, bound of the noise, kind of network or order of the entries.
             UserError: a component that is neither.
         """
-        wanted = self._wanted(components)
-        load_described(Path(folder), wanted, self._description() | self._entries(), DESCRIPTION_FILE)
-
-    def check_source(self, other: Agent, components: Sequence[str]) -> None:
-        """Raises :class:`UserError` unless :meth:`load` could read ``components`` of what ``other`` saves."""
-        saved = other._files()
-        try:
-            for name, tensors in self._wanted(components).items():
-                if name not in saved:
-                    raise UserError(f"it has no {name}")
-                check_fit(saved[name], tensors, Path(f"its {name}"))
-        except UserError as error:
-            raise UserError(
-                f"{type(self).__name__} cannot begin with what {type(other).__name__} learns ({error}): name another "
-                f"algorithm by stage1.algorithm._target_, or other parts by stage2.from_stage1, got {list(components)}"
-            ) from None
-
-    def _wanted(self, components: Sequence[str]) -> dict[str, Mapping[str, Tensor]]:
-        """Of the files, those that :meth:`load` reads."""
         if set(components) - {"actor", "critics"}:
             raise UserError(f"components are actor and critics, got {', '.join(components)}")
-        wanted: dict[str, Mapping[str, Tensor]] = {}
+        wanted = {}
         for name, tensors in self._files().items():
             component = "critics" if name.startswith(CRITIC_FILES) else "actor"
             if component in components or (name == "encoder" and components):
                 wanted[name] = tensors
-        return wanted
+        load_described(Path(folder), wanted, self._description() | self._entries(), DESCRIPTION_FILE)
 
     def identity(self) -> dict[str, Any]:
         """What tells its checkpoints from those of others, as JSON values."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any
@@ -21,7 +22,7 @@ from dsrl_torchrl.cli.steps.noise_centre import FILE, ROLLOUTS_FILE, search_cent
 from dsrl_torchrl.collect.episode_statistics import EpisodeTracker
 from dsrl_torchrl.collect.episodes import reset_to_seeds
 from dsrl_torchrl.data.macro_transitions import save_transitions
-from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.errors import CheckpointError, UserError
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv, check_units
 from dsrl_torchrl.latent_env.noise_subspace import NoiseSubspace
 from dsrl_torchrl.networks.config import make_encoder, observation_keys
@@ -116,7 +117,17 @@ class SteeredInputs(Inputs):
             return
         with torch.random.fork_rng(devices=[env.decoder.device] if env.decoder.device.type == "cuda" else []):
             second, first = (self.agent(env, algorithm) for algorithm in (config.algorithm, config.offline_algorithm))
-        second.check_source(first, config.stage2.from_stage1)
+        with tempfile.TemporaryDirectory() as folder:
+            first.save(folder)
+            try:
+                second.load(folder, config.stage2.from_stage1)
+            except CheckpointError as error:
+                reason = str(error).replace(f"{folder}/", "its ").replace(folder, "it").replace(".safetensors", "")
+                raise UserError(
+                    f"{config.agent.__name__} cannot begin with what {config.offline_agent.__name__} learns "
+                    f"({reason}): name another algorithm by stage1.algorithm._target_, or other parts by "
+                    f"stage2.from_stage1, got {list(config.stage2.from_stage1)}"
+                ) from None
 
     def settle_magnitude(self) -> None:
         """Replaces ``latent.action_magnitude=auto`` by a number, before any env of a step is made."""

@@ -84,6 +84,7 @@ class Scale(torch.nn.Module):
     def __init__(self, factor):
         super().__init__()
         self.factor, self.config, self.device = factor, DSRLSAC.Config(compile=True), torch.device("cpu")
+        self.optimisers = {"something": None}
 
     def update(self, batch, parts):
         return batch * self.factor
