@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from dsrl_torchrl.agents.curve_checks import longest_dip, success_curve
+from dsrl_torchrl.errors import CheckpointError
 from dsrl_torchrl.evaluation.evaluate import Evaluation
 from dsrl_torchrl.evaluation.figures import Panel, plot_learning_curve
 from dsrl_torchrl.evaluation.progress import env_steps_to_success
@@ -46,7 +49,7 @@ def write_summary(
         say: prints one line.
     """
     references = _references({name: result.success_once for name, result in results.items()})
-    rows = _rows(folder, stage2["env_steps"]) if stage2 else []
+    rows = _checked_rows(folder, stage2) if stage2 else []
     start, reference = list(references.items())[-1]
     summary = {
         "evaluations": {name: result.to_dict() for name, result in results.items()},
@@ -90,12 +93,31 @@ def redraw_curve(folder: Path, panels: Sequence[Panel], title: str) -> bool:
     if figure.exists() or not summary["env_steps"]:
         return False
     rates = {name: Rate(**result["success_once"]) for name, result in summary["evaluations"].items()}
-    return plot_learning_curve(_rows(folder, summary["env_steps"]), panels, _references(rates), figure, title)
+    return plot_learning_curve(logged_rows(folder, summary["env_steps"]), panels, _references(rates), figure, title)
 
 
-def _rows(folder: Path, env_steps: int) -> list[dict[str, float]]:
+def logged_rows(folder: Path, env_steps: int) -> list[dict[str, float]]:
     """What stage 2 logged; an extension that was cut short has logged more than the finished stage made."""
     return [row for row in read_metrics(folder / "metrics.csv") if row["env_steps"] <= env_steps]
+
+
+def rows_hash(rows: Sequence[Mapping[str, float]]) -> str:
+    """Of their values, which going on rewrites but does not change."""
+    return sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
+def _checked_rows(folder: Path, stage2: Mapping[str, Any]) -> list[dict[str, float]]:
+    """Those that the finished stage 2 recorded.
+
+    Raises:
+        CheckpointError: others.
+    """
+    rows, path = logged_rows(folder, stage2["env_steps"]), folder / "metrics.csv"
+    if path.exists() and stage2.get("logged", rows_hash(rows)) != rows_hash(rows):
+        raise CheckpointError(
+            f"{path} is damaged: it has not what stage 2 logged; restore it, or remove it to go without its curves"
+        )
+    return rows
 
 
 def _references(rates: Mapping[str, Rate]) -> dict[str, Rate]:

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+from dsrl_torchrl.errors import CheckpointError
 from dsrl_torchrl.evaluation.evaluate import Evaluation
 from dsrl_torchrl.evaluation.rates import make_rate
-from dsrl_torchrl.evaluation.summary import format_table, write_summary
+from dsrl_torchrl.evaluation.summary import format_table, logged_rows, rows_hash, write_summary
 from dsrl_torchrl.training.metrics_log import MetricsLog
 
 
@@ -64,3 +67,17 @@ def test_a_stage_2_that_is_worse_is_named_where_the_intervals_are_apart(tmp_path
     )
     for stage2 in (evaluation(85, 100), evaluation(95, 100)):
         assert len(write(tmp_path, before | {"stage2_stochastic": stage2}, {})[1]) == 1
+
+
+@pytest.mark.parametrize("damage", [b"", bytes(40), b"env_steps,a\n100,0.5\n", b"env_steps,a\n100,0.5\n400,0.8\n"])
+def test_a_log_that_was_changed_is_damaged(tmp_path, damage):
+    """Emptied, zero-filled by a crash, half of it, or another digit."""
+    stage2 = {"env_steps": 400, "updates": 100, "wall_seconds": 3.0}
+    log = tmp_path / "metrics.csv"
+    log.write_bytes(b"env_steps,a\n100,0.5\n400,0.7\n")
+    stage2["logged"] = rows_hash(logged_rows(tmp_path, 400))
+    log.write_bytes(log.read_bytes() + b"500,0.1\n")  # more than the stage made is an extension's
+    write(tmp_path, {"base_prior": evaluation(5)}, stage2)
+    log.write_bytes(damage)
+    with pytest.raises(CheckpointError, match=r"metrics\.csv is damaged"):
+        write(tmp_path, {"base_prior": evaluation(5)}, stage2)

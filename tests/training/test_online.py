@@ -88,14 +88,6 @@ def tiny(agent, folder, **options):
     return run_online(agent, folder, **small | {"macro_steps_per_round": 8} | options)
 
 
-@pytest.mark.parametrize(("waits", "says"), [(100, True), (99, False), (0, False)])
-def test_a_run_that_ends_before_the_actors_first_update_says_so(tmp_path, recwarn, waits, says):
-    """200 env steps in macro steps of 2."""
-    tiny(make_agent(DSRLAWMLE, critic_only_updates=waits), tmp_path, utd=1.0)
-    lines = [str(warning.message) for warning in recwarn if "leave the actor alone" in str(warning.message)]
-    assert len(lines) == says and all("about 100 updates, the first 100 of which" in line for line in lines)
-
-
 @pytest.fixture(scope="module")
 def offline():
     """Transitions of the prior, with their noise."""

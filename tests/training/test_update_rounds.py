@@ -10,7 +10,7 @@ from dsrl_torchrl.agents.actor_agent import ACTOR
 from dsrl_torchrl.agents.dsrl_aw_mle import DISTIL
 from dsrl_torchrl.errors import NonFiniteError
 from dsrl_torchrl.training.update_rounds import check_metrics, make_updates
-from tests.training.toy import DSRLAWMLE, make_agent
+from tests.training.toy import DSRLAWMLE, make_agent, run_online
 
 
 class Recorder:
@@ -72,3 +72,12 @@ def test_a_metric_that_is_not_finite_is_named():
     with pytest.raises(NonFiniteError, match=r"q_noise/loss is NaN or infinite at update 7"):
         check_metrics(metrics, 7)
     assert check_metrics({}, 0) == {}
+
+
+@pytest.mark.parametrize(("waits", "says"), [(100, True), (99, False), (0, False)])
+def test_a_run_that_ends_before_the_actors_first_update_says_so(tmp_path, recwarn, waits, says):
+    """200 env steps in macro steps of 2."""
+    small = {"total_env_steps": 200, "warmup_env_steps": 60, "checkpoint_env_steps": 50, "log_env_steps": 30}
+    run_online(make_agent(DSRLAWMLE, critic_only_updates=waits), tmp_path, macro_steps_per_round=8, utd=1.0, **small)
+    lines = [str(warning.message) for warning in recwarn if "leave the actor alone" in str(warning.message)]
+    assert len(lines) == says and all("about 100 updates, the first 100 of which" in line for line in lines)

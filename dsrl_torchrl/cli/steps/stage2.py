@@ -18,6 +18,7 @@ from dsrl_torchrl.cli.config import RunConfig
 from dsrl_torchrl.cli.folder import metrics_log
 from dsrl_torchrl.cli.latent_env import make_latent_env, make_side_env
 from dsrl_torchrl.evaluation.progress import ProgressEvaluation
+from dsrl_torchrl.evaluation.summary import logged_rows, rows_hash
 from dsrl_torchrl.latent_env.base_chunk import ResidualPolicy
 from dsrl_torchrl.latent_env.base_features import FeaturePolicy
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
@@ -76,7 +77,9 @@ def train_stage2(
     files = agent.save(folder)
     for warning in curve_warnings(log.rows, env.latent_dim, agent.curve_checks):
         say(f"warning: {warning}")
-    return asdict(result), files  # without the metrics, as in stage 1
+    # The metrics are no file of the result, as in stage 1: what they hold of it is.
+    rows = logged_rows(metrics.parent, result.env_steps)
+    return asdict(result) | {"logged": rows_hash(rows)}, files
 
 
 def ray_workers(config: RunConfig, agent: Agent) -> AbstractContextManager[Any]:
