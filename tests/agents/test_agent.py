@@ -96,6 +96,18 @@ def test_the_critics_step_does_not_move_the_actor_nor_the_actors_step_the_critic
     assert changed(files(agent), files(twin)) - {"target_actor"} == actors
 
 
+@pytest.mark.parametrize("kind", WITH_ACTOR)
+def test_what_is_kept_is_the_average_of_the_actors(kind):
+    """It begins with the first of them (Eq. 16)."""
+    agent = make_agent(kind, actor_average=0.75)
+    batch = make_batch(agent)
+    for weight in (1.0, 0.25):
+        before = [p.detach().clone() for p in agent.kept_policy.actor.parameters()]
+        agent.update(batch, every_part(agent))
+        for old, kept, new in zip(before, agent.kept_policy.actor.parameters(), agent.actor.parameters(), strict=True):
+            torch.testing.assert_close(kept, torch.lerp(old, new.detach(), weight))
+
+
 def test_no_gradient_reaches_the_frozen_policy(kind):
     env = state_env()
     agent = make_agent(kind, env)
@@ -152,6 +164,20 @@ def test_pixels_the_target_encoder_sees_the_next_observation(kind):
     assert torch.equal(results[0][1], results[1][1])
 
 
+@pytest.mark.parametrize("kind", [DSRLAWMLE, BestOfN])
+def test_pixels_the_chunks_of_the_td_targets_are_drawn_by_the_target_encoder(kind):
+    """Those that are drawn for several updates at once."""
+    env, chunks = pixel_env(), []
+    for changed_encoder in (None, "encoder", "target_encoder"):
+        agent = make_agent(kind, env)
+        transitions = make_transitions(agent, env)
+        for p in getattr(agent, changed_encoder).parameters() if changed_encoder else ():
+            p.data.add_(0.3 * torch.randn_like(p))
+        torch.manual_seed(5)
+        chunks.append(agent.prepare(transitions.unsqueeze(0))["next", "chunk"])
+    assert torch.equal(chunks[0], chunks[1]) and not torch.equal(chunks[0], chunks[2])
+
+
 def test_a_fixed_encoder_is_its_own_target(kind):
     agent = make_agent(kind)
     assert not agent.encoder.trainable and agent.target_encoder is agent.encoder
@@ -171,6 +197,17 @@ def test_its_policies_read_the_stored_entries_and_write_noise_inside_the_bound(k
         assert out["action"].shape == (4, env.latent_dim)
         if kind not in UNBOUNDED:
             assert out["action"].abs().max() <= MAGNITUDE
+
+
+@pytest.mark.parametrize("kind", WITH_ACTOR)
+def test_acting_explores_and_its_mode_does_not(kind):
+    env = state_env()
+    agent = make_agent(kind, env)
+    td = env.reset().select(*agent.in_keys)
+    for exploration, same in ((ExplorationType.RANDOM, False), (ExplorationType.DETERMINISTIC, True)):
+        with torch.no_grad(), set_exploration_type(exploration):
+            first, second = (agent.policy(td.clone())["action"] for _ in range(2))
+        assert torch.equal(first, second) is same
 
 
 def test_it_says_what_a_noise_and_a_chunk_are_worth(kind, make_env):

@@ -24,8 +24,11 @@ def log_density(loc, scale, action):
 
 
 @pytest.mark.parametrize("max_weight", [1e6, 1.5])
-def test_an_update_is_the_equations(max_weight):
-    agent, twin = (make_agent(AWR, **RATES, weight_temperature=0.5, max_weight=max_weight) for _ in range(2))
+@pytest.mark.parametrize("backup", ["min", "mean"])
+def test_an_update_is_the_equations(max_weight, backup):
+    keep = (lambda q: q.min(0)[0]) if backup == "min" else (lambda q: q.mean(0))
+    options = {"weight_temperature": 0.5, "max_weight": max_weight, "backup": backup, **RATES}
+    agent, twin = (make_agent(AWR, **options) for _ in range(2))
     batch = make_batch(agent)
     batch["action"] = batch["action"].clamp(-1.2, 1.2)
     torch.manual_seed(5)
@@ -35,14 +38,14 @@ def test_an_update_is_the_equations(max_weight):
     s, following = twin.encoder(batch.copy()), twin.encoder(batch["next"].copy())
     critic, params = twin.sac.qvalue_network, twin.sac.qvalue_network_params
     drawn, _ = twin.actor.draw(following)
-    value = members(critic, twin.sac.target_qvalue_network_params, following, drawn).min(0)[0]  # no entropy
+    value = keep(members(critic, twin.sac.target_qvalue_network_params, following, drawn))  # no entropy
     q = members(critic, params, s, batch["action"])
     error = q - macro_target(batch, value)
     loss_td = error.square().mean(1).sum()
     step(params.values(True, True), loss_td, RATES["critic_lr"])
     drawn, log_prob = twin.actor.draw(s)
-    own = members(critic, params, s, drawn).min(0)[0].detach()
-    advantage = members(critic, params, s, batch["action"]).min(0)[0].detach() - own
+    own = keep(members(critic, params, s, drawn)).detach()
+    advantage = keep(members(critic, params, s, batch["action"])).detach() - own
     z = (advantage - advantage.mean()) / advantage.var(correction=0).sqrt()
     weights = torch.exp(z / 0.5).clamp(max=max_weight)
     assert bool((weights == max_weight).any()) == (max_weight == 1.5)

@@ -74,6 +74,19 @@ def test_an_update_is_the_equations(backup):
     assert_close(agent, twin)
 
 
+def test_a_batch_is_prepared_with_one_choice_and_updated_without():
+    """The candidates of several updates are decoded together, then what was chosen of them."""
+    env, calls = state_env(), []
+    agent = make(env)
+    transitions = make_transitions(agent, env, 32)
+    env.decoder.base_policy.register_forward_hook(lambda module, args, out: calls.append(out.shape[:-2]))
+    batches = agent.prepare(torch.stack([transitions[:16], transitions[16:]]))
+    assert calls == [(TARGET_N, 2, 16), (2, 16)]
+    for batch in batches.unbind(0):
+        agent.update(batch, agent.parts(0))
+    assert len(calls) == 2
+
+
 def test_one_candidate_is_the_prior():
     agent = make_agent(BestOfN, candidates=1)
     observations = make_batch(agent, n=16).select("observation")

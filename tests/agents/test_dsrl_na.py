@@ -96,6 +96,27 @@ def test_a_cap_of_the_entropy_is_that_of_the_td_target(cap):
     assert torch.equal(metrics[0]["q_action/loss"], metrics[1]["q_action/loss"]) == (cap == 100.0)
 
 
+def test_a_td_target_without_the_entropy():
+    """RLinf's and dsrl_pi0's: it is the same at every temperature."""
+    agents, losses = [make_agent(DSRLNA, backup_entropy=False, alpha_init=alpha) for alpha in (0.01, 0.5)], []
+    batch = make_batch(agents[0])
+    for agent in agents:
+        torch.manual_seed(5)
+        losses.append(agent.update(batch, frozenset({"critic"}))["q_action/loss"])
+    assert torch.equal(*losses)
+
+
+def test_a_td_target_has_the_temperature_as_it_is_now():
+    agent, twin = (make_agent(DSRLNA, alpha_init=alpha) for alpha in (0.01, 0.5))
+    batch, losses = make_batch(agent), []
+    agent.q_action_loss(agent.encode(batch))  # before it has adapted
+    agent.sac.log_alpha.data.copy_(twin.sac.log_alpha)
+    for learner in (agent, twin):
+        torch.manual_seed(5)
+        losses.append(learner.update(batch, frozenset({"critic"}))["q_action/loss"])
+    torch.testing.assert_close(*losses)
+
+
 def test_a_fixed_temperature_stays():
     agent = make_agent(DSRLNA, fixed_alpha=True, alpha_init=0.2)
     metrics = agent.update(make_batch(agent), every_part(agent))

@@ -7,15 +7,15 @@ from functools import partial
 import pytest
 import torch
 
-from dsrl_torchrl.agents import DSRLAWMLE, DSRLNA, DSRLSAC, TD3, BestOfN
+from dsrl_torchrl.agents import DSRLSAC, TD3, BestOfN
 from dsrl_torchrl.agents.agent import CRITIC
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.networks.encoders import ACTOR_FEATURES_KEY, FEATURES_KEY
 
-from .cases import every_part, make_agent, make_batch, pixel_env, state, state_env
+from .cases import AGENTS, every_part, make_agent, make_batch, pixel_env, state, state_env
 
 OWN = {"actor_encoder": "own"}
-CAN_ENCODE = pytest.mark.parametrize("kind", [DSRLSAC, DSRLNA, DSRLAWMLE])
+CAN_ENCODE = pytest.mark.parametrize("kind", [kind for kind in AGENTS if kind.actor_can_encode])
 
 
 def moved(module, before):
@@ -112,6 +112,28 @@ def test_updates_see_shifted_images_s_and_next_s_apart_and_the_base_policy_true_
     assert torch.equal(batch["pixels"], true)
     known = {image.numpy().tobytes() for image in true}
     assert all(image.numpy().tobytes() in known for images in decoded for image in images.reshape(-1, *true.shape[1:]))
+
+
+@CAN_ENCODE
+def test_the_actors_encoder_gives_the_features_of_the_next_state(kind):
+    """By which the TD target's noise is drawn."""
+    env = pixel_env()
+    agent = make_agent(kind, env, networks=OWN)
+    following = agent.encode(make_batch(agent, env))["next"]
+    features = agent.own_encoder(following.select(*agent.in_keys))[ACTOR_FEATURES_KEY]
+    assert torch.equal(following[ACTOR_FEATURES_KEY], features)
+
+
+@CAN_ENCODE
+def test_the_actors_encoder_sees_the_shifted_images_of_the_critics(kind):
+    env = pixel_env()
+    agent = make_agent(kind, env, networks=OWN | {"random_shift": 2})
+    batch = make_batch(agent, env)
+    batch["pixels"] = torch.randint_like(batch["pixels"], 256)
+    critics, own = watch(agent.encoder), watch(agent.own_encoder)
+    agent.update(batch, every_part(agent))
+    own, critics = ([images for images in seen if images.ndim == 4] for seen in (own, critics))
+    assert torch.equal(own[-1], critics[0]) and not torch.equal(own[-1], batch["pixels"])
 
 
 def test_acting_and_valuing_see_true_images(kind):

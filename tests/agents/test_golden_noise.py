@@ -100,6 +100,24 @@ def test_the_worse_half_is_dropped_and_the_best_plays_on():
     assert int(agent.halvings) == 3
 
 
+def test_of_an_odd_number_the_middle_one_stays():
+    agent, seen = make_agent(GoldenNoise, candidates=5, first_episodes=1), []
+    while agent.left.sum() > 1:
+        play(agent, [float(i) for i in range(5)], 1)
+        seen.append(int(agent.left.sum()))
+    assert list(dict.fromkeys(seen)) == [5, 3, 2, 1]
+
+
+def test_who_was_dropped_never_leads_again():
+    """Dropped by its mean, not the sum of its fewer episodes; and however badly the winner plays on."""
+    agent = make_agent(GoldenNoise, candidates=2, first_episodes=1)
+    assert play(agent, [-1.0, -1.5], 1) == [2, 1]
+    assert agent.left.tolist() == [True, False]
+    play(agent, [-9.0, 0.0], 3)
+    assert agent.leader == 0
+    assert float(agent.update(TensorDict(), frozenset())["search/leader_return"]) < -1.5
+
+
 def test_the_kept_policy_is_the_leaders_noise_sampled_or_not():
     env = state_env()
     agent = make_agent(GoldenNoise, env, candidates=3)

@@ -70,6 +70,9 @@ def test_an_update_is_the_equations(alpha_init):
     for mine, theirs in zip(agent.actor.parameters(), twin.actor.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(value(agent, s), value(twin, s))
+    for name, theirs in (("qvalue_network_params", params), ("target_qvalue_network_params", targets)):
+        for mine, other in zip(getattr(agent.loss, name).values(True, True), theirs.values(True, True), strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
 
 
 def test_the_temperature_rises_while_the_policy_is_narrower_than_asked_for():

@@ -9,7 +9,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from dsrl_torchrl import LatentActionEnv
 from dsrl_torchrl.agents import LPS
-from dsrl_torchrl.agents.lps import on_sphere
+from dsrl_torchrl.agents.lps import Explore, on_sphere
 from dsrl_torchrl.envs.toy import PointReachEnv
 from dsrl_torchrl.errors import UserError
 
@@ -129,6 +129,15 @@ def test_every_noise_lies_on_the_sphere():
                 seen.append(w)
     assert not torch.equal(seen[0], seen[2])  # the acting policy explores
     assert torch.equal(seen[1], seen[3]) and torch.equal(seen[1], seen[2])
+
+
+def test_exploration_is_of_the_asked_size():
+    """In the D - 1 directions along the sphere."""
+    torch.manual_seed(0)
+    w = on_sphere(torch.randn(20_000, DIM))
+    with set_exploration_type(ExplorationType.RANDOM):
+        moved = Explore(0.01)(w) - w
+    assert moved.square().sum(-1).mean().sqrt().item() == pytest.approx(0.01 * (DIM - 1) ** 0.5, rel=0.02)
 
 
 def test_the_projection_keeps_the_direction():

@@ -49,6 +49,16 @@ def test_stored_env_steps_move_the_schedule_and_are_resumed():
     assert float(agent.residual_share()) == 1.0
 
 
+@pytest.mark.parametrize("exploration", [ExplorationType.RANDOM, ExplorationType.DETERMINISTIC])
+def test_the_schedule_is_none_of_the_kept_policy_s(exploration):
+    env = make_env()
+    agent = make(env, progressive_env_steps=1_000)
+    observations = env.reset().select(*agent.in_keys)
+    with torch.no_grad(), set_exploration_type(exploration):
+        assert (agent.policy(observations.clone())["action"] == 0).all()
+        assert (agent.kept_policy(observations.clone())["action"] != 0).all()
+
+
 def test_without_a_schedule_it_always_acts():
     env = make_env()
     agent = make(env, progressive_env_steps=0)

@@ -16,7 +16,18 @@ from dsrl_torchrl.errors import CheckpointError
 from dsrl_torchrl.tensor_files import copy_strictly, load_tensors
 from dsrl_torchrl.training.run_state import OptimiserState
 
-from .cases import AGENTS, GAMMA, MAGNITUDE, Leaning, changed, every_part, files, make_agent, make_batch, state
+from .cases import (
+    AGENTS,
+    GAMMA,
+    MAGNITUDE,
+    Leaning,
+    changed,
+    every_part,
+    files,
+    make_agent,
+    make_batch,
+    state,
+)
 
 ACTOR_FILES = {"actor", "kept_actor", "target_actor", "temperature", "multiplier"}
 
@@ -49,6 +60,17 @@ def test_saved_components_come_back(kind, make_env, tmp_path):
     before = files(none)
     none.load(tmp_path, components=())
     assert not changed(before, files(none))
+
+
+def test_all_that_is_learned_is_saved(kind, make_env, tmp_path):
+    """Target networks and encoders, too: stage 2 goes on with them."""
+    env = make_env()
+    agent, other = trained(kind, env), make_agent(kind, env, seed=7)
+    agent.save(tmp_path)
+    other.load(tmp_path)
+    mine, theirs = state(agent), state(other)
+    assert mine.keys() == theirs.keys()
+    assert {name for name in mine if not torch.equal(mine[name], theirs[name])} <= {"averaged"}  # a mark
 
 
 @pytest.mark.parametrize("kind", [kind for kind in AGENTS if not kind.on_policy])  # whose critic is no ensemble
@@ -137,3 +159,15 @@ def test_an_average_goes_on_where_it_was_saved(tmp_path):
     other.update(batch, every_part(other))
     for old, kept, new in zip(before, other.kept_policy.actor.parameters(), other.actor.parameters(), strict=True):
         torch.testing.assert_close(kept, 0.9 * old + 0.1 * new)
+
+
+def test_critics_alone_start_no_average(tmp_path):
+    """The actor is a new one: its average begins with its first update, not with what it was before."""
+    agent, other = make_agent(DSRLAWMLE, actor_average=0.9), make_agent(DSRLAWMLE, seed=7, actor_average=0.9)
+    batch = make_batch(agent)
+    agent.update(batch, every_part(agent))
+    agent.save(tmp_path)
+    other.load(tmp_path, components=("critics",))
+    other.update(batch, every_part(other))
+    for kept, new in zip(other.kept_policy.actor.parameters(), other.actor.parameters(), strict=True):
+        assert torch.equal(kept, new)

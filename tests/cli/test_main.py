@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torchrl.envs import TransformedEnv
 
+from dsrl_torchrl import seeds
 from dsrl_torchrl.cli.main import main
+from dsrl_torchrl.cli.steps import evaluate
 from dsrl_torchrl.tensor_files import load_tensors
 
 from .pipeline_run import SMOKE, TINY, loaded
@@ -41,6 +44,22 @@ def test_run_leaves_what_the_readme_promises(finished):
         assert (run / f"stage1/{path}.safetensors").exists(), path
     for path in ("stage1/metrics.csv", "stage1/stage1.png"):
         assert (run / path).exists(), path
+
+
+def test_the_table_is_of_plain_returns_up_to_the_time_limit_from_held_out_starts(finished, monkeypatch):
+    seen, evaluate_policies = [], evaluate.evaluate_policies
+
+    def watched(env, policies, starts, *, progress):
+        base = env
+        while isinstance(base, TransformedEnv):
+            base = base.base_env
+        seen.append((env.gamma, base.terminate_on_success, list(starts)))
+        return evaluate_policies(env, policies, starts, progress=progress)
+
+    monkeypatch.setattr(evaluate, "evaluate_policies", watched)
+    (finished / "a" / "summary.json").unlink()
+    main(["eval", *TINY, f"output={finished}", "name=a"])
+    assert seen == [(1.0, False, seeds.first(seeds.HELD_OUT, 4))]
 
 
 def test_a_second_run_skips_everything(finished, capsys):

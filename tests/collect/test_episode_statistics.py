@@ -69,9 +69,14 @@ def test_the_window_and_a_resume():
     tracker = EpisodeTracker(1)
     tracker.update(make_batch(**BATCH))
     assert tracker.metrics()["env/return"] == 100  # the last one to finish
+    assert len(tracker.successes) == len(tracker.successful_lengths) == 1
     resumed = EpisodeTracker(1)
     resumed.load_state_dict(tracker.state_dict())
     assert resumed.metrics() == tracker.metrics()
+    tracker.restart()
+    for each in (tracker, resumed):
+        each.update(make_batch(**BATCH)[:, 3:])  # 1 env step, too early to count beside the episode of 10
+        assert each.metrics()["env/return"] == 100
 
 
 def test_an_env_that_does_not_tell_success():

@@ -9,6 +9,7 @@ from dsrl_torchrl.latent_env.macro_step import STEPS_KEY
 from dsrl_torchrl.latent_env.prior_noise import PriorNoise
 from dsrl_torchrl.policies.base_policy import BasePolicy
 from tests.scripted_env import ScriptedCameraEnv
+from tests.training.toy import make_env
 
 
 class CameraPolicy(BasePolicy):
@@ -54,6 +55,15 @@ def test_the_seed_decides():
     first, again, other = (collect(seed)[0]["action"] for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_the_seed_decides_where_episodes_start():
+    first, again, other = (
+        collect_rollouts(make_env(), PriorNoise(2), 16, seed=seed, observation_keys=["observation"], progress=False)[0]
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(first["observation"], again["observation"])
+    assert not torch.equal(first["observation"][0], other["observation"][0])  # before anything has been done
 
 
 def test_batches_of_the_collector_do_not_overwrite_each_other():

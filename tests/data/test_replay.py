@@ -183,7 +183,8 @@ def test_a_checkpoint_of_a_larger_buffer_is_refused():
 def test_a_full_buffer_goes_on_in_a_larger_one():
     """By age: what was collected first makes room first, and no place is sampled that was never written."""
     replay, larger = Replay(50, 16), Replay(120, 16)
-    replay.extend(numbered(0, 60))
+    for start in range(0, 60, 20):  # the last ones go where the first ones were
+        replay.extend(numbered(start, start + 20))
     larger.load_state_dict(replay.state_dict())
     assert stored(larger)["observation"].squeeze().tolist() == list(range(10, 60))
     larger.extend(numbered(60, 160))

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tensordict.nn import TensorDictModule
+from torchrl.envs.utils import ExplorationType, exploration_type
 
 from dsrl_torchrl import LatentActionEnv
 from dsrl_torchrl.errors import UserError
@@ -22,6 +24,26 @@ def test_both_success_measures_returns_and_lengths(batched):
     assert result.return_mean == pytest.approx((1 + 3 + 15 + 28) / 4)
     # Up to the end of the macro step with the first success: 1 (none), 2, 3, 3.
     assert result.length_mean == pytest.approx((1 + 2 + 3 + 3) / 4)
+
+
+def test_a_success_that_does_not_last_is_none_at_the_end():
+    """Seen at step 2, where a macro step ends; the second episode goes on for three more."""
+    env = make_macro_env(SeededEnv([9, 9], [False, False]), act_horizon=2, gamma=1.0)
+    result = evaluate(env, zero_actions((2, 1)), [2, 5])
+    assert (result.success_once.value, result.success_at_end.value) == (1.0, 0.5)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_the_policy_is_asked_for_a_sample_or_for_its_mode(deterministic):
+    asked = set()
+
+    def act(observation):
+        asked.add(exploration_type())
+        return torch.zeros(*observation.shape[:-1], 3, 1)
+
+    policy = TensorDictModule(act, ["observation"], ["action"])
+    evaluate(make_seeded(True), policy, [2, 5, 7], deterministic=deterministic)
+    assert asked == {ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM}
 
 
 def test_nested_entries_and_images():
@@ -76,3 +98,12 @@ def test_evaluation_leaves_the_callers_randomness_alone_and_repeats():
     drawn, drawn_again, other = (torch.stack(policy.drawn) for policy in policies)
     assert torch.equal(drawn, drawn_again)
     assert not torch.equal(drawn, other)
+
+
+def test_no_two_episodes_have_the_same_noise():
+    """Nor those that the same sub-env plays one after the other."""
+    env = LatentActionEnv(ScriptedCameraEnv([5, 7], [False, False]), CameraPolicy(), act_horizon=3)
+    policy = RecordedNoise()
+    evaluate(env, policy, [0, 1, 2, 3])
+    drawn = torch.cat(policy.drawn)
+    assert len(drawn.unique(dim=0)) == len(drawn) == 2 * 2 * 3

@@ -10,6 +10,7 @@ import torch
 
 from dsrl_torchrl import seeds
 from dsrl_torchrl.envs.toy import PointReachEnv
+from dsrl_torchrl.evaluation import progress
 from dsrl_torchrl.evaluation.evaluate import evaluate
 from dsrl_torchrl.evaluation.progress import ProgressEvaluation, env_steps_to_success
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
@@ -87,6 +88,20 @@ def test_it_is_the_evaluation_of_the_kept_policy_on_resets_of_its_own(monkeypatc
         expected = evaluate(make_evaluation_env(), agent.kept_policy, starts, deterministic=deterministic)
         assert metrics[f"eval/success_once{how}"] == expected.success_once.value
         assert metrics[f"eval/success_at_end{how}"] == expected.success_at_end.value
+
+
+def test_the_kept_policy_is_sampled_and_by_its_mode(monkeypatch):
+    agent, asked = make_agent(DSRLSAC), []
+
+    def watched(env, policy, starts, *, deterministic):
+        asked.append((policy, deterministic))
+        return evaluate(env, policy, starts, deterministic=deterministic)
+
+    monkeypatch.setattr(progress, "evaluate", watched)
+    with ProgressEvaluation(make_evaluation_env, EPISODES) as evaluation:
+        evaluation(agent)
+    assert agent.kept_policy is not agent.policy
+    assert asked == [(agent.kept_policy, False), (agent.kept_policy, True)]
 
 
 def test_a_killed_run_goes_on_with_the_same_evaluations(tmp_path):

@@ -44,6 +44,19 @@ def test_a_general_map_gives_the_chunk():
     torch.testing.assert_close(rms(decoder, observations, noise, chunk), error)
 
 
+def test_more_steps_never_make_it_worse():
+    """The best iterate is kept, however far the next ones jump."""
+    decoder = make_decoder(orthogonal())
+    observations, chunk = make_data(20)
+    errors = torch.stack(
+        [
+            invert_noise(decoder, observations, chunk, NoiseOptimisation(steps=steps, lr=1.0, starts=1)).error
+            for steps in range(1, 8)
+        ]
+    )
+    assert (errors.diff(dim=0) <= 1e-6).all() and (errors.diff(dim=0) < 0).any()
+
+
 @pytest.mark.parametrize("layout", ["full", "act_horizon"])
 def test_the_bound_is_kept_and_reached(layout):
     # Every coordinate on its own: the best noise in the box is the clamped solution.

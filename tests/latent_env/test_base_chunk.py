@@ -58,6 +58,16 @@ def test_the_entry_is_what_the_base_policy_decodes_from_a_noise_of_its_own():
     assert not torch.equal(following[BASE_CHUNK_KEY], expected)  # drawn anew
 
 
+def test_the_entry_begins_at_the_base_policys_first_action():
+    base = make_base()
+    base.first_action = 1
+    torch.manual_seed(7)
+    td = make_env(base=base).reset()
+    torch.manual_seed(7)
+    chunk = base(td["observation"], torch.randn(4, 4, 2))[:, 1:3]
+    torch.testing.assert_close(td[BASE_CHUNK_KEY], base.normalise_action(chunk).flatten(-2))
+
+
 def test_it_is_an_env_whose_prior_is_the_base_policy():
     env = make_env()
     check_env_specs(env)

@@ -27,17 +27,20 @@ class Counting(FlowPolicy):
         return super().features(observation, *images)
 
 
-def make(*, base_features: bool, num_envs: int = 3, centre: bool = False, **options):
+def make(*, base_features: bool, num_envs: int = 3, centre: bool = False, first_action: int = 0, **options):
     torch.manual_seed(0)
     policy = Counting(4, 2, 4, obs_horizon=2, image_keys=["pixels"], image_shapes=[(6, 16, 16)]).freeze()
+    policy.first_action = first_action
     env = PointReachEnv(num_envs=num_envs, image_size=16, seed=0)
     steered = CentredPolicy(policy, torch.randn(4, 2)) if centre else policy
     return LatentActionEnv(env, steered, act_horizon=2, base_features=base_features, **options), policy
 
 
+@pytest.mark.parametrize("first_action", [0, 1])
 @pytest.mark.parametrize("centre", [False, True])
-def test_the_episodes_are_those_of_the_whole_policy(centre):
-    (plain, _), (split, policy) = (make(base_features=features, centre=centre) for features in (False, True))
+def test_the_episodes_are_those_of_the_whole_policy(centre, first_action):
+    options = {"centre": centre, "first_action": first_action}
+    (plain, _), (split, policy) = (make(base_features=features, **options) for features in (False, True))
     check_env_specs(split, seed=0)
     torch.manual_seed(1)
     noises = torch.randn(5, 3, plain.latent_dim)

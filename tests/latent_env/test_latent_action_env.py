@@ -81,6 +81,13 @@ def test_executes_the_decoded_head():
     torch.testing.assert_close(out["next", "observation"][:, 1], expected.sum((1, 2)))
 
 
+def test_by_default_all_actions_are_executed_from_the_first_on():
+    env = LatentActionEnv(ScriptedEnv([5], [True]), TanhPolicy(first_action=1), gamma=0.9)
+    out = env.step(env.reset().set("action", torch.tensor([[0.5, 1.0, -1.0, 2.0]])))
+    expected = torch.tanh(torch.tensor([[[1.0], [-1.0], [2.0]]]))
+    torch.testing.assert_close(out["next", "action_chunk"], expected)
+
+
 def test_decode_is_deterministic_full_or_head_and_differentiable():
     decoder = make_env().decoder
     observations = TensorDict({"observation": torch.randn(6, 2)}, [6])

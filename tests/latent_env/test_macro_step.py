@@ -67,6 +67,15 @@ def test_each_env_of_a_batch_ends_on_its_own():
     assert following["success_once"].squeeze(-1).tolist() == [False, True, True]
 
 
+def test_a_time_limit_at_the_first_action_ends_the_chunk():
+    env = macro_env([1, 9], [False, True])
+    following = step(env, env.reset())["next"]
+    torch.testing.assert_close(following["reward"].flatten(), torch.tensor([1.0, 1 + 0.9 * 2 + 0.81 * 3]))
+    assert following["steps_to_next_obs"].flatten().tolist() == [1, 3]
+    assert following["observation"][:, 0].tolist() == [1.0, 3.0]
+    assert following["truncated"].flatten().tolist() == [True, False]
+
+
 def test_nan_after_an_episodes_end_is_not_in_its_reward():
     """A simulator that goes on with one that fell may give anything."""
 

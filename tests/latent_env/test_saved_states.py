@@ -58,6 +58,16 @@ def test_any_sub_env_goes_back_to_the_state_of_any_other(obs_horizon):
     assert (go_on(env, restore_states(env, both), chunks.expand(5, 3, 2, 2)) == own[[2, 2, 0]]).all()
 
 
+def test_what_was_saved_stays_as_it_was():
+    """Whatever is done in place to what it was made of, and to what it gave back."""
+    env, td = started(1)
+    saved = save_states(env, td)
+    before = saved.root.clone()
+    td["observation"].zero_()
+    restore_states(env, saved).set("action", torch.zeros(3, 2, 2))["observation"].zero_()
+    assert saved.root.keys() == before.keys() and (saved.root == before).all()
+
+
 def test_an_env_that_cannot():
     env = make_macro_env(ScriptedEnv([3], [True]), act_horizon=2, gamma=0.9)
     assert not can_restore(env) and can_restore(started(1)[0])

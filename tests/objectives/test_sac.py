@@ -212,8 +212,9 @@ def test_temperature(parameterisation):
     assert torch.sign(-loss.log_alpha.grad) == torch.sign((log_prob + target).mean())
 
 
-def test_gradients_reach_only_what_they_should():
-    actor, loss, batch = make_all()
+@pytest.mark.parametrize("parameterisation", ["log", "softplus"])
+def test_gradients_reach_only_what_they_should(parameterisation):
+    actor, loss, batch = make_all(alpha_parameterisation=parameterisation)
     critic = trained(loss.qvalue_network_params)
     targets = list(loss.target_qvalue_network_params.values(True, True))
     loss.qvalue_v2_loss(batch)[0].backward()

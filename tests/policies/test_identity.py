@@ -52,6 +52,18 @@ def test_the_latent_env_executes_the_chunk_itself():
     torch.testing.assert_close(policy.encode_chunk(executed), td["action"])
 
 
+def test_its_prior_begins_at_the_base_policys_first_action():
+    policy = make()
+    policy.base.first_action = 1
+    env = LatentActionEnv(PointReachEnv(num_envs=5, seed=0), policy, gamma=0.9, action_magnitude=1.0)
+    td = env.reset()
+    torch.manual_seed(7)
+    executed = env.step(make_prior(env.decoder)(td.clone()))["next", "action_chunk"]
+    torch.manual_seed(7)
+    chunk = policy.base(td["observation"], torch.randn(5, 4, 2))[:, 1:]
+    torch.testing.assert_close(executed, chunk.clamp(policy.action_low, policy.action_high))
+
+
 def test_another_base_policy_is_another_identity():
     policy, other = make(), make()
     other.base.action_high.add_(1.0)

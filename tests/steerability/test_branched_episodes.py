@@ -15,6 +15,8 @@ def test_a_state_is_so_many_macro_steps_from_its_reset():
     assert len(states) == 7 and env_steps == 7 * STATES_APART * CHUNK
     reached = {(int(i), taken): td["observation"][row] for td, which, taken in seen for row, i in enumerate(which)}
     assert len(reached) == 7 * STATES_APART
+    noises = torch.cat([td["action"] for td, _, _ in seen])
+    assert len(noises.unique(dim=0)) == len(noises)  # drawn anew at every macro step
     for i in range(7):
         torch.testing.assert_close(states.root["observation"][i], reached[i, i % STATES_APART])
 

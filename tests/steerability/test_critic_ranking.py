@@ -7,9 +7,11 @@ import torch
 from tensordict.nn import TensorDictModule
 from torchrl.envs.utils import ExplorationType, exploration_type
 
-from dsrl_torchrl import LatentActionEnv
+from dsrl_torchrl import LatentActionEnv, seeds
 from dsrl_torchrl.envs.toy import RADIUS, STEP_SIZE, PointReachEnv, optimal_steps
 from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.steerability import branched_episodes
+from dsrl_torchrl.steerability import critic_ranking as critic_ranking_module
 from dsrl_torchrl.steerability.critic_ranking import critic_ranking, rank_against
 from tests.steerability.bases import coin_env, diagonal
 
@@ -98,6 +100,43 @@ def test_it_does_not_depend_on_how_many_envs_run_side_by_side():
     one, many = measure(walk, 1, states=4), measure(walk, 7, states=4)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert one == many
+
+
+def test_a_critic_is_the_mean_of_its_ensemble():
+    env = latent_env()
+    policy = TensorDictModule(walk, ["observation"], ["action"])
+
+    def two(value, w):
+        return torch.cat([value + 9 * w[:, 0], value - 9 * w[:, 0]])
+
+    ranking = critic_ranking(
+        env,
+        policy,
+        q_action=lambda s, chunk: two(values(s, chunk, walk), chunk.flatten(1)),
+        q_noise=lambda s, w: two(values(s, env.decoder.decode(s, w), walk), w),
+        states=4,
+        noises=6,
+    )
+    assert ranking.q_action.pearson.value == pytest.approx(1, abs=1e-4)
+    assert ranking.q_noise.pearson.value == pytest.approx(1, abs=1e-4)
+
+
+def test_its_states_are_the_diagnosis_and_a_noise_that_repeats_worse_is_an_error(monkeypatch):
+    starts, reset, follow = [], branched_episodes.reset_to_seeds, critic_ranking_module.follow_mode
+
+    def watched(env, given):
+        starts.extend(given)
+        return reset(env, given)
+
+    def drifting(*args, **options):
+        returns, *rest = follow(*args, **options)
+        returns[-4:] -= 0.5  # the noises once more
+        return returns, *rest
+
+    monkeypatch.setattr(branched_episodes, "reset_to_seeds", watched)
+    monkeypatch.setattr(critic_ranking_module, "follow_mode", drifting)
+    assert measure(walk, states=4).repeat_error == pytest.approx(0.5)
+    assert set(starts) == set(seeds.first(seeds.DIAGNOSIS, 4))
 
 
 def test_by_hand():

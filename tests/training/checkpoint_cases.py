@@ -27,7 +27,13 @@ def example():
     torch.manual_seed(0)
     shared = torch.randn(3, 4)
     return {
-        "net": {"weight": shared, "alias": shared, "a.b/c": torch.arange(5), "flag": torch.tensor(True)},
+        "net": {
+            "weight": shared,
+            "alias": shared,
+            "row": shared[0],
+            "a.b/c": torch.arange(5),
+            "flag": torch.tensor(True),
+        },
         "lists": [1, 2.5, None, "text", [torch.zeros(0), {"deep": torch.ones(2, dtype=torch.uint8)}]],
     }
 

@@ -49,6 +49,14 @@ def test_what_a_kill_left_beyond_the_last_two_goes_when_the_run_goes_on(tmp_path
     assert [int(path.name[-3:]) for path in checkpoints_in(tmp_path)] == [300, 400]  # not the one that is taken
 
 
+def test_what_is_not_finite_is_refused_though_it_was_saved(tmp_path, monkeypatch):
+    with monkeypatch.context() as older:
+        older.setattr(checkpoints_module, "LEARNED", ())
+        make(tmp_path, {"w": torch.tensor([torch.nan])})[0].save(1)
+    with pytest.raises(CheckpointError, match="no checkpoint of this run is left"):
+        make(tmp_path)[0].restore()
+
+
 def test_only_safetensors_and_json(tmp_path):
     files = [path for path in written(tmp_path).rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".json", ".safetensors"}

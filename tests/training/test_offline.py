@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict
 
 from dsrl_torchrl.collect.rollouts import collect_rollouts
-from dsrl_torchrl.errors import NonFiniteError, UserError
+from dsrl_torchrl.errors import CheckpointError, NonFiniteError, UserError
 from dsrl_torchrl.evaluation.evaluate import evaluate
 from dsrl_torchrl.latent_env.prior_noise import PriorNoise
 from dsrl_torchrl.training.offline import OfflineConfig, check_gain
@@ -115,6 +115,17 @@ def test_kill_and_resume_equals_the_uninterrupted_run(tmp_path, rollouts, kind):
     assert (again.updates, again.q_gain, again.q_gain_stderr) == (60, result.q_gain, result.q_gain_stderr)
     assert {"stage1/q_prior", "stage1/q_policy", "stage1/q_gain", "stage1/q_gain_stderr"} <= rows[-1][1].keys()
     assert {metric for metrics, _ in kind.panels for metric in metrics} <= rows[-1][1].keys()
+
+
+def test_a_run_of_other_options_is_not_gone_on_with(tmp_path, rollouts, recwarn):
+    with pytest.raises(Killed):
+        run_offline(make_agent(DSRLSAC), rollouts, tmp_path, kill_at=50)
+    for other in ({"seed": 4}, {"key": "other"}, {"checkpoint_updates": 10}):
+        with pytest.raises(CheckpointError, match="no checkpoint of this run is left"):
+            run_offline(make_agent(DSRLSAC), rollouts, tmp_path, resume=True, **other)
+    with pytest.raises(CheckpointError, match="no checkpoint of this run is left"):
+        run_offline(make_agent(DSRLSAC, critic_lr=1e-5), rollouts, tmp_path, resume=True)
+    assert run_offline(make_agent(DSRLSAC), rollouts, tmp_path, resume=True)[0].updates == 60
 
 
 @pytest.fixture(scope="module", params=AGENTS)

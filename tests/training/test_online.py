@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from tensordict.nn import TensorDictModule
+from torchrl.envs.utils import ExplorationType, exploration_type
 
-from dsrl_torchrl import LatentActionEnv
+from dsrl_torchrl import LatentActionEnv, seeds
 from dsrl_torchrl.agents import PPO, REDQ
 from dsrl_torchrl.data.macro_transitions import to_macro_transitions
 from dsrl_torchrl.envs.toy import STEP_SIZE, optimal_steps
-from dsrl_torchrl.errors import NonFiniteError, UserError
+from dsrl_torchrl.errors import CheckpointError, NonFiniteError, UserError
 from dsrl_torchrl.evaluation.evaluate import evaluate
 from dsrl_torchrl.latent_env.prior_noise import PriorNoise
 from dsrl_torchrl.policies import BasePolicy
@@ -154,6 +155,11 @@ def test_an_on_policy_agent_gets_no_offline_data(tmp_path, offline):
         run_offline(agent, offline, tmp_path)
 
 
+def test_the_envs_discount_is_the_agents(tmp_path):
+    with pytest.raises(UserError, match=r"the env sums rewards with gamma 0\.8, the agent bootstraps with 0\.9"):
+        tiny(make_agent(DSRLSAC), tmp_path, env=make_env(gamma=0.8))
+
+
 @pytest.mark.parametrize("utd", [0.25, 1.5])
 def test_utd_is_counted_exactly_through_a_kill(tmp_path, utd):
     with pytest.raises(Killed):
@@ -170,6 +176,105 @@ def test_updates_begin_after_the_warm_up_and_catch_up(tmp_path):
     updates = [row["train/updates"] for _, row in rows]
     assert updates[:2] == [0, 0]
     assert updates[2] == rows[2][1]["replay_buffer/size"]
+
+
+def test_every_segment_begins_with_resets_of_its_own(tmp_path, monkeypatch):
+    """Otherwise a run trains on the starts after its first reset, over and over."""
+    streams, collect = [], online.macro_steps_of
+
+    def watched(env, policy, stream, meanwhile):
+        streams.append(stream)
+        return collect(env, policy, stream, meanwhile)
+
+    monkeypatch.setattr(online, "macro_steps_of", watched)
+    with pytest.raises(Killed):
+        tiny(make_agent(DSRLSAC, batch_size=8), tmp_path, kill_at=140)
+    tiny(make_agent(DSRLSAC, batch_size=8), tmp_path, resume=True)
+    assert streams == [seeds.segment_stream(3, segment) for segment in (0, 1, 2, 2, 3)]
+
+
+def test_what_is_collected_is_stored_as_online_and_counted_and_the_data_as_offline(tmp_path, offline, monkeypatch):
+    """Env steps are those that were made: episodes of 5 end inside of a macro step of 2."""
+    agent, stored = make_agent(DSRLAWMLE, batch_size=8), []
+    original = agent.store
+
+    def watched(transitions, *, online):
+        stored.append((len(transitions), int(transitions["next", "steps_to_next_obs"].sum()), online))
+        return original(transitions, online=online)
+
+    monkeypatch.setattr(agent, "store", watched)
+    result, _ = tiny(agent, tmp_path, env=make_env(max_episode_steps=5), offline=offline)
+    assert (stored[0][0], stored[0][2]) == (len(offline), False)
+    collected = stored[1:]
+    assert all(online for *_, online in collected)
+    assert sum(n for n, *_ in collected) == result.macro_steps
+    assert sum(steps for _, steps, _ in collected) == result.env_steps < 2 * result.macro_steps
+
+
+def test_a_run_of_other_options_is_not_gone_on_with(tmp_path, recwarn):
+    with pytest.raises(Killed):
+        tiny(make_agent(DSRLSAC, batch_size=8), tmp_path, kill_at=140)
+    others = ({"seed": 4}, {"utd": 0.5}, {"key": "other"}, {"critic_lr": 1e-5})
+    for other in others:
+        agent = make_agent(DSRLSAC, batch_size=8, **{name: other[name] for name in other if name == "critic_lr"})
+        with pytest.raises(CheckpointError, match="no checkpoint of this run is left"):
+            tiny(agent, tmp_path, resume=True, **{name: other[name] for name in other if name != "critic_lr"})
+    tiny(make_agent(DSRLSAC, batch_size=8), tmp_path, resume=True, log_env_steps=7)
+
+
+def test_what_is_collected_explores(tmp_path):
+    agent, asked = make_agent(DSRLSAC, batch_size=8), set()
+    agent.policy.register_forward_pre_hook(lambda *_: asked.add(exploration_type()))
+    tiny(agent, tmp_path)
+    assert asked - {None} == {ExplorationType.RANDOM}  # TorchRL asks once, before, what the policy writes
+
+
+def test_the_replay_is_as_large_and_as_offline_as_asked(tmp_path, offline):
+    _, rows = tiny(make_agent(DSRLSAC, batch_size=8), tmp_path, replay_size=24)
+    last = rows[-1][1]
+    assert (last["replay_buffer/size"], last["replay_buffer/utilization"]) == (24, 1.0)
+    agent = make_agent(DSRLAWMLE, batch_size=8)
+    for fraction, share in ((0.0, 0), (0.25, 2), (0.5, 4), (None, 7)):
+        replay = online.make_replay(agent, OnlineConfig(offline_fraction=fraction), offline)
+        replay.extend(agent.store(offline[:1].copy(), online=True))
+        assert replay.offline_share == share
+
+
+def test_a_rollout_ends_where_envs_are_reset(tmp_path, monkeypatch):
+    """Even where no update was made from it: the first one comes in the second segment."""
+    agent, seen = make_agent(PPO, batch_size=8), []
+    original = agent.finish_rollout
+    monkeypatch.setattr(agent, "finish_rollout", lambda rollout: (seen.append(rollout.clone()), original(rollout))[1])
+    tiny(agent, tmp_path, total_env_steps=120, offline_fraction=0.0, utd=0.02, macro_steps_per_round=24)
+    (rollout,) = seen
+    goes_on = ~rollout["next", "done"][:, :-1].squeeze(-1)
+    following, now = rollout["next", "observation"][:, :-1], rollout["observation"][:, 1:]
+    assert torch.equal(following[goes_on], now[goes_on])
+
+
+def test_a_round_ends_where_its_macro_steps_are_passed(tmp_path):
+    """8 envs and rounds of 12: after 16, 24, 40, 48, ... macro steps, and where a segment ends."""
+    options = {"warmup_env_steps": 0, "checkpoint_env_steps": 200, "log_env_steps": 1, "macro_steps_per_round": 12}
+    _, rows = tiny(make_agent(DSRLSAC, batch_size=8), tmp_path, utd=0.5, **options)
+    made = {int(row["replay_buffer/size"]): row["train/updates"] for _, row in rows}
+    ends = [n for n in made if n % 12 < 8 or n == max(made)]
+    assert made == {n: max((end // 2 for end in ends if end <= n), default=0) for n in made}
+
+
+def test_running_statistics_survive_a_kill(tmp_path):
+    """Of episodes that end in so short a run."""
+    options = {"log_env_steps": 1}
+    runs = {"whole": {}, "killed": {"kill_at": 140}}
+    rows = {}
+    for name, kill in runs.items():
+        env = make_env(max_episode_steps=6)
+        if kill:
+            with pytest.raises(Killed):
+                tiny(make_agent(DSRLSAC, batch_size=8), tmp_path / name, env=env, **options, **kill)
+            env, kill = make_env(max_episode_steps=6), {"resume": True}
+        _, rows[name] = tiny(make_agent(DSRLSAC, batch_size=8), tmp_path / name, env=env, **options, **kill)
+    assert "env/success_running" in rows["killed"][0][1]
+    assert rows["killed"] == rows["whole"][-len(rows["killed"]) :]
 
 
 @pytest.mark.parametrize("by_prior", [True, False])

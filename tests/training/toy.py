@@ -64,11 +64,13 @@ class Rows(MetricsLog):
         self.since_start.append((step, metrics))
 
 
-def run_offline(agent, data, folder, *, resume=False, kill_at=None, seed=3, **options):
+def run_offline(agent, data, folder, *, resume=False, kill_at=None, seed=3, key="", **options):
     """A short stage 1; its result and the rows that it logged."""
     log = Rows(kill_at)
     config = OfflineConfig(**{"updates": 60, "log_updates": 10, "checkpoint_updates": 20} | options)
-    result = train_offline(agent, data, config, seed=seed, folder=folder, resume=resume, log=log, progress=False)
+    result = train_offline(
+        agent, data, config, seed=seed, folder=folder, resume=resume, key=key, log=log, progress=False
+    )
     return result, log.since_start
 
 
@@ -82,6 +84,7 @@ def run_online(
     resume=False,
     kill_at=None,
     seed=3,
+    key="",
     workers=None,
     evaluation=None,
     **options,
@@ -106,6 +109,7 @@ def run_online(
         offline=offline,
         warm_up_by_prior=warm_up_by_prior,
         resume=resume,
+        key=key,
         log=log,
         progress=False,
         workers=workers,
