@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from pydantic import model_validator
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from torch import Tensor
 from torchrl.objectives import ValueEstimators
@@ -55,6 +56,12 @@ class DSRLNA(SACActorAgent):
 
     class Config(with_defaults(ActorConfig, actor_average=0.0), SACOptions):  # type: ignore[misc]
         """Hyper-parameters of DSRL-NA."""
+
+        @model_validator(mode="after")
+        def _all_critics(self):  # type: ignore[no-untyped-def]
+            if self.target_subset is not None:
+                raise ValueError("target_subset is of critics that learn from the noise (dsrl_sac): leave it null")
+            return self
 
     panels: ClassVar = [
         ({"q_action/td_error": ""}, "TD error of $Q^A$"),

@@ -13,7 +13,7 @@ from torchrl.envs.transforms import Compose, DeviceCastTransform, Transform
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.base_features import BASE_FEATURES_KEY, BaseFeatures, FeaturePolicy
 from dsrl_torchrl.latent_env.checks import single_transforms, transforms_of
-from dsrl_torchrl.latent_env.macro_step import CHUNK_KEY, STEPS_KEY, MacroStep, make_macro_env
+from dsrl_torchrl.latent_env.macro_step import CHUNK_KEY, STEPS_KEY, MacroEnv, MacroStep, make_macro_env
 from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
 from dsrl_torchrl.latent_env.noise_subspace import NoiseSubspace
 from dsrl_torchrl.latent_env.transforms_above import refuse_repeated_steps, transforms_above
@@ -22,7 +22,7 @@ from dsrl_torchrl.policies.base_policy import BasePolicy
 FAR = 10.0  # half ranges of the env's action from its middle: beyond lies a policy in other units
 
 
-class LatentActionEnv(TransformedEnv):
+class LatentActionEnv(MacroEnv):
     """Turns any env plus any frozen policy into an ordinary TorchRL env that RL algorithms can steer.
 
     The action is the noise ``w`` ``[*B, latent_dim]``, a step is a macro step: the frozen policy decodes ``w`` into a
@@ -30,8 +30,9 @@ class LatentActionEnv(TransformedEnv):
     has the semantics and the entries written under ``"next"``). DSRL, Wagenmaker et al. 2025, section 4.
 
     Whatever transforms stand above, appended, around or in a batch of latent envs, the policy decodes the entries that
-    the env below gave it, and random actions are its prior. What shall change them for the policy, too, goes below:
-    into ``env``, or inserted at 0.
+    the env below gave it, and random actions are its prior (but under one that changes the action's spec, as
+    ``ActionScaling`` does). What shall change the entries for the policy, too, goes below: into ``env``, or inserted
+    at 0.
 
     What repeats steps (``FrameSkipTransform``) gives a wrong k and R above macro steps. Appended and inserted it is
     refused here, around (``TransformedEnv(latent_env, ...)``) only where an agent is built: your own loop's risk.
@@ -115,7 +116,7 @@ class LatentActionEnv(TransformedEnv):
         if simulator != decoder.device:
             # An env of its own, and not in one Compose: a constructor moves its transforms to the device of its env.
             bridge = DeviceBridge(decoder.device, orig_device=simulator)
-            env = TransformedEnv(env.to(simulator), bridge, auto_unwrap=False)
+            env = MacroEnv(env.to(simulator), bridge, auto_unwrap=False)
         super().__init__(env, Compose(*features, decoder) if features else decoder)
         # The decoder learns the env's dtypes from the specs.
         _ = self.input_spec, self.output_spec
@@ -134,10 +135,6 @@ class LatentActionEnv(TransformedEnv):
     def latent_dim(self) -> int:
         """Size of the latent action."""
         return self.decoder.latent_dim
-
-    # By the action spec, which draws the prior. TransformedEnv's asks the env below where that is a TransformedEnv,
-    # too, and refuses, as the actions differ; so does one around this env, unless this is EnvBase's own.
-    rand_action = EnvBase.rand_action
 
     def append_transform(self, transform: Transform | Callable[[TensorDictBase], TensorDictBase]) -> TransformedEnv:
         """As in ``TransformedEnv``; the base policy does not see what it changes.

@@ -10,6 +10,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.data import Bounded, Categorical, TensorSpec, Unbounded
 from torchrl.envs import EnvBase, TransformedEnv
+from torchrl.envs.batched_envs import BatchedEnvBase
 from torchrl.envs.transforms import (
     CatFrames,
     Compose,
@@ -43,9 +44,10 @@ class MacroStep(Transform):
         next              everything as the env left it after action k-1; bootstrap discount γ^k
 
     Each env of a batch ends on its own: when one finishes inside the chunk its observation, done flags and success
-    are latched, it collects no more reward, and the others go on. (A batched simulator keeps stepping the finished
-    env physically; nothing of that is seen, and the reset that follows clears it.) The wrapped env must not reset
-    itself on done.
+    are latched, it collects no more reward, and the others go on. A batched simulator keeps stepping the finished
+    env physically, and the reset that follows clears it: nothing of that is seen but by transforms below that learn
+    from what passes (``VecNorm``: put it above). TorchRL's own batches (``SerialEnv``, ``ParallelEnv``) leave the
+    finished env alone. The wrapped env must not reset itself on done.
 
     Entries written under ``"next"``:
 
@@ -94,12 +96,14 @@ class MacroStep(Transform):
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         parent = self._primitive_env()
         chunk = tensordict.get(CHUNK_KEY)
-        latched = current = next_tensordict
+        # Entries of its state that the env reads and need not write again, as TorchRL's step_mdp carries them.
+        state = tensordict.select(*parent.state_keys, strict=False)
+        shapes = _shapes(parent)
+        latched = current = _completed(parent, next_tensordict, shapes)
         reward = current.get("reward")
         alive = ~current.get("done")  # (*B, 1)
         steps = torch.ones_like(alive, dtype=torch.int64)
         success_once = _success(current)
-        done_keys, done_spec = parent.done_keys, parent.full_done_spec
         all_alive = bool(alive.all())
         for j in range(1, self.act_horizon):
             if not (all_alive or alive.any()):
@@ -107,10 +111,11 @@ class MacroStep(Transform):
             if j == self.act_horizon - 1:
                 self._set_skipping(False)
             # The env's own state entries ride along for envs that keep their state in the tensordict.
-            step_input = current.exclude("reward", *done_keys).set("action", chunk[..., j, :])
-            current = parent._step(step_input)
-            if any(current.get(key, None) is None for key in done_keys):
-                parent._complete_done(done_spec, current)
+            step_input = state.copy().update(current.exclude("reward", *parent.done_keys))
+            step_input.set("action", chunk[..., j, :])
+            if not all_alive and self._masked():
+                step_input.set("_step", alive.squeeze(-1)).update(current.select(*parent.done_keys))
+            current = _completed(parent, parent._step(step_input), shapes)
             latched = current if all_alive else current.where(alive.squeeze(-1), latched)
             # Not times `alive`: what an env gives after an episode's end may be NaN.
             reward = reward + self.gamma**j * torch.where(alive, current.get("reward"), 0)
@@ -131,12 +136,18 @@ class MacroStep(Transform):
         return latched
 
     def _set_skipping(self, skip: bool) -> None:
-        if self.skip_images:
-            env = self.parent.base_env
-            while isinstance(env, TransformedEnv):
-                env = env.base_env
-            if hasattr(env, "skip_images"):
-                env.skip_images = skip
+        if self.skip_images and hasattr(env := self._innermost_env(), "skip_images"):
+            env.skip_images = skip
+
+    def _masked(self) -> bool:
+        """Whether a batch of TorchRL's is below, which steps the envs alone that a mask names."""
+        return isinstance(self._innermost_env(), BatchedEnvBase)
+
+    def _innermost_env(self) -> EnvBase:
+        env = self.parent.base_env
+        while isinstance(env, TransformedEnv):
+            env = env.base_env
+        return env
 
     def _primitive_env(self) -> EnvBase:
         # An empty chain of transforms between env and macro step would cost a twentieth of a ManiSkill step.
@@ -149,7 +160,7 @@ class MacroStep(Transform):
         spec = self._action_spec(parent.full_action_spec)
         batch = tensordict_reset.batch_size
         tensordict_reset.set(STEPS_KEY, torch.zeros(*batch, 1, dtype=torch.int64, device=device))
-        tensordict_reset.set(CHUNK_KEY, torch.zeros(spec.shape, device=device))
+        tensordict_reset.set(CHUNK_KEY, torch.zeros(*batch, *spec.shape[-2:], device=device))
         success = _success(tensordict_reset)
         if success is not None:
             tensordict_reset.set(SUCCESS_KEY, success)
@@ -188,6 +199,21 @@ class MacroStep(Transform):
         return observation_spec
 
 
+def _shapes(env: EnvBase) -> dict[NestedKey, torch.Size]:
+    """Of reward and done flags, by the specs."""
+    done = env.full_done_spec
+    return {"reward": env.full_reward_spec["reward"].shape} | {key: done[key].shape for key in env.done_keys}
+
+
+def _completed(env: EnvBase, current: TensorDictBase, shapes: dict[NestedKey, torch.Size]) -> TensorDictBase:
+    """What ``env._step`` gave, with all flags and in these shapes: some envs leave that to TorchRL's ``step``."""
+    for key, shape in shapes.items():
+        entry = current.get(key, None)
+        if entry is None or entry.shape[-len(shape) :] != shape:
+            return env._step_proc_data(current)
+    return current
+
+
 def _success(tensordict: TensorDictBase) -> Tensor | None:
     """The env's success as flags ``[*B, 1]``: simulators give ``[*B]`` and numbers, too."""
     success = tensordict.get(SUCCESS_KEY, None)
@@ -195,6 +221,16 @@ def _success(tensordict: TensorDictBase) -> Tensor | None:
         return None
     flags = success if success.dtype is torch.bool else success > 0.5
     return flags if flags.ndim > tensordict.ndim else flags.unsqueeze(-1)
+
+
+class MacroEnv(TransformedEnv):
+    """A ``TransformedEnv`` whose random actions are of its action spec.
+
+    TorchRL's own asks the env below for one where that is a ``TransformedEnv``, too, and refuses where their actions
+    differ. So does one around this env, and what an appended transform has for its ``parent``.
+    """
+
+    rand_action = EnvBase.rand_action
 
 
 def make_macro_env(
@@ -205,7 +241,7 @@ def make_macro_env(
     obs_horizon: int = 1,
     history_keys: Sequence[NestedKey] = ("observation",),
     below: Sequence[Transform] = (),
-) -> TransformedEnv:
+) -> MacroEnv:
     """Wraps an env for macro steps, with a history of ``obs_horizon`` *primitive* observations.
 
     In parallel CPU envs this belongs inside each worker: one message per chunk instead of one per action.
@@ -236,7 +272,7 @@ def make_macro_env(
     others = any(not isinstance(transform, _END_NOTHING) for transform in [*transforms_of(env), *transforms])
     skip_images = not others and not any(_is_image(env, key) for key in histories)
     transforms.append(MacroStep(act_horizon, gamma, skip_images=skip_images))
-    return TransformedEnv(env, Compose(*transforms), auto_unwrap=False)
+    return MacroEnv(env, Compose(*transforms), auto_unwrap=False)
 
 
 def _is_image(env: EnvBase, key: NestedKey) -> bool:

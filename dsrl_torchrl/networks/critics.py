@@ -122,9 +122,10 @@ class MLPCritic(Critic):
     def ensemble(self, params: TensorDictBase, observations: TensorDictBase, action: Tensor) -> Tensor:
         stacked = params.get("module")
         features, x = observations.get(self.in_keys[0]), self._flat(stacked, action)
-        inputs = torch.cat([features, x], dim=-1).flatten(0, -2).expand(*params.batch_size, -1, -1)
-        values = _layers(list(self.module.mlp.named_children()), stacked.get("mlp"), inputs)
-        return values.squeeze(-1).unflatten(1, x.shape[:-1])
+        inputs = torch.cat([features, x], dim=-1)
+        rows = inputs.reshape(-1, inputs.shape[-1]).expand(*params.batch_size, -1, -1)
+        values = _layers(list(self.module.mlp.named_children()), stacked.get("mlp"), rows)
+        return values.reshape(*params.batch_size, *x.shape[:-1])
 
     def candidates(self, params: TensorDictBase, observations: TensorDictBase, action: Tensor) -> Tensor:
         """As in :class:`Critic`; the observation's share of the first layer is computed once for all M."""

@@ -8,13 +8,13 @@ from typing import ClassVar
 
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
-from tensordict.nn import ProbabilisticTensorDictSequential
+from tensordict.nn import ProbabilisticTensorDictSequential, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor
 
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.networks.critics import reduce_ensemble
-from dsrl_torchrl.objectives.latent_loss import LatentLoss, check_ensemble
+from dsrl_torchrl.objectives.latent_loss import LatentLoss, check_ensemble, check_reduction, with_batch_of
 
 
 def truncated_prior(*shape: int, bound: float, like: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class AdvantageWeightedMLELoss(LatentLoss):
         beta_latent: float,
         tau_baseline: float,
         backup: str,
-        reduction: str = "mean",
+        reduction: str | None = "mean",
     ) -> None:
         if m_candidates < 2:
             raise UserError(f"m_candidates must be at least 2, got {m_candidates}")
@@ -84,7 +84,7 @@ class AdvantageWeightedMLELoss(LatentLoss):
         self.refer(noise_values=noise_values)
         self.latent_dim, self.action_magnitude, self.m_candidates = latent_dim, action_magnitude, m_candidates
         self.beta_latent, self.tau_baseline = beta_latent, tau_baseline
-        self.backup, self.reduction = backup, reduction
+        self.backup, self.reduction = backup, check_reduction(reduction)
 
     def reads(self) -> list[NestedKey]:
         return list(self.actor.in_keys)
@@ -95,9 +95,11 @@ class AdvantageWeightedMLELoss(LatentLoss):
         baseline = self.tau_baseline * (torch.logsumexp(q / self.tau_baseline, 0) - log_m)
         return torch.exp(self.beta_latent * (q - baseline) - log_m)
 
+    @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Draws the candidates from the global generator; batch ``[*B]``."""
         like = tensordict.get(self.actor.in_keys[0])
+        tensordict = with_batch_of(tensordict, like)
         shape = (self.m_candidates, *tensordict.batch_size, self.latent_dim)
         noise = truncated_prior(*shape, bound=self.action_magnitude, like=like)
         with torch.no_grad():

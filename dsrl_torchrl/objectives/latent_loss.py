@@ -5,12 +5,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
+from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
+from torch import Tensor
 from torchrl.objectives import LossModule
 
 from dsrl_torchrl.errors import UserError
 
 BACKUPS = ("min", "mean")
+REDUCTIONS = ("none", "mean", "sum")
 
 
 class LatentLoss(LossModule):
@@ -43,9 +46,25 @@ class LatentLoss(LossModule):
         self.__dict__.update(functions)
 
 
+def with_batch_of(tensordict: TensorDictBase, vector: Tensor) -> TensorDictBase:
+    """A batch ``[*B]``, where a call with keywords that names one vector ``[*B, d]`` alone would take d for another."""
+    if tensordict.ndim < vector.ndim:
+        return tensordict
+    tensordict = tensordict.copy()
+    tensordict.batch_size = vector.shape[:-1]
+    return tensordict
+
+
 def check_ensemble(num_critics: int, backup: str = "min") -> None:
     """Raises :class:`UserError` for an ensemble without members or an unknown reduction of it."""
     if num_critics < 1:
         raise UserError(f"num_critics must be at least 1, got {num_critics}")
     if backup not in BACKUPS:
         raise UserError(f"backup must be one of {', '.join(BACKUPS)}; got {backup!r}")
+
+
+def check_reduction(reduction: str | None) -> str:
+    """``mean`` for ``None``, as in TorchRL's losses; raises :class:`UserError` for an unknown one."""
+    if reduction is not None and reduction not in REDUCTIONS:
+        raise UserError(f"reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}")
+    return "mean" if reduction is None else reduction

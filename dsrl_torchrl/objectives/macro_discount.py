@@ -10,7 +10,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor
-from torchrl.objectives import LossModule
+from torchrl.objectives import LossModule, TQCLoss
 from torchrl.objectives.value import GAE, TD0Estimator, TDLambdaEstimator, ValueEstimatorBase
 
 from dsrl_torchrl.errors import UserError
@@ -39,9 +39,11 @@ def use_macro_discount(target: LossOrEstimator, gamma: float, lmbda: float | Non
     step is one decision of the policy. ``A^(n) = Σ_{i<n} γ^{k_0 + ... + k_{i-1}} δ_i`` carries the discounts, whence
     ``A_t = δ_t + γ^k_t λ A_{t+1}``.
 
-    A batch without the entry is refused, where TorchRL takes k = 1. What a loss makes later, by
-    ``make_value_estimator``, bootstraps with ``γ^k`` too (γ and λ as they were, unless given), ``set_keys`` accepts
-    ``steps_to_next_obs``, and ``in_keys`` names the entry.
+    A batch without the entry is refused. TorchRL takes k = 1 there, or what lies at the root under that name: in a
+    batch of a latent env that is the step before's k, so a loss without this call bootstraps by a wrong discount.
+
+    What a loss makes later, by ``make_value_estimator``, bootstraps with ``γ^k`` too (γ and λ as they were, unless
+    given), ``set_keys`` accepts ``steps_to_next_obs``, and ``in_keys`` names the entry.
 
     Args:
         target: a loss, whose estimator it is to use (by default the loss's own) may have been made before; or an
@@ -50,11 +52,15 @@ def use_macro_discount(target: LossOrEstimator, gamma: float, lmbda: float | Non
         lmbda: λ of GAE and TD(λ); as it is by default.
 
     Raises:
-        UserError: for estimators other than TD(0), TD(λ) and GAE, whose recursions aren't known to be right, and for
-            losses without an estimator.
+        UserError: for estimators other than TD(0), TD(λ) and GAE, whose recursions aren't known to be right, for
+            losses without an estimator, and for ``TQCLoss``, which drops the next observation where k lies beside it.
     """
     _check_fraction("gamma", gamma)
     _check_fraction("lmbda", lmbda)
+    if isinstance(target, TQCLoss):
+        raise UserError(
+            "TQCLoss can't discount by γ^k, it reads no next observation beside k: take SACLoss or REDQLoss"
+        )
     if isinstance(target, LossModule):
         if target._value_estimator is not None:
             use_macro_discount(target._value_estimator, gamma, lmbda)

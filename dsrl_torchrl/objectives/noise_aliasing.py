@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.networks.critics import Critic
-from dsrl_torchrl.objectives.latent_loss import LatentLoss, check_ensemble
+from dsrl_torchrl.objectives.latent_loss import LatentLoss, check_ensemble, check_reduction, with_batch_of
 from dsrl_torchrl.objectives.q_action import Decode
 
 
@@ -75,7 +75,7 @@ class NoiseAliasingLoss(LatentLoss):
         num_critics: int,
         q_noise_params: TensorDictParams | None = None,
         decode_keys: Sequence[NestedKey] = ("observation",),
-        reduction: str = "mean",
+        reduction: str | None = "mean",
     ) -> None:
         check_ensemble(num_critics)
         super().__init__()
@@ -88,7 +88,7 @@ class NoiseAliasingLoss(LatentLoss):
                 )
             self.q_noise_params = q_noise_params
         self.refer(chunk_values=chunk_values, decode=decode)
-        self.latent_dim, self.reduction, self.decode_keys = latent_dim, reduction, list(decode_keys)
+        self.latent_dim, self.reduction, self.decode_keys = latent_dim, check_reduction(reduction), list(decode_keys)
 
     def reads(self) -> list[NestedKey]:
         return [*self.q_noise.observation_keys, *self.decode_keys]
@@ -108,6 +108,7 @@ class NoiseAliasingLoss(LatentLoss):
         with torch.no_grad():
             if noise is None:
                 like = tensordict.get(self.q_noise.observation_keys[0])
+                tensordict = with_batch_of(tensordict, like)
                 noise = torch.randn(*tensordict.batch_size, self.latent_dim, dtype=like.dtype, device=like.device)
                 chunk = self.decode(tensordict, noise)
             else:

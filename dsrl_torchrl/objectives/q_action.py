@@ -15,7 +15,7 @@ from torchrl.objectives import ValueEstimators
 from torchrl.objectives.value import TD0Estimator
 
 from dsrl_torchrl.networks.critics import Critic, reduce_ensemble
-from dsrl_torchrl.objectives.latent_loss import LatentLoss, check_ensemble
+from dsrl_torchrl.objectives.latent_loss import LatentLoss, check_ensemble, check_reduction
 from dsrl_torchrl.objectives.macro_discount import MacroDiscountLoss
 
 #: Draws ``w' ~ π^W(· | s')`` at observations ``[*B]``: the noise ``[*B, latent_dim]`` and ``log π(w' | s')`` ``[*B]``.
@@ -34,7 +34,8 @@ class QActionLoss(MacroDiscountLoss, LatentLoss):
     Reads what the critic reads of s and s', what ``draw_noise`` and ``decode`` read of s' (``next_keys``), and the
     macro transition's entries under ``"next"``; also the chunk of ``w'`` and ``log π(w' | s')`` where
     :meth:`draw_next_chunks` has put them, otherwise both are drawn here. Returns ``loss_q_action`` and, detached,
-    ``td_error`` (largest over the ensemble, ``[*B]``), ``q_action`` (``[N, *B]``) and ``value_target`` (``[*B]``).
+    ``td_error`` (largest over the ensemble, ``[*B]``; a prioritised replay's priority, which the caller puts into the
+    batch: the batch is left as it was), ``q_action`` (``[N, *B]``) and ``value_target`` (``[*B]``).
 
     Args:
         q_action: one member; its last in key is the chunk.
@@ -57,6 +58,7 @@ class QActionLoss(MacroDiscountLoss, LatentLoss):
             next_chunk: what ``w' ~ π^W(· | s')`` decodes to, optional.
             next_log_prob: ``log π(w' | s')``, optional.
             reward, done, terminated: under ``"next"``.
+            priority_weight: of each transition ``[*B]`` in the loss, optional: a prioritised replay writes it.
         """
 
         action_chunk: NestedKey = ("next", "action_chunk")
@@ -66,6 +68,7 @@ class QActionLoss(MacroDiscountLoss, LatentLoss):
         reward: NestedKey = "reward"
         done: NestedKey = "done"
         terminated: NestedKey = "terminated"
+        priority_weight: NestedKey = "priority_weight"
 
     tensor_keys: _AcceptedKeys
     draw_noise: DrawNoise
@@ -88,13 +91,13 @@ class QActionLoss(MacroDiscountLoss, LatentLoss):
         backup: str,
         temperature: float | Callable[[], Tensor | float],
         next_keys: Sequence[NestedKey] = ("observation",),
-        reduction: str = "mean",
+        reduction: str | None = "mean",
     ) -> None:
         check_ensemble(num_critics, backup)
         super().__init__()
         self.convert_to_functional(q_action, "q_action", num_critics, create_target_params=True)
         self.refer(draw_noise=draw_noise, decode=decode)
-        self.backup, self.temperature, self.reduction = backup, temperature, reduction
+        self.backup, self.temperature, self.reduction = backup, temperature, check_reduction(reduction)
         self.next_keys = list(next_keys)
 
     def make_value_estimator(self, value_type: Any = None, **hyperparams: Any) -> QActionLoss:
@@ -149,7 +152,9 @@ class QActionLoss(MacroDiscountLoss, LatentLoss):
         error = q - target
         return TensorDict(
             {
-                "loss_q_action": self._reduce_loss(error.square().sum(0), tensordict),
+                "loss_q_action": self._reduce_loss(
+                    error.square().sum(0), tensordict, weights=self._maybe_get_priority_weight(tensordict)
+                ),
                 "td_error": error.detach().abs().max(0)[0],
                 "q_action": q.detach(),
                 "value_target": target,

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dsrl_torchrl.agents import DSRLNA
+from dsrl_torchrl.errors import UserError
 
 from .cases import (
     MAGNITUDE,
@@ -141,3 +142,8 @@ def test_actor_and_distillation_share_one_noise_critic():
 def test_as_published_the_last_actor_is_kept():
     agent = make_agent(DSRLNA)
     assert agent.kept_policy.actor is agent.actor
+
+
+def test_an_option_that_its_critics_have_not_is_refused():
+    with pytest.raises(UserError, match="target_subset"):
+        make_agent(DSRLNA, target_subset=2)

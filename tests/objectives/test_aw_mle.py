@@ -134,9 +134,20 @@ def test_in_keys_and_state_dict():
         other.set_keys(reward="r")
 
 
+def test_it_can_be_called_without_a_tensordict():
+    """And for one state, without a batch."""
+    loss, batch = make_loss(), make_batch()
+    for rows in (batch, batch[0]):
+        torch.manual_seed(5)
+        expected = loss(rows)["loss_aw_mle"]
+        torch.manual_seed(5)
+        torch.testing.assert_close(loss(features=rows["features"])[0], expected)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
+        ({"reduction": "max"}, "reduction"),
         ({"m_candidates": 1}, "m_candidates"),
         ({"beta_latent": 0.0}, "beta_latent"),
         ({"tau_baseline": -1.0}, "tau_baseline"),

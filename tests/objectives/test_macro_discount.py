@@ -10,7 +10,7 @@ from dataclasses import asdict
 import pytest
 import torch
 from torchrl.data import MultiStep
-from torchrl.objectives import BCLoss, ValueEstimators
+from torchrl.objectives import BCLoss, TQCLoss, ValueEstimators
 from torchrl.objectives.value import GAE, MultiAgentGAE, TD0Estimator, TD1Estimator, TDLambdaEstimator
 
 from dsrl_torchrl.errors import UserError
@@ -120,6 +120,7 @@ def test_what_cannot_be_right_is_refused_and_changes_nothing():
         (TD0Estimator(gamma=0.9, value_network=None), {"gamma": 1.5}, "gamma must be between 0 and 1, got 1.5"),
         (GAE(gamma=0.9, lmbda=0.9, value_network=None), {"lmbda": -1.0}, "lmbda must be between 0 and 1, got -1.0"),
         (None, {}, "NoneType can't"),
+        (TQCLoss(Networks().actor(), Networks().q(), action_spec=None, target_entropy=-1.0), {}, "TQCLoss can't"),
     ],
     ids=lambda value: type(value).__name__,
 )

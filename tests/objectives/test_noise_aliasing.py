@@ -12,9 +12,11 @@ from dsrl_torchrl.objectives.q_action import QActionLoss
 from dsrl_torchrl.objectives.sac import SACOptions, make_sac_loss
 
 from .macro_batch import (
+    ACTION,
     DIM,
     FEATURES,
     GAMMA,
+    H_A,
     MAGNITUDE,
     B,
     Decoder,
@@ -106,6 +108,19 @@ def test_only_what_critics_and_decoder_read_is_read():
     torch.manual_seed(5)  # and without a tensordict
     value = loss(**{key: batch[key] for key in loss.in_keys})[0]
     torch.testing.assert_close(value, values[0])
+
+
+def test_it_can_be_called_without_a_tensordict():
+    """By one vector, whose own axis is none of the batch; and for one state."""
+    _, loss = make_losses(decode_keys=())
+    loss.refer(decode=lambda observations, noise: noise.reshape(*noise.shape[:-1], H_A, ACTION))
+    assert loss.in_keys == ["features"]
+    batch = make_batch().select("features")
+    for rows in (batch, batch[0]):
+        torch.manual_seed(5)
+        expected = loss(rows)["loss_noise_aliasing"]
+        torch.manual_seed(5)
+        torch.testing.assert_close(loss(features=rows["features"])[0], expected)
 
 
 def test_renamed_keys():

@@ -232,7 +232,10 @@ def test_other_targets_are_refused():
         make_loss().make_value_estimator(ValueEstimators.TDLambda, gamma=GAMMA)
 
 
-@pytest.mark.parametrize(("kwargs", "message"), [({"backup": "max"}, "backup"), ({"num_critics": 0}, "num_critics")])
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [({"backup": "max"}, "backup"), ({"num_critics": 0}, "num_critics"), ({"reduction": "max"}, "reduction")],
+)
 def test_bad_arguments(kwargs, message):
     with pytest.raises(UserError, match=message):
         make_loss(**kwargs)
@@ -247,3 +250,21 @@ def test_it_can_be_called_without_a_tensordict():
     torch.manual_seed(5)
     value = loss(**arguments)[0]
     torch.testing.assert_close(value, expected)
+
+
+def test_the_weights_of_a_prioritised_replay_count():
+    _, loss, batch = make_all(reduction=None)
+    weights = torch.rand(B, dtype=torch.float64)
+    loss.set_keys(priority_weight="w")
+    torch.manual_seed(5)
+    out = loss(batch.set("w", weights))
+    squared = (out["q_action"] - out["value_target"]).square().sum(0)
+    torch.testing.assert_close(out["loss_q_action"].detach(), (squared * weights).sum() / weights.sum())
+
+
+def test_one_transition_without_a_batch():
+    _, loss, batch = make_all()
+    torch.manual_seed(5)
+    expected = loss(batch[:1])["loss_q_action"]
+    torch.manual_seed(5)
+    torch.testing.assert_close(loss(batch[0])["loss_q_action"], expected)
