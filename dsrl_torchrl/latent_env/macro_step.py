@@ -98,8 +98,7 @@ class MacroStep(Transform):
         chunk = tensordict.get(CHUNK_KEY)
         # Entries of its state that the env reads and need not write again, as TorchRL's step_mdp carries them.
         state = tensordict.select(*parent.state_keys, strict=False)
-        shapes = _shapes(parent)
-        latched = current = _completed(parent, next_tensordict, shapes)
+        latched = current = _completed(parent, next_tensordict)
         reward = current.get("reward")
         alive = ~current.get("done")  # (*B, 1)
         steps = torch.ones_like(alive, dtype=torch.int64)
@@ -111,11 +110,12 @@ class MacroStep(Transform):
             if j == self.act_horizon - 1:
                 self._set_skipping(False)
             # The env's own state entries ride along for envs that keep their state in the tensordict.
-            step_input = state.copy().update(current.exclude("reward", *parent.done_keys))
-            step_input.set("action", chunk[..., j, :])
+            step_input = current.exclude("reward", *parent.done_keys).set("action", chunk[..., j, :])
+            if not state.is_empty():
+                step_input = state.copy().update(step_input)
             if not all_alive and self._masked():
                 step_input.set("_step", alive.squeeze(-1)).update(current.select(*parent.done_keys))
-            current = _completed(parent, parent._step(step_input), shapes)
+            current = _completed(parent, parent._step(step_input))
             latched = current if all_alive else current.where(alive.squeeze(-1), latched)
             # Not times `alive`: what an env gives after an episode's end may be NaN.
             reward = reward + self.gamma**j * torch.where(alive, current.get("reward"), 0)
@@ -199,19 +199,13 @@ class MacroStep(Transform):
         return observation_spec
 
 
-def _shapes(env: EnvBase) -> dict[NestedKey, torch.Size]:
-    """Of reward and done flags, by the specs."""
-    done = env.full_done_spec
-    return {"reward": env.full_reward_spec["reward"].shape} | {key: done[key].shape for key in env.done_keys}
-
-
-def _completed(env: EnvBase, current: TensorDictBase, shapes: dict[NestedKey, torch.Size]) -> TensorDictBase:
-    """What ``env._step`` gave, with all flags and in these shapes: some envs leave that to TorchRL's ``step``."""
-    for key, shape in shapes.items():
-        entry = current.get(key, None)
-        if entry is None or entry.shape[-len(shape) :] != shape:
-            return env._step_proc_data(current)
-    return current
+def _completed(env: EnvBase, current: TensorDictBase) -> TensorDictBase:
+    """What ``env._step`` gave, with every flag and ``[*B, 1]`` each: some envs leave that to TorchRL's ``step``."""
+    shape = (*current.batch_size, 1)
+    entries = (current.get(key, None) for key in ("reward", *env.done_keys))
+    if all(entry is not None and entry.shape == shape for entry in entries):
+        return current
+    return env._step_proc_data(current)
 
 
 def _success(tensordict: TensorDictBase) -> Tensor | None:
