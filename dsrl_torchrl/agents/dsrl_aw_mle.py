@@ -52,7 +52,7 @@ class DSRLAWMLE(DSRLNA):
 
     panels: ClassVar = [
         DSRLNA.panels[0],
-        ({"q_action/q_mean": "$Q^A$, data", "q_noise/q_mean": "$Q^W$, prior"}, "mean Q"),
+        ({"q_action/q_mean": "$Q^A$, data", "q_noise/q_mean": "$Q^W$, pairs"}, "mean Q"),
         DSRLNA.panels[2],
         ({"actor/loss": ""}, "imitation loss"),
         ({"actor/effective_candidates": ""}, "effective candidates"),

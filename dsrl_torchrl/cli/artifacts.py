@@ -1,4 +1,4 @@
-"""The run folder: which step's result exists, and with which configuration it was made."""
+"""One step's result on disk: whether it is there, and what it was made with."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def collect_rollouts(
     Args:
         env: the latent env; it is seeded.
         policy: writes ``action``.
-        env_steps: primitive env steps to collect, over all envs; rounded up to whole macro steps.
+        env_steps: primitive env steps to collect, over all envs; rounded up to batches of 64 macro steps.
         seed: of the resets and of the policy's noise.
         observation_keys: the observation entries to keep.
         progress: show a progress bar.

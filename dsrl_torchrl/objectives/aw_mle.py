@@ -31,9 +31,9 @@ class AdvantageWeightedMLELoss(LatentLoss):
     """``-Σ_i ω_i log π(w_i | s)`` over M candidates ``w_i`` of the prior, weighted by their advantage under ``Q^W``.
 
     ``ω_i = exp(β (Q(s, w_i) - V(s))) / M`` with the soft baseline ``V(s) = τ log mean_i exp(Q(s, w_i) / τ)`` and
-    ``Q = min_i Q^W_i``. ``V`` runs from the mean (τ → ∞, advantage-weighted regression, Peng et al. 2019) to the best
-    candidate (τ → 0); with ``β = 1 / τ`` the weights of a state are the softmax of ``Q / τ``. The exponent is at most
-    ``β τ log M``, so no weight exceeds ``M^(β τ) / M``.
+    ``Q = min_i Q^W_i`` (or the mean, by ``backup``). ``V`` runs from the mean (τ → ∞, advantage-weighted regression,
+    Peng et al. 2019) to the best candidate (τ → 0); with ``β = 1 / τ`` the weights of a state are the softmax of
+    ``Q / τ``. The exponent is at most ``β τ log M``, so no weight exceeds ``M^(β τ) / M``.
 
     The policy stays where the prior has mass, which guards against the critic's over-estimation elsewhere.
 

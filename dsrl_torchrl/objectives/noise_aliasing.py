@@ -25,10 +25,10 @@ class NoiseAliasingLoss(LatentLoss):
     are not inverted: not needing their noise is the point of the method. DSRL-NA, Wagenmaker et al. 2025; Eq. 13.
 
     Reads what the critics and ``decode`` read, and ``pair_noise`` ``[*B, latent_dim]`` with its ``pair_chunk``
-    ``[*B, act_horizon, action_dim]`` where the batch has them (:mod:`dsrl_torchrl.data.decoded_pairs`): pairs that were
-    drawn from the prior and decoded before. Otherwise a fresh noise is drawn and decoded. Returns
-    ``loss_noise_aliasing`` and, detached, ``q_noise`` and ``q_action`` (both ``[N, *B]``), whose difference is the
-    distillation gap.
+    ``[*B, act_horizon, action_dim]`` where the batch has them (:mod:`dsrl_torchrl.data.decoded_pairs`): drawn from the
+    prior and decoded before, or what was executed (``executed_share``). Otherwise a fresh noise is drawn and decoded.
+    Returns ``loss_noise_aliasing`` and, detached, ``q_noise`` and ``q_action`` (both ``[N, *B]``), whose difference is
+    the distillation gap.
 
     Args:
         q_noise: one member of ``Q^W``; its last in key is the noise.
@@ -48,7 +48,7 @@ class NoiseAliasingLoss(LatentLoss):
         """Configurable tensordict keys.
 
         Attributes:
-            pair_noise: noise drawn from the prior, optional.
+            pair_noise: noise of a decoded pair, optional.
             pair_chunk: the executed head that it decodes to, optional.
         """
 
@@ -103,7 +103,7 @@ class NoiseAliasingLoss(LatentLoss):
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
-        """One ``w ~ N(0, I)`` for every element of the batch ``[*B]``, from the batch or the global generator."""
+        """One noise for every element of the batch ``[*B]``: its pair's, or ``N(0, I)`` of the global generator."""
         noise = tensordict.get(self.tensor_keys.pair_noise, None)
         with torch.no_grad():
             if noise is None:

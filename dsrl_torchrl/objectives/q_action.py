@@ -28,8 +28,8 @@ class QActionLoss(MacroDiscountLoss, LatentLoss):
     """Soft TD of an ensemble ``Q^A_i(s, a)`` over action chunks; the policy that acts lives in noise space.
 
     ``y = R + γ^k (1 - terminated) (min_i Q^A_targ,i(s', decode(s', w')) - α log π(w' | s'))``, ``w' ~ π^W(· | s')``,
-    and the loss is ``Σ_i mean (Q^A_i(s, a) - y)²``. No noise of the data is read, so demonstrations, base-policy
-    rollouts and online data are alike. DSRL-NA, Wagenmaker et al. 2025; Eq. 12.
+    ``min_i`` or the mean, by ``backup``; the loss is ``Σ_i mean (Q^A_i(s, a) - y)²``. No noise of the data is read, so
+    demonstrations, base-policy rollouts and online data are alike. DSRL-NA, Wagenmaker et al. 2025; Eq. 12.
 
     Reads what the critic reads of s and s', what ``draw_noise`` and ``decode`` read of s' (``next_keys``), and the
     macro transition's entries under ``"next"``; also the chunk of ``w'`` and ``log π(w' | s')`` where
@@ -132,7 +132,7 @@ class QActionLoss(MacroDiscountLoss, LatentLoss):
 
     @torch.no_grad()
     def value_target(self, tensordict: TensorDictBase) -> Tensor:
-        """``y = R + γ^k (1 - terminated) (min_i Q^A_targ,i(s', decode(s', w')) - α log π(w' | s'))``, ``[*B]``."""
+        """``y`` of the class, ``[*B]``: the target ensemble's ``min_i`` or mean, by ``backup``."""
         tensordict = tensordict.copy()
         if tensordict.get(self.tensor_keys.next_chunk, None) is None:
             tensordict = self.draw_next_chunks(tensordict)

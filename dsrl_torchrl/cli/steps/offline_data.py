@@ -1,4 +1,4 @@
-"""The offline data of a run: the base policy's rollouts and the demonstrations, as macro transitions."""
+"""Functions on offline data: rollouts and demonstrations as macro transitions, and what to warn of."""
 
 from __future__ import annotations
 
