@@ -57,26 +57,18 @@ def check_finite_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> Non
 
 
 def check_fit(stored: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Raises what :func:`copy_strictly` raises."""
+    """Whether ``stored`` can be copied into ``wanted``.
+
+    Raises:
+        CheckpointError: names the first tensor that is missing, left over, of another shape or not finite, and
+            ``path``.
+    """
     check_finite_tensors(stored, path)
     for name in sorted(stored.keys() | wanted.keys()):
         want = list(wanted[name].shape) if name in wanted else "absent"
         got = list(stored[name].shape) if name in stored else "absent"
         if want != got:
             raise CheckpointError(f"{path} does not fit: tensor {name!r} should be {want}, but is {got}")
-
-
-@torch.no_grad()
-def copy_strictly(stored: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Copies ``stored`` into ``wanted`` in place, across devices.
-
-    Raises:
-        CheckpointError: names the first tensor that is missing, left over, of another shape or not finite, and
-            ``path``.
-    """
-    check_fit(stored, wanted, path)
-    for name, tensor in wanted.items():
-        tensor.copy_(stored[name])
 
 
 def save_described(
@@ -101,10 +93,13 @@ def save_described(
     return [folder / file for file in (*records, name)]
 
 
+@torch.no_grad()
 def load_described(
     folder: Path, files: Mapping[str, Mapping[str, torch.Tensor]], description: Mapping[str, Any], name: str
 ) -> None:
     """Copies what :func:`save_described` wrote into the tensors of ``files``, which may be some of those written.
+
+    In place, across devices.
 
     Raises:
         CheckpointError: a file is missing, damaged or does not fit, or what ``description`` says is otherwise there;
@@ -115,14 +110,14 @@ def load_described(
         there = stored.get(key)
         if there != here and None not in (there, here):
             raise CheckpointError(f"{folder} does not fit: its {key} is {there}, here it is {here}")
-    read = {}
+    read: dict[str, dict[str, torch.Tensor]] = {}
     for stem, tensors in files.items():  # all of them before any is copied
         path = folder / f"{stem}.safetensors"
         if path.name not in stored["files"]:
             raise CheckpointError(f"{folder} does not fit: it has no {path.name}")
         check_file(path, stored["files"][path.name])
-        read[path] = load_tensors(path)
-        check_fit(read[path], tensors, path)
+        read[stem] = load_tensors(path)
+        check_fit(read[stem], tensors, path)
     for stem, tensors in files.items():
-        path = folder / f"{stem}.safetensors"
-        copy_strictly(read[path], tensors, path)
+        for tensor_name, tensor in tensors.items():
+            tensor.copy_(read[stem][tensor_name])

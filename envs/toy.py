@@ -28,8 +28,8 @@ class PointReachEnv(EpisodicEnv):
     """A point in the plane that must reach a square around its goal; batched, deterministic.
 
     ``p' = clip(p + STEP_SIZE * a, -1, 1)`` with ``|a_i| <= 1``; success is ``max_i |p_i - goal_i| <= RADIUS``. The
-    distance is the max norm because the velocity bound is: each axis is its own race, which is what makes
-    :func:`optimal_steps` a formula. The reward is ``-1 + success_bonus * success``. Entries, ends and seeds as
+    distance is the max norm because the velocity bound is: each axis is its own race, and the fewest steps to success
+    are a formula. The reward is ``-1 + success_bonus * success``. Entries, ends and seeds as
     :class:`~dsrl_torchrl.envs.episodic.EpisodicEnv` has them; the start depends on the env's own seed only.
 
     Args:
@@ -131,22 +131,6 @@ class PointReachEnv(EpisodicEnv):
         return (self.position - self.goal).abs().amax(-1) <= RADIUS + 1e-6
 
 
-def optimal_steps(start: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
-    """The fewest steps from ``start`` to success, ``ceil((max_i |start_i - goal_i| - RADIUS) / STEP_SIZE)``.
-
-    After ``k`` steps the reachable set is the square of half-side ``k * STEP_SIZE`` around the start.
-
-    Args:
-        start: ``[*B, 2]``.
-        goal: ``[*B, 2]``.
-
-    Returns:
-        ``[*B]`` int64; 0 inside the goal region.
-    """
-    distance = (start - goal).abs().amax(-1) - RADIUS
-    return (distance / STEP_SIZE - 1e-5).ceil().clamp(min=0).long()
-
-
 def make_toy_demonstrations(
     path: str | Path,
     count: int,
@@ -163,7 +147,7 @@ def make_toy_demonstrations(
     Each episode has the data set ``obs``, or ``obs/state`` and ``obs/pixels`` where there are images.
 
     The expert walks straight to the goal at ``speed``, and its noise is executed and recorded. Slow and noisy on
-    purpose: a policy cloned from it leaves room for steering, up to :func:`optimal_steps`.
+    purpose: a policy cloned from it leaves room for steering.
 
     Args:
         path: the ``.h5`` to write; the ``.json`` goes beside it.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 SUCCESS = "env/success_running"
+#: How far below its reference a curve is in a dip.
+DIP = 0.10
 
 Rows = Sequence[dict[str, float]]
 #: ``(rows of metrics.csv, latent_dim)`` -> a warning in one line, or ``None``. An agent lists those that concern it.
@@ -90,17 +92,16 @@ def success_curve(rows: Rows) -> list[tuple[float, float]]:
     return [(row["env_steps"], row[SUCCESS]) for row in rows if SUCCESS in row]
 
 
-def longest_dip(curve: Sequence[tuple[float, float]], reference: float, margin: float = 0.10) -> float:
-    """The longest stretch, in env steps, that a curve stayed more than ``margin`` below ``reference``.
+def longest_dip(curve: Sequence[tuple[float, float]], reference: float) -> float:
+    """The longest stretch, in env steps, that a curve stayed more than :data:`DIP` below ``reference``.
 
     Args:
         curve: ``(env_steps, success)`` in order; what lies before its first point was not measured, and does not count.
         reference: success of the base policy, or of stage 1.
-        margin: how far below counts as a dip.
     """
     longest, start, previous = 0.0, None, curve[0][0] if curve else 0.0
     for step, success in curve:
-        if reference - success > margin + 1e-9:  # 0.56 - 0.46 is more than 0.1 in floats
+        if reference - success > DIP + 1e-9:  # 0.56 - 0.46 is more than 0.1 in floats
             # A point stands for the stretch since the one before it.
             start = previous if start is None else start
             longest = max(longest, step - start)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 import yaml
 
-from dsrl_torchrl.cli.config import AUTO, RunConfig
+from dsrl_torchrl.cli.config import RunConfig
 from dsrl_torchrl.cli.targets import Target, find_target, parameters
+from dsrl_torchrl.cli.values import AUTO
 from dsrl_torchrl.collect.spawned_process import available_cores
 from dsrl_torchrl.errors import UserError
 

@@ -15,7 +15,7 @@ from dsrl_torchrl.agents.agent import Agent, AgentConfig
 from dsrl_torchrl.cli import values
 from dsrl_torchrl.cli.schema import from_yaml, plain
 from dsrl_torchrl.cli.targets import Target, agent_class, find_target, parameters
-from dsrl_torchrl.cli.values import AUTO as AUTO
+from dsrl_torchrl.cli.values import AUTO
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.networks.config import NetworkConfig
 from dsrl_torchrl.options import Options, option, shown

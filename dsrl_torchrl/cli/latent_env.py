@@ -9,8 +9,9 @@ from typing import Any
 from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.envs.transforms import Transform
 
-from dsrl_torchrl.cli.config import AUTO, RunConfig
+from dsrl_torchrl.cli.config import RunConfig
 from dsrl_torchrl.cli.targets import Target, find_target, make, parameters
+from dsrl_torchrl.cli.values import AUTO
 from dsrl_torchrl.collect.worker_processes import WorkerEnvs
 from dsrl_torchrl.data.frame_pool import is_image
 from dsrl_torchrl.data.image_memory import available_memory, check_image_memory, image_memory

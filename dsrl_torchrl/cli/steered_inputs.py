@@ -13,12 +13,12 @@ from typing_extensions import Self
 
 from dsrl_torchrl import seeds
 from dsrl_torchrl.agents.agent import Agent
-from dsrl_torchrl.cli.config import AUTO
 from dsrl_torchrl.cli.inputs import Inputs
 from dsrl_torchrl.cli.latent_env import image_memory_line, make_latent_env
 from dsrl_torchrl.cli.steps import noise_subspace, offline_data
 from dsrl_torchrl.cli.steps.action_magnitude import measure_magnitude
 from dsrl_torchrl.cli.steps.noise_centre import FILE, ROLLOUTS_FILE, search_centre
+from dsrl_torchrl.cli.values import AUTO
 from dsrl_torchrl.collect.episode_statistics import EpisodeTracker
 from dsrl_torchrl.collect.episodes import reset_to_seeds
 from dsrl_torchrl.data.macro_transitions import save_transitions

@@ -62,7 +62,7 @@ class RayWorkers:
     def __init__(self, make_env: Callable[[], LatentActionEnv], num_workers: int, *, address: str = LOCAL) -> None:
         if ray is None:
             raise UserError("collecting on Ray workers needs Ray: pip install 'dsrl-torchrl[ray]'")
-        self.make_env, self.num_workers, self.address = make_env, num_workers, address
+        self.make_env, self.num_workers = make_env, num_workers
         self._policy: TensorDictModuleBase | None = None
         self._collector: RayCollector | None = None
         self._waiting = ThreadPoolExecutor(1)

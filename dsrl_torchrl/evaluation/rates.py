@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+#: The normal distribution's 97.5 % quantile.
+Z = 1.959964
+
 
 @dataclass(frozen=True)
 class Rate:
@@ -20,13 +23,13 @@ class Rate:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
-def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a binomial rate (Wilson 1927), 95 % by default."""
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a binomial rate (Wilson 1927)."""
     if n == 0:
         return 0.0, 1.0
     p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    centre = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    half = Z / (1 + Z * Z / n) * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
     # In floats an interval of 4 of 4 ends below 1.
     return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
 

@@ -12,6 +12,8 @@ from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.policies.base_policy import BasePolicy
 
 BASE_FEATURES_KEY = "base_features"
+#: Transitions that are encoded at once.
+ROWS = 1024
 
 
 class BaseFeatures(Transform):
@@ -88,9 +90,9 @@ class FeaturePolicy(BasePolicy):
 
 
 @torch.no_grad()
-def add_base_features(transitions: TensorDictBase, policy: BasePolicy, rows: int = 1024) -> TensorDictBase:
+def add_base_features(transitions: TensorDictBase, policy: BasePolicy) -> TensorDictBase:
     """Adds ``base_features`` of s and s' to macro transitions ``[n]`` that hold the policy's entries, in place."""
     for observations in (transitions, transitions.get("next")):
-        parts = [policy.encode(part.to(policy.device)) for part in observations.select(*policy.in_keys).split(rows)]
+        parts = [policy.encode(part.to(policy.device)) for part in observations.select(*policy.in_keys).split(ROWS)]
         observations.set(BASE_FEATURES_KEY, torch.cat(parts).to(transitions.get(policy.in_keys[0]).device))
     return transitions

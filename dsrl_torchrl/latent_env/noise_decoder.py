@@ -92,12 +92,11 @@ class NoiseDecoder(Transform):
         """Where chunks are decoded."""
         return self.base_policy.device
 
-    def decode(self, observations: TensorDictBase, latent_action: Tensor, *, full: bool = False) -> Tensor:
+    def decode(self, observations: TensorDictBase, latent_action: Tensor) -> Tensor:
         """Observations ``[*B]``, ``[*B, latent_dim]`` -> the executed head ``[*B, act_horizon, action_dim]``.
 
-        ``full=True`` returns the whole sequence ``[*B, pred_horizon, action_dim]``. Deterministic in both arguments,
-        differentiable in ``latent_action`` when that requires grad and the base policy is differentiable. A latent
-        action of a ``subspace`` is completed by a draw of the global generator first
+        Deterministic in both arguments, differentiable in ``latent_action`` when that requires grad and the base policy
+        is differentiable. A latent action of a ``subspace`` is completed by a draw of the global generator first
         (:meth:`~dsrl_torchrl.latent_env.noise_subspace.NoiseSubspace.complete`): what is completed by the caller is
         deterministic again.
 
@@ -106,13 +105,12 @@ class NoiseDecoder(Transform):
                 them.
             latent_action: the subspace's, of the layout's size, or ``[*B, layout.full_dim]``: the base policy's own
                 noise.
-            full: the whole sequence.
         """
         if self.subspace is not None and latent_action.shape[-1] == self.subspace.dim:
             latent_action = self.subspace.complete(latent_action)
         chunk = self.base_policy.decode(observations, self.layout.to_chunk_noise(latent_action))
         first = self.base_policy.first_action
-        return chunk if full else chunk[..., first : first + self.act_horizon, :]
+        return chunk[..., first : first + self.act_horizon, :]
 
     def watch_stored_entries(self) -> None:
         """Compares what the transforms above made of the policy's entries with the entries themselves, from now on.

@@ -44,10 +44,6 @@ class NoiseSubspace:
         epsilon = torch.randn(*z.shape[:-1], len(basis), dtype=z.dtype, device=z.device)
         return epsilon + (z - epsilon @ basis) @ basis.T
 
-    def coordinates(self, w: Tensor) -> Tensor:
-        """``z = Vᵀ w``: ``[*B, D]`` -> ``[*B, dim]``."""
-        return w @ self.basis.to(w)
-
     def content_hash(self) -> str:
         """Of the basis."""
         return sha256(self.basis.cpu().float().contiguous().numpy().tobytes()).hexdigest()

@@ -13,7 +13,7 @@ from dsrl_torchrl import LatentActionEnv
 from dsrl_torchrl.agents import DSRLAWMLE, DSRLSAC
 from dsrl_torchrl.envs.toy import PointReachEnv
 from dsrl_torchrl.errors import CheckpointError
-from dsrl_torchrl.tensor_files import copy_strictly, load_tensors
+from dsrl_torchrl.tensor_files import check_fit, load_tensors
 from dsrl_torchrl.training.run_state import OptimiserState
 
 from .cases import (
@@ -129,7 +129,7 @@ def test_what_is_not_finite_is_neither_saved_nor_loaded(tmp_path):
     with pytest.raises(CheckpointError, match="NaN or infinity"):
         agent.save(tmp_path)
     with pytest.raises(CheckpointError, match="NaN or infinity"):
-        copy_strictly({name: torch.full_like(value, torch.inf) for name, value in record.items()}, record, path)
+        check_fit({name: torch.full_like(value, torch.inf) for name, value in record.items()}, record, path)
 
 
 def test_an_exact_resume_goes_on_bit_for_bit(kind, make_env):

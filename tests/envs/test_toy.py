@@ -6,9 +6,10 @@ from tensordict.nn import TensorDictModule
 from torchrl.envs.utils import check_env_specs
 
 from dsrl_torchrl.data.readers.maniskill import read_demonstrations
-from dsrl_torchrl.envs.toy import RADIUS, STEP_SIZE, PointReachEnv, make_toy_demonstrations, optimal_steps
+from dsrl_torchrl.envs.toy import RADIUS, STEP_SIZE, PointReachEnv, make_toy_demonstrations
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.seeds import demonstration_seeds
+from tests.toy_optimum import optimal_steps
 
 
 def greedy(env):

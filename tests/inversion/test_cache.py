@@ -25,11 +25,11 @@ class CountingDecoder(NoiseDecoder):
 
     calls, limit = 0, 10**9
 
-    def decode(self, observations, latent_action, *, full=False):
+    def decode(self, observations, latent_action):
         if self.calls == self.limit:
             raise KeyboardInterrupt
         self.calls += 1
-        return super().decode(observations, latent_action, full=full)
+        return super().decode(observations, latent_action)
 
 
 @pytest.fixture(autouse=True)

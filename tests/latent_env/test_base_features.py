@@ -11,6 +11,7 @@ from dsrl_torchrl.agents import DSRLAWMLE, DSRLSAC
 from dsrl_torchrl.data.macro_transitions import to_macro_transitions
 from dsrl_torchrl.envs.toy import PointReachEnv
 from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.latent_env import base_features
 from dsrl_torchrl.latent_env.base_features import BASE_FEATURES_KEY, add_base_features
 from dsrl_torchrl.networks.config import NetworkConfig
 from dsrl_torchrl.policies import BasePolicy, CentredPolicy, FlowPolicy, IdentityPolicy
@@ -76,10 +77,11 @@ def test_an_image_is_encoded_once_per_macro_step():
     assert policy.encoded == 3 * 5
 
 
-def test_demonstrations_get_the_same_features():
+def test_demonstrations_get_the_same_features(monkeypatch):
+    monkeypatch.setattr(base_features, "ROWS", 4)
     env, policy = make(base_features=True)
     data = to_macro_transitions(env.rollout(3, break_when_any_done=False), ["observation", "pixels", BASE_FEATURES_KEY])
-    again = add_base_features(data.exclude(BASE_FEATURES_KEY, ("next", BASE_FEATURES_KEY)), policy, rows=4)
+    again = add_base_features(data.exclude(BASE_FEATURES_KEY, ("next", BASE_FEATURES_KEY)), policy)
     torch.testing.assert_close(again, data)
 
 

@@ -88,11 +88,12 @@ def test_by_default_all_actions_are_executed_from_the_first_on():
     torch.testing.assert_close(out["next", "action_chunk"], expected)
 
 
-def test_decode_is_deterministic_full_or_head_and_differentiable():
+def test_decode_is_the_chunks_head_deterministic_and_differentiable():
     decoder = make_env().decoder
     observations = TensorDict({"observation": torch.randn(6, 2)}, [6])
     w = torch.randn(6, 4, requires_grad=True)
-    head, full = decoder.decode(observations, w), decoder.decode(observations, w, full=True)
+    head = decoder.decode(observations, w)
+    full = decoder.base_policy.decode(observations, decoder.layout.to_chunk_noise(w))
     assert head.shape == (6, 3, 1) and full.shape == (6, 4, 1)
     assert torch.equal(head, full[:, :3])
     assert torch.equal(decoder.decode(observations, w), head)

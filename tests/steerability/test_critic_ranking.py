@@ -8,12 +8,13 @@ from tensordict.nn import TensorDictModule
 from torchrl.envs.utils import ExplorationType, exploration_type
 
 from dsrl_torchrl import LatentActionEnv, seeds
-from dsrl_torchrl.envs.toy import RADIUS, STEP_SIZE, PointReachEnv, optimal_steps
+from dsrl_torchrl.envs.toy import RADIUS, STEP_SIZE, PointReachEnv
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.steerability import branched_episodes
 from dsrl_torchrl.steerability import critic_ranking as critic_ranking_module
 from dsrl_torchrl.steerability.critic_ranking import critic_ranking, rank_against
 from tests.steerability.bases import coin_env, diagonal
+from tests.toy_optimum import optimal_steps
 
 GAMMA, CHUNK = 0.9, 4
 GOAL = torch.zeros(2)

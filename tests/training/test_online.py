@@ -10,7 +10,7 @@ from torchrl.envs.utils import ExplorationType, exploration_type
 from dsrl_torchrl import LatentActionEnv, seeds
 from dsrl_torchrl.agents import PPO, REDQ
 from dsrl_torchrl.data.macro_transitions import to_macro_transitions
-from dsrl_torchrl.envs.toy import STEP_SIZE, optimal_steps
+from dsrl_torchrl.envs.toy import STEP_SIZE
 from dsrl_torchrl.errors import CheckpointError, NonFiniteError, UserError
 from dsrl_torchrl.evaluation.evaluate import evaluate
 from dsrl_torchrl.latent_env.prior_noise import PriorNoise
@@ -18,6 +18,7 @@ from dsrl_torchrl.policies import BasePolicy
 from dsrl_torchrl.training import online
 from dsrl_torchrl.training.online import OnlineConfig
 from tests.scripted_env import ScriptedCameraEnv
+from tests.toy_optimum import optimal_steps
 from tests.training.toy import (
     AGENTS,
     DSRLAWMLE,

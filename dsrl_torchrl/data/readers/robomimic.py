@@ -27,7 +27,6 @@ def read_robomimic(
     entries: Mapping[NestedKey, str],
     action_dim: int | None = None,
     shapes: Mapping[NestedKey, Sequence[int]] | None = None,
-    max_episodes: int | None = None,
 ) -> list[Episode]:
     """Reads the successful episodes of a file in robomimic's format, which is LIBERO's, too.
 
@@ -43,7 +42,6 @@ def read_robomimic(
             become float32; images ``[T, H, W, C]`` stay uint8 and become ``[T, C, H, W]``, neither turned nor flipped.
         action_dim: the action size that must match; ``None`` takes any.
         shapes: entry name -> the shape of one observation that must match; those left out may have any.
-        max_episodes: read the first so many successful ones; ``None`` reads all.
 
     Returns:
         At least one episode, all with the same entries and sizes.
@@ -59,8 +57,6 @@ def read_robomimic(
     with open_h5(path, "robomimic or LIBERO") as file:
         names = _episode_names(file, path)
         for name in names:
-            if max_episodes is not None and len(episodes) == max_episodes:
-                break
             where, group = f"{name} of {path}", file[EPISODES][name]
             datasets = [part for dataset in entries.values() for part in dataset.split(JOIN)]
             refuse_links(file, group, ("actions", "rewards", *datasets), where)

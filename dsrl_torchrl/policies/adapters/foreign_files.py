@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dsrl_torchrl.errors import CheckpointError, UserError
-from dsrl_torchrl.tensor_files import check_fit, load_tensors
+from dsrl_torchrl.tensor_files import check_fit
 
 Module = TypeVar("Module", bound=nn.Module)
 Loader = TypeVar("Loader", bound=Callable[..., Any])
@@ -136,11 +136,6 @@ def read_npz(path: Path, names: list[str]) -> dict[str, Tensor]:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
     except Exception as error:  # a damaged zip, a missing array, an array of objects
         raise CheckpointError(f"{path} should hold the arrays {', '.join(names)}: {_first_line(error)}") from None
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Named tensors; raises :class:`CheckpointError` for a missing or damaged file."""
-    return load_tensors(path)
 
 
 def part(content: Mapping[str, Any], name: str, path: Path) -> Mapping[str, Any]:

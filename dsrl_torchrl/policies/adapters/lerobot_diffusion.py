@@ -19,7 +19,6 @@ from dsrl_torchrl.policies.adapters.foreign_files import (
     filled,
     one_line_errors,
     read_json,
-    read_safetensors,
     renamed,
     tensors_below,
 )
@@ -27,6 +26,7 @@ from dsrl_torchrl.policies.adapters.history_encoder import Image, State
 from dsrl_torchrl.policies.adapters.lerobot_statistics import Statistics, normalisation, of_feature, read_statistics
 from dsrl_torchrl.policies.adapters.resnet import RgbEncoder
 from dsrl_torchrl.policies.arguments import positive_int
+from dsrl_torchrl.tensor_files import load_tensors
 
 STATE, ENVIRONMENT, ACTION = "observation.state", "observation.environment_state", "action"
 #: ``DiffusionConfig``'s defaults, for what an older ``config.json`` does not say.
@@ -64,7 +64,7 @@ def load_lerobot_diffusion(
     folder = Path(path).expanduser()
     config = _Config(read_json(folder / "config.json"), folder)
     weights = folder / "model.safetensors"
-    tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in read_safetensors(weights).items()}
+    tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in load_tensors(weights).items()}
     statistics, modes = read_statistics(folder, tensors)
     modes = config["normalization_mapping"] | modes
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.policies.adapters.foreign_files import read_json, read_safetensors
+from dsrl_torchrl.policies.adapters.foreign_files import read_json
 from dsrl_torchrl.policies.adapters.history_encoder import Affine
+from dsrl_torchrl.tensor_files import load_tensors
 
 EPS = 1e-8  # LeRobot's, against a deviation or a range of zero
 #: Bounds of the modes that scale to [-1, 1].
@@ -48,7 +49,7 @@ def read_statistics(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[Statis
                 if Path(state).name != state:  # what lies elsewhere is not of this checkpoint
                     raise UserError(f"{file} leads to {state!r}, which is outside of the checkpoint")
                 modes |= config["norm_map"]
-                for key, tensor in read_safetensors(folder / state).items():
+                for key, tensor in load_tensors(folder / state).items():
                     feature, statistic = key.rsplit(".", 1)
                     found.setdefault(feature, {})[statistic] = tensor.float()
             elif name not in NEUTRAL:
