@@ -8,19 +8,17 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
-from torchrl.envs import EnvBase, TransformedEnv
+from torchrl.envs import EnvBase
 
 from dsrl_torchrl.data.macro_transitions import check_finite
 from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.latent_env.checks import innermost
 from dsrl_torchrl.latent_env.macro_step import STEPS_KEY
 
 
 def reset_to_seeds(env: EnvBase, seeds: Sequence[int]) -> TensorDictBase:
     """Resets every sub-env of ``env`` to its own seed; ``len(seeds)`` equals the number of sub-envs."""
-    base = env
-    while isinstance(base, TransformedEnv):
-        base = base.base_env
-    workers = getattr(base, "num_workers", None)
+    workers = getattr(innermost(env), "num_workers", None)
     if workers is None:
         return env.reset(seed=list(seeds))
     per_worker = len(seeds) // workers

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import Collector
-from torchrl.envs import EnvBase, TransformedEnv
+from torchrl.envs import EnvBase
 
 from dsrl_torchrl.collect.worker_processes import WorkerEnvs
+from dsrl_torchrl.latent_env.checks import innermost
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 
 
@@ -47,6 +48,5 @@ def macro_steps_of(
 
 def worker_envs(env: EnvBase) -> WorkerEnvs | None:
     """The worker processes below the transforms, if there are any."""
-    while isinstance(env, TransformedEnv):
-        env = env.base_env
-    return env if isinstance(env, WorkerEnvs) else None
+    below = innermost(env)
+    return below if isinstance(below, WorkerEnvs) else None

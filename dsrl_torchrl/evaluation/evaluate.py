@@ -15,7 +15,7 @@ from tqdm import tqdm
 from dsrl_torchrl.collect.episodes import run_episodes
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.evaluation.rates import Rate, make_rate
-from dsrl_torchrl.latent_env.macro_step import STEPS_KEY, SUCCESS_KEY, SUCCESS_ONCE_KEY
+from dsrl_torchrl.latent_env.macro_step import STEPS_KEY, SUCCESS_KEY, SUCCESS_ONCE_KEY, require_success
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,7 @@ def evaluate(
     """
     if not seeds:
         raise UserError("an evaluation needs at least one reset seed, got none")
-    if SUCCESS_ONCE_KEY not in env.observation_spec.keys():
-        raise UserError("an evaluation needs an env with a `success` entry: it compares success rates")
+    require_success(env, "an evaluation")
     size = env.batch_size.numel()
     outcomes: list[tuple[Tensor, ...]] = []
     exploration = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM

@@ -69,11 +69,7 @@ class FeaturePolicy(BasePolicy):
             control_mode=policy.control_mode,
         )
         self.policy, self.differentiable = policy, policy.differentiable
-        self.action_low.copy_(policy.action_low)
-        self.action_high.copy_(policy.action_high)
-        self.to(policy.device)
-        if policy.frozen:
-            self.freeze()
+        self.take_after(policy)
 
     @property
     def dtype(self) -> torch.dtype | None:  # type: ignore[override]  # it may be of another rule

@@ -18,6 +18,13 @@ from dsrl_torchrl.errors import UserError
 DONE_KEYS = {"done", "terminated", "truncated"}
 
 
+def innermost(env: EnvBase) -> EnvBase:
+    """What is below all transforms: the simulator, or the worker processes of several."""
+    while isinstance(env, TransformedEnv):
+        env = env.base_env
+    return env
+
+
 def transforms_of(env: EnvBase) -> Iterator[Transform]:
     """From the outermost env inwards; a ``ParallelEnv`` is not asked: it would start its workers."""
     while isinstance(env, TransformedEnv):

@@ -23,7 +23,7 @@ from torchrl.envs.transforms import (
 )
 
 from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.latent_env.checks import check_primitive_env, transforms_of
+from dsrl_torchrl.latent_env.checks import check_primitive_env, innermost, transforms_of
 
 STEPS_KEY = "steps_to_next_obs"  # TorchRL's own name for the exponent of the bootstrap discount
 CHUNK_KEY = "action_chunk"
@@ -136,18 +136,12 @@ class MacroStep(Transform):
         return latched
 
     def _set_skipping(self, skip: bool) -> None:
-        if self.skip_images and hasattr(env := self._innermost_env(), "skip_images"):
+        if self.skip_images and hasattr(env := innermost(self.parent), "skip_images"):
             env.skip_images = skip
 
     def _masked(self) -> bool:
         """Whether a batch of TorchRL's is below, which steps the envs alone that a mask names."""
-        return isinstance(self._innermost_env(), BatchedEnvBase)
-
-    def _innermost_env(self) -> EnvBase:
-        env = self.parent.base_env
-        while isinstance(env, TransformedEnv):
-            env = env.base_env
-        return env
+        return isinstance(innermost(self.parent), BatchedEnvBase)
 
     def _primitive_env(self) -> EnvBase:
         # An empty chain of transforms between env and macro step would cost a twentieth of a ManiSkill step.
@@ -206,6 +200,12 @@ def _completed(env: EnvBase, current: TensorDictBase) -> TensorDictBase:
     if all(entry is not None and entry.shape == shape for entry in entries):
         return current
     return env._step_proc_data(current)
+
+
+def require_success(env: EnvBase, what: str) -> None:
+    """Raises :class:`UserError` for a macro env that does not tell success, which ``what`` compares."""
+    if SUCCESS_ONCE_KEY not in env.observation_spec.keys():
+        raise UserError(f"{what} needs an env with a `success` entry: it compares success rates")
 
 
 def _success(tensordict: TensorDictBase) -> Tensor | None:

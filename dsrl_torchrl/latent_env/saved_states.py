@@ -9,11 +9,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.envs import EnvBase, TransformedEnv
+from torchrl.envs import EnvBase
 from torchrl.envs.transforms import CatFrames
 
 from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.latent_env.checks import transforms_of
+from dsrl_torchrl.latent_env.checks import innermost, transforms_of
 
 
 @runtime_checkable
@@ -60,7 +60,7 @@ class SavedStates:
 
 def can_restore(env: EnvBase) -> bool:
     """Whether :func:`save_states` and :func:`restore_states` work: not through worker processes."""
-    return isinstance(_simulation(env), RestorableEnv)
+    return isinstance(innermost(env), RestorableEnv)
 
 
 def save_states(env: EnvBase, root: TensorDictBase) -> SavedStates:
@@ -92,14 +92,8 @@ def restore_states(env: EnvBase, states: SavedStates) -> TensorDictBase:
     return states.root.clone()
 
 
-def _simulation(env: EnvBase) -> EnvBase:
-    while isinstance(env, TransformedEnv):
-        env = env.base_env
-    return env
-
-
 def _restorable(env: EnvBase) -> RestorableEnv:
-    simulation = _simulation(env)
+    simulation = innermost(env)
     if not isinstance(simulation, RestorableEnv):
         raise UserError(f"{type(simulation).__name__} cannot go back to a state: give it get_state() and set_state()")
     return simulation

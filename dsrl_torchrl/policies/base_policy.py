@@ -191,6 +191,14 @@ class BasePolicy(nn.Module):
         """``[*B, action_dim]`` in [-1, 1] -> env units."""
         return self.action_low + (action + 1) / 2 * (self.action_high - self.action_low)
 
+    def take_after(self, base: BasePolicy) -> None:
+        """For a policy around ``base``, last in its ``__init__``: the range of actions, the device, frozen or not."""
+        self.action_low.copy_(base.action_low)
+        self.action_high.copy_(base.action_high)
+        self.to(base.device)
+        if base.frozen:
+            self.freeze()
+
     @property
     def frozen(self) -> bool:
         """Whether :meth:`freeze` has been called, and every part of the policy is as it left it."""

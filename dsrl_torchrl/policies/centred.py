@@ -62,11 +62,7 @@ class CentredPolicy(BasePolicy):
         )
         self.base, self.share, self.differentiable = base, float(share), base.differentiable
         self.register_buffer("centre", centre.detach().float().clone())
-        self.action_low.copy_(base.action_low)
-        self.action_high.copy_(base.action_high)
-        self.to(base.device)
-        if base.frozen:
-            self.freeze()
+        self.take_after(base)
 
     def place(self, noise: Tensor) -> Tensor:
         """``[*B, noise_horizon, noise_dim]``, around zero -> the base policy's own noise, of the same shape."""

@@ -37,11 +37,7 @@ class IdentityPolicy(BasePolicy):
             control_mode=base.control_mode,
         )
         self.base = base
-        self.action_low.copy_(base.action_low)
-        self.action_high.copy_(base.action_high)
-        self.to(base.device)
-        if base.frozen:
-            self.freeze()
+        self.take_after(base)
 
     def forward(self, *entries_and_noise: Any) -> Tensor:
         """Reads the noise alone: ``[*B, act_horizon, action_dim]`` -> the same shape, in env units."""

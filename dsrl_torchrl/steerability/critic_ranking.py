@@ -12,7 +12,7 @@ from tqdm import tqdm
 from dsrl_torchrl import seeds
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
-from dsrl_torchrl.latent_env.macro_step import SUCCESS_ONCE_KEY
+from dsrl_torchrl.latent_env.macro_step import require_success
 from dsrl_torchrl.steerability.branched_episodes import follow_mode, reach_states
 from dsrl_torchrl.steerability.critic_gap import EnsembleCritic
 
@@ -138,8 +138,7 @@ def critic_ranking(
         raise UserError(f"the true returns need an env with a discount below 1 in this process, got gamma={gamma}")
     if noises < 2:
         raise UserError(f"a ranking is one of at least 2 noises, got {noises}")
-    if SUCCESS_ONCE_KEY not in env.observation_spec.keys():
-        raise UserError("the ranking needs an env with a `success` entry: its advice compares success rates")
+    require_success(env, "the ranking's advice")
     count = states * noises
     rows = [row for row in range(states) for _ in range(noises)]
     bar = tqdm(total=count + states, unit="episode", desc=progress, mininterval=1.0, disable=progress is None)

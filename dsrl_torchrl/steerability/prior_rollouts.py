@@ -13,11 +13,9 @@ from tqdm import tqdm
 
 from dsrl_torchrl import seeds
 from dsrl_torchrl.collect.episodes import run_episodes
-from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.latent_env.base_features import FeaturePolicy
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
-from dsrl_torchrl.latent_env.macro_step import CHUNK_KEY, STEPS_KEY, SUCCESS_ONCE_KEY
-from dsrl_torchrl.latent_env.prior_noise import PriorNoise
+from dsrl_torchrl.latent_env.macro_step import CHUNK_KEY, STEPS_KEY, SUCCESS_ONCE_KEY, require_success
+from dsrl_torchrl.latent_env.prior_noise import PriorNoise, whole_base
 from dsrl_torchrl.policies.arguments import positive_int
 
 
@@ -79,8 +77,7 @@ def collect_prior_rollouts(
     """
     starts = seeds.first(seeds.DIAGNOSIS, positive_int("resets", resets))
     positive_int("repeats", repeats)
-    if SUCCESS_ONCE_KEY not in env.observation_spec.keys():
-        raise UserError("the diagnosis needs an env with a `success` entry: it compares success rates")
+    require_success(env, "the diagnosis")
     keys = env.decoder.observation_keys if observation_keys is None else list(observation_keys)
     size = env.batch_size.numel()
     episodes: list[TensorDictBase] = []
@@ -122,13 +119,12 @@ def _run_group(env: LatentActionEnv, starts: list[int], keys: Sequence[NestedKey
 
 def with_layout(env: LatentActionEnv, noise_layout: str) -> LatentActionEnv:
     """The same env and base policy in another noise layout; it shares the simulation, so close only one of them."""
-    decoder, policy = env.decoder, env.decoder.base_policy
-    whole = policy.policy if isinstance(policy, FeaturePolicy) else policy
+    decoder, whole = env.decoder, whole_base(env.decoder)
     return LatentActionEnv(
         env.base_env,
         whole,
         act_horizon=decoder.act_horizon,
         noise_layout=noise_layout,
         action_magnitude=decoder.action_magnitude,
-        base_features=whole is not policy,
+        base_features=whole is not decoder.base_policy,
     )

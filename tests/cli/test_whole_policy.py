@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dsrl_torchrl.cli.steps.stage2 import whole_policy
+from dsrl_torchrl.cli.steps.stage2 import run_policy
 from dsrl_torchrl.latent_env.base_chunk import ResidualPolicy
 from dsrl_torchrl.policies import FlowPolicy, IdentityPolicy
 
@@ -22,4 +22,4 @@ from dsrl_torchrl.policies import FlowPolicy, IdentityPolicy
 def test_it_is_the_policy_of_the_run(around):
     base = FlowPolicy(2, 2, pred_horizon=4).freeze()
     agent = SimpleNamespace(decoder=SimpleNamespace(base_policy=around(base)))
-    assert whole_policy(agent) is base
+    assert run_policy(agent) is base

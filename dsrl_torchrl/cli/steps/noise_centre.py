@@ -161,11 +161,10 @@ class Trial(TensorDictModuleBase):
         started = (tensordict.get(STEPS_KEY) == 0).flatten().tolist()
         if not self._playing:
             self._playing, self._return, self._steps = [-1] * len(started), [0.0] * len(started), [0] * len(started)
-        for i in (
-            i for i, new in enumerate(started) if new and self._playing[i] < 0
-        ):  # a collector asks twice at first
-            self._playing[i], self._return[i], self._steps[i] = -1 if self.over else self.begun % 2, 0.0, 0
-            self.begun += not self.over
+        for i, new in enumerate(started):
+            if new and self._playing[i] < 0:  # a collector asks twice at first
+                self._playing[i], self._return[i], self._steps[i] = -1 if self.over else self.begun % 2, 0.0, 0
+                self.begun += not self.over
         around = torch.tensor(self._playing, device=self.centre.device).unsqueeze(-1) == AROUND
         prior = torch.randn(len(around), len(self.centre)).to(self.centre)
         noise = torch.where(around, place(prior, self.centre, SHARE), prior)

@@ -20,8 +20,8 @@ from dsrl_torchrl.cli.latent_env import make_latent_env, make_side_env
 from dsrl_torchrl.evaluation.progress import ProgressEvaluation
 from dsrl_torchrl.evaluation.summary import logged_rows, rows_hash
 from dsrl_torchrl.latent_env.base_chunk import ResidualPolicy
-from dsrl_torchrl.latent_env.base_features import FeaturePolicy
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
+from dsrl_torchrl.latent_env.prior_noise import whole_base
 from dsrl_torchrl.policies import BasePolicy, IdentityPolicy
 from dsrl_torchrl.training.online import train_online
 
@@ -49,7 +49,7 @@ def train_stage2(
             partial(
                 make_side_env,
                 config,
-                whole_policy(agent),
+                run_policy(agent),
                 1.0,
                 subspace=agent.decoder.subspace,
                 terminate_on_success=False,
@@ -88,13 +88,12 @@ def ray_workers(config: RunConfig, agent: Agent) -> AbstractContextManager[Any]:
         return nullcontext()
     from dsrl_torchrl.collect.ray_workers import RayWorkers
 
-    policy = deepcopy(whole_policy(agent)).cpu()
+    policy = deepcopy(run_policy(agent)).cpu()
     make_env = partial(make_latent_env, config, policy, workers=1, subspace=agent.decoder.subspace)
     return RayWorkers(make_env, config.collector.ray_workers, address=config.collector.ray_address)
 
 
-def whole_policy(agent: Agent) -> BasePolicy:
-    """The base policy, with its encoder, and without what the latent env puts around it."""
-    policy = agent.decoder.base_policy
-    policy = policy.policy if isinstance(policy, FeaturePolicy) else policy
+def run_policy(agent: Agent) -> BasePolicy:
+    """The run's base policy, with its encoder, and without what the latent env puts around it."""
+    policy = whole_base(agent.decoder)
     return policy.base if isinstance(policy, (IdentityPolicy, ResidualPolicy)) else policy
