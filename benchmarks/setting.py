@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from dsrl_torchrl import LatentActionEnv
 from dsrl_torchrl.agents import DSRLAWMLE, DSRLNA, DSRLSAC
 from dsrl_torchrl.agents.agent import Agent
-from dsrl_torchrl.data.decoded_pairs import CHUNK_KEY, NOISE_KEY
+from dsrl_torchrl.data.decoded_pairs import PAIR_CHUNK, PAIR_NOISE
 from dsrl_torchrl.envs.episodic import EpisodicEnv
 from dsrl_torchrl.networks.config import NetworkConfig
 from dsrl_torchrl.networks.encoders import StateEncoder
@@ -144,6 +144,6 @@ def random_transitions(setting: Setting, n: int, pairs: int = 0) -> TensorDict:
         [n],
     )
     if pairs:
-        transitions[NOISE_KEY] = torch.randn(n, pairs, setting.noise)
-        transitions[CHUNK_KEY] = torch.rand(n, pairs, setting.horizon, setting.action) * 2 - 1
+        transitions[PAIR_NOISE] = torch.randn(n, pairs, setting.noise)
+        transitions[PAIR_CHUNK] = torch.rand(n, pairs, setting.horizon, setting.action) * 2 - 1
     return transitions

@@ -31,6 +31,7 @@ class ActorAgent(Agent):
     """An algorithm with a learned latent policy, which is trained at its own pace and averaged."""
 
     Config: ClassVar[type[ActorConfig]] = ActorConfig
+    actor: TensorDictModuleBase
     averaged: Tensor
     kept_policy: LatentPolicy
 
@@ -64,6 +65,10 @@ class ActorAgent(Agent):
             for average, new in zip(*self._averaging, strict=True):
                 average.lerp_(new, weight)
             self.averaged.fill_(1.0)
+
+    def actor_tensors(self) -> dict[str, Mapping[str, Tensor]]:
+        """Actor and average, by file."""
+        return {"actor": self.actor.state_dict(), "kept_actor": self.kept_policy.actor.state_dict()}
 
     def encoder_tensors(self) -> Mapping[str, Tensor]:
         tensors = super().encoder_tensors()

@@ -15,7 +15,7 @@ from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
-from dsrl_torchrl.agents.curve_checks import CurveCheck
+from dsrl_torchrl.agents.curve_checks import CurveCheck, Panel
 from dsrl_torchrl.agents.encoding import EncodingAgent
 from dsrl_torchrl.data.macro_transitions import entry_name
 from dsrl_torchrl.errors import UserError
@@ -25,9 +25,6 @@ from dsrl_torchrl.latent_env.transforms_above import check_transforms_above
 from dsrl_torchrl.networks.config import NetworkConfig, observation_keys
 from dsrl_torchrl.options import Options, option
 from dsrl_torchrl.tensor_files import load_described, save_described
-
-#: Metrics drawn in one panel, each with its label, and the panel's title.
-Panel = tuple[dict[str, str], str]
 
 CRITIC = "critic"
 #: What the names of critics' files begin with.

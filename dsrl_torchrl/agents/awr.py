@@ -10,7 +10,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dsrl_torchrl.agents.actor_agent import ActorAgent, ActorConfig
-from dsrl_torchrl.agents.agent import flat, scalars
+from dsrl_torchrl.agents.agent import scalars
 from dsrl_torchrl.agents.curve_checks import grew
 from dsrl_torchrl.agents.dsrl_sac import DSRLSAC
 from dsrl_torchrl.networks.critics import reduce_ensemble
@@ -87,10 +87,6 @@ class AWR(DSRLSAC):
             entropy=-log_prob,
         )
 
-    def tensors(self) -> dict[str, Mapping[str, Tensor]]:
-        return {
-            "actor": self.actor.state_dict(),
-            "kept_actor": self.kept_policy.actor.state_dict(),
-            "q_noise": flat(self.sac.qvalue_network_params),
-            "q_noise_target": flat(self.sac.target_qvalue_network_params),
-        }
+    def actor_tensors(self) -> dict[str, Mapping[str, Tensor]]:
+        """No temperature among them."""
+        return ActorAgent.actor_tensors(self)

@@ -85,8 +85,7 @@ class BestOfN(Agent):
         out = self.q_action_loss(self.encode(batch))
         loss, q, td_error = out["loss_q_action"], out["q_action"], out["td_error"]
         norm = self.descend("q_action", loss)
-        self.target_updater.step()
-        self.move_target_encoder()
+        self.move_targets()
         return TensorDict(scalars("q_action", loss=loss, grad_norm=norm, td_error=td_error, q_mean=q, q_std=q.std()))
 
     def noise_values(self, observations: TensorDictBase, noise: Tensor) -> Tensor:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 SUCCESS = "env/success_running"
 #: How far below its reference a curve is in a dip.
 DIP = 0.10
 
 Rows = Sequence[dict[str, float]]
+#: Metrics drawn in one panel of a figure, each with its label, and the panel's title.
+Panel = tuple[Mapping[str, str], str]
 #: ``(rows of metrics.csv, latent_dim)`` -> a warning in one line, or ``None``. An agent lists those that concern it.
 CurveCheck = Callable[[Rows, int], str | None]
 

@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from dsrl_torchrl.agents.actor_agent import ACTOR, ActorConfig
+from dsrl_torchrl.agents.actor_agent import ACTOR, ActorAgent, ActorConfig
 from dsrl_torchrl.agents.agent import scalars
 from dsrl_torchrl.agents.dsrl_na import DSRLNA
 from dsrl_torchrl.data.decoded_pairs import draw_decoded_pairs, pick_decoded_pair
@@ -120,8 +120,8 @@ class DSRLAWMLE(DSRLNA):
         return TensorDict(metrics)
 
     def actor_tensors(self) -> dict[str, Mapping[str, Tensor]]:
-        """Actor and average."""
-        return {"actor": self.actor.state_dict(), "kept_actor": self.kept_policy.actor.state_dict()}
+        """No temperature among them."""
+        return ActorAgent.actor_tensors(self)
 
     def learn_actor(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """Eq. 14 and 15 on some states of the batch, online and offline ones in its proportion."""

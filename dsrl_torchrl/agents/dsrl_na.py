@@ -33,8 +33,7 @@ class SACActorAgent(ActorAgent):
 
     def actor_tensors(self) -> dict[str, Mapping[str, Tensor]]:
         """Actor, average and temperature, by file."""
-        actor, kept = self.actor.state_dict(), self.kept_policy.actor.state_dict()
-        return {"actor": actor, "kept_actor": kept, "temperature": {"log_alpha": self.sac.log_alpha.data}}
+        return {**super().actor_tensors(), "temperature": {"log_alpha": self.sac.log_alpha.data}}
 
     def learn_actor(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """The actor on ``Q^W`` (Eq. 9), and the temperature (Eq. 10)."""
@@ -167,11 +166,6 @@ class DSRLNA(SACActorAgent):
         out = self.aliasing_loss(batch)
         loss = out["loss_noise_aliasing"]
         return scalars("q_noise", loss=loss, grad_norm=self.descend("q_noise", loss), q_mean=out["q_noise"])
-
-    def move_targets(self) -> None:
-        """Polyak averaging (Eq. 11)."""
-        self.target_updater.step()
-        self.move_target_encoder()
 
     def noise_values(self, observations: TensorDictBase, noise: Tensor) -> Tensor:
         return self.aliasing_loss.values(self.encoder(observations.copy()), noise)

@@ -81,8 +81,7 @@ class DSRLSAC(SACActorAgent):
         metrics = scalars("q_noise", loss=loss, grad_norm=norm, td_error=td_error, q_mean=q, q_std=q.std())
         if ACTOR in parts:
             metrics |= self.learn_actor(self.detached(batch))
-        self.target_updater.step()
-        self.move_target_encoder()
+        self.move_targets()
         return TensorDict(metrics)
 
     def noise_values(self, observations: TensorDictBase, noise: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.networks.augmentation import augment
 from dsrl_torchrl.networks.config import NetworkConfig, make_encoder
 from dsrl_torchrl.networks.encoders import ACTOR_FEATURES_KEY, FEATURES_KEY, ObservationEncoder
-from dsrl_torchrl.objectives.polyak import PolyakAverage
+from dsrl_torchrl.objectives.polyak import PolyakAverage, PolyakUpdate
 
 #: What the critics' encoder saw of s, for the actor's own.
 SEEN_KEY = "seen_by_encoders"
@@ -39,16 +39,16 @@ class EncodingAgent(nn.Module):
     actor_can_encode: ClassVar[bool] = False
     config: Any
     networks: NetworkConfig
+    target_updater: PolyakUpdate  # of an algorithm with target networks
 
     def make_encoders(self, env: LatentActionEnv, data: TensorDictBase | None) -> None:
         """Makes them by ``networks``; see :func:`~dsrl_torchrl.networks.config.make_encoder`."""
-        asked = self.networks.actor_encoder == "own"
-        if asked and not self.actor_can_encode:
-            raise UserError(f"networks.actor_encoder=own is not for {type(self).__name__}: choose shared")
+        check_actor_encoder(type(self), self.networks)
         self.encoder = make_encoder(env, self.networks, data)
         self.target_encoder = deepcopy(self.encoder).requires_grad_(False) if self.encoder.trainable else self.encoder
         pair = self.target_encoder.parameters(), self.encoder.parameters()
         self._target_average = PolyakAverage(*pair, self.config.tau)
+        asked = self.networks.actor_encoder == "own"
         own = asked and self.encoder.trainable  # a fixed one has nothing to learn from the actor
         self.own_encoder = make_encoder(env, self.networks, data, ACTOR_FEATURES_KEY) if own else None
         self.feature_keys: list[NestedKey] = [FEATURES_KEY, ACTOR_FEATURES_KEY] if own else [FEATURES_KEY]
@@ -111,6 +111,11 @@ class EncodingAgent(nn.Module):
             batch.set(ACTOR_FEATURES_KEY, self.own_encoder(seen.copy()).get(ACTOR_FEATURES_KEY))
         return batch
 
+    def move_targets(self) -> None:
+        """Polyak averaging (Eq. 11), the encoder's with that of the target networks."""
+        self.target_updater.step()
+        self.move_target_encoder()
+
     def move_target_encoder(self) -> None:
         """Polyak averaging (Eq. 11)."""
         if self.encoder.trainable:
@@ -124,3 +129,9 @@ class EncodingAgent(nn.Module):
         if self.own_encoder is not None:
             tensors |= {f"actor.{name}": value for name, value in self.own_encoder.state_dict().items()}
         return tensors
+
+
+def check_actor_encoder(agent: type[EncodingAgent], networks: NetworkConfig) -> None:
+    """Raises :class:`UserError` for an actor that is to have an encoder of its own and cannot."""
+    if networks.actor_encoder == "own" and not agent.actor_can_encode:
+        raise UserError(f"networks.actor_encoder=own is not for {agent.__name__}: choose shared")

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
-from torchrl.modules import MLP, ValueOperator
+from torchrl.modules import ValueOperator
 from torchrl.objectives import IQLLoss
 
 from dsrl_torchrl.agents.actor_agent import ACTOR, ActorAgent, ActorConfig
@@ -19,6 +19,7 @@ from dsrl_torchrl.agents.curve_checks import grew, ran_away
 from dsrl_torchrl.networks.config import make_actor, make_critics
 from dsrl_torchrl.networks.encoders import FEATURES_KEY
 from dsrl_torchrl.networks.latent_actor import LatentPolicy
+from dsrl_torchrl.networks.mlp import make_mlp
 from dsrl_torchrl.objectives.macro_discount import use_macro_discount
 from dsrl_torchrl.objectives.polyak import PolyakUpdate
 from dsrl_torchrl.options import option, with_defaults
@@ -58,12 +59,7 @@ class IQL(ActorAgent):
         super().__init__(env, config, networks, data)
         config, features = self.config, self.encoder.out_features
         self.actor = make_actor(env, self.networks, features)
-        value = MLP(
-            in_features=features,
-            out_features=1,
-            num_cells=list(self.networks.num_cells),
-            activation_class=self.networks.sizes["activation"],
-        )
+        value = make_mlp(features, **self.networks.sizes, layer_norm=False, out_features=1)
         self.loss = IQLLoss(
             self.actor,
             make_critics(env, self.networks, features)["q_noise"],
@@ -98,8 +94,7 @@ class IQL(ActorAgent):
         self.step("value", self.loss.value_loss(batch)[0])
         if ACTOR in parts:
             metrics |= self.learn_actor(batch, value)
-        self.target_updater.step()
-        self.move_target_encoder()
+        self.move_targets()
         return TensorDict(metrics)
 
     def loss_values(self, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
@@ -147,8 +142,7 @@ class IQL(ActorAgent):
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
         temperature = {} if self.log_alpha is None else {"temperature": {"log_alpha": self.log_alpha.data}}
         return {
-            "actor": self.actor.state_dict(),
-            "kept_actor": self.kept_policy.actor.state_dict(),
+            **self.actor_tensors(),
             **temperature,
             "q_noise": flat(self.loss.qvalue_network_params),
             "q_noise_target": flat(self.loss.target_qvalue_network_params),

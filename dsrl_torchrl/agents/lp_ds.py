@@ -12,7 +12,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.envs.utils import ExplorationType, exploration_type
 
-from dsrl_torchrl.agents.actor_agent import ActorConfig
+from dsrl_torchrl.agents.actor_agent import ActorAgent, ActorConfig
 from dsrl_torchrl.agents.agent import scalars
 from dsrl_torchrl.agents.curve_checks import ran_away
 from dsrl_torchrl.agents.dsrl_na import DSRLNA
@@ -86,8 +86,7 @@ class LPDS(DSRLNA):
 
     def actor_tensors(self) -> dict[str, Mapping[str, Tensor]]:
         """Shift, average and multiplier."""
-        actor, kept = self.actor.state_dict(), self.kept_policy.actor.state_dict()
-        return {"actor": actor, "kept_actor": kept, "multiplier": {"multiplier": self.multiplier}}
+        return {**ActorAgent.actor_tensors(self), "multiplier": {"multiplier": self.multiplier}}
 
 
 class ShiftedPrior(TensorDictModuleBase):

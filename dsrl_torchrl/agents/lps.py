@@ -99,8 +99,7 @@ class LPS(ActorAgent):
         metrics = scalars("q_action", loss=loss, grad_norm=norm, td_error=td_error, q_mean=q, q_std=q.std())
         if ACTOR in parts:
             metrics |= self.learn_actor(self.detached(batch))
-        self.target_updater.step()
-        self.move_target_encoder()
+        self.move_targets()
         return TensorDict(metrics)
 
     def learn_actor(self, batch: TensorDictBase) -> dict[str, Tensor]:
@@ -129,8 +128,7 @@ class LPS(ActorAgent):
 
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
         return {
-            "actor": self.actor.state_dict(),
-            "kept_actor": self.kept_policy.actor.state_dict(),
+            **self.actor_tensors(),
             "q_action": flat(self.q_action_loss.q_action_params),
             "q_action_target": flat(self.q_action_loss.target_q_action_params),
         }

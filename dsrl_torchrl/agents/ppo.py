@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torch import Tensor, nn
-from torchrl.modules import MLP, ValueOperator
+from torch import Tensor
+from torchrl.modules import ValueOperator
 from torchrl.objectives import ClipPPOLoss
 
 from dsrl_torchrl.agents.actor_agent import ACTOR, ActorAgent, ActorConfig
@@ -18,6 +18,7 @@ from dsrl_torchrl.data.macro_transitions import LOG_PROB_KEY
 from dsrl_torchrl.networks.config import make_actor
 from dsrl_torchrl.networks.encoders import FEATURES_KEY
 from dsrl_torchrl.networks.latent_actor import ScoredPolicy
+from dsrl_torchrl.networks.mlp import make_mlp
 from dsrl_torchrl.objectives.macro_discount import use_macro_discount
 from dsrl_torchrl.options import option, with_defaults
 
@@ -74,15 +75,8 @@ class PPO(ActorAgent):
 
     def _make_value(self) -> ValueOperator:
         """``V``: ``features`` to ``state_value`` ``[*B, 1]``."""
-        cells, norm = list(self.networks.num_cells), self.networks.layer_norm
-        network = MLP(
-            in_features=self.encoder.out_features,
-            out_features=1,
-            num_cells=cells,
-            activation_class=self.networks.sizes["activation"],
-            norm_class=nn.LayerNorm if norm else None,
-            norm_kwargs=[{"normalized_shape": width} for width in cells] if norm else None,
-        )
+        sizes, norm = self.networks.sizes, self.networks.layer_norm
+        network = make_mlp(self.encoder.out_features, **sizes, layer_norm=norm, out_features=1)
         return ValueOperator(network.to(self.device), in_keys=[FEATURES_KEY])
 
     @torch.no_grad()
@@ -118,7 +112,6 @@ class PPO(ActorAgent):
 
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
         return {
-            "actor": self.actor.state_dict(),
-            "kept_actor": self.kept_policy.actor.state_dict(),
+            **self.actor_tensors(),
             "value": flat(self.loss.critic_network_params),
         }

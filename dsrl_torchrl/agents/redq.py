@@ -87,8 +87,7 @@ class REDQ(ActorAgent):
             self.move_average()
             metrics |= scalars("actor", loss=loss, grad_norm=norm, entropy=entropy, q_mean=q, alpha_loss=loss_alpha)
             metrics |= scalars("actor", alpha=self.loss.alpha)
-        self.target_updater.step()
-        self.move_target_encoder()
+        self.move_targets()
         return TensorDict(metrics)
 
     def _values(self, observations: TensorDictBase, noise: Tensor) -> Tensor:
@@ -99,8 +98,7 @@ class REDQ(ActorAgent):
 
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
         return {
-            "actor": self.actor.state_dict(),
-            "kept_actor": self.kept_policy.actor.state_dict(),
+            **self.actor_tensors(),
             "temperature": {"log_alpha": self.loss.log_alpha.data},
             "q_noise": flat(self.loss.qvalue_network_params),
             "q_noise_target": flat(self.loss.target_qvalue_network_params),

@@ -102,8 +102,7 @@ class TD3(ActorAgent):
             loss, out = self.loss.actor_loss(self.detached(batch))
             metrics |= scalars("actor", loss=loss, grad_norm=self.descend("actor", loss)) | self.actor_scalars(out)
             self.move_average()
-        self.target_updater.step()
-        self.move_target_encoder()
+        self.move_targets()
         return TensorDict(metrics)
 
     def critic_loss(self, batch: TensorDictBase) -> tuple[Tensor, TensorDictBase]:
@@ -120,8 +119,7 @@ class TD3(ActorAgent):
 
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
         return {
-            "actor": self.actor.state_dict(),
-            "kept_actor": self.kept_policy.actor.state_dict(),
+            **self.actor_tensors(),
             "target_actor": flat(self.loss.target_actor_network_params),
             "q_noise": flat(self.loss.qvalue_network_params),
             "q_noise_target": flat(self.loss.target_qvalue_network_params),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
+from dsrl_torchrl.agents.encoding import check_actor_encoder
 from dsrl_torchrl.agents.redq import REDQ, check_members
 from dsrl_torchrl.agents.residual_sac import ResidualSAC
 from dsrl_torchrl.cli.config import LatentOptions, RunConfig
@@ -42,7 +43,8 @@ def check_together(config: RunConfig, find: Callable[[str], str]) -> None:
     _check_redq(config)
     _check_ray(config)
     _check_action(config)
-    _check_actor_encoder(config)
+    for agent in config.agents:
+        check_actor_encoder(agent, config.networks)
     _check_base_features(config)
     _check_offline_data(config)
     _check_targets(config)
@@ -51,12 +53,6 @@ def check_together(config: RunConfig, find: Callable[[str], str]) -> None:
 def _check_base_features(config: RunConfig) -> None:
     if BASE_FEATURES_KEY in (config.networks.in_keys or ()) and not config.latent.base_features:
         raise UserError(f"networks.in_keys names {BASE_FEATURES_KEY}: set latent.base_features=true, which makes it")
-
-
-def _check_actor_encoder(config: RunConfig) -> None:
-    for agent in config.agents:
-        if config.networks.actor_encoder == "own" and not agent.actor_can_encode:
-            raise UserError(f"networks.actor_encoder=own is not for {agent.__name__}: choose shared")
 
 
 def _check_learns_offline(config: RunConfig) -> None:

@@ -19,6 +19,7 @@ from dsrl_torchrl.cli.schema import defaults, plain
 from dsrl_torchrl.data.readers.any_format import demonstration_files
 from dsrl_torchrl.errors import CheckpointError, UserError
 from dsrl_torchrl.files import check_file, file_record, seal, sweep, unseal, write_atomically
+from dsrl_torchrl.training import online
 from dsrl_torchrl.training.metrics_log import LoggerConfig, MetricsLog
 
 CONFIG_FILE = "config.yaml"
@@ -28,7 +29,7 @@ ARTIFACTS = ("demos", "base", "centre", "magnitude", "subspace", "stage1", "stag
 #: What a finished stage may be given more of.
 BUDGETS = {"stage1": ("stage1", "updates"), "stage2": ("stage2", "total_env_steps")}
 #: What cannot change a result, wherever it stands.
-WITHOUT_EFFECT = ("log_env_steps", "check_episodes", "replay_memmap", "render", "eval_env_steps", "eval_episodes")
+WITHOUT_EFFECT = online.WITHOUT_EFFECT | {"check_episodes", "render"}
 OUR_LOADERS = ("dsrl_torchrl.policies.load_policy", "dsrl_torchrl.policies.adapters.policy_server.PolicyServer")
 
 

@@ -8,7 +8,9 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-NOISE_KEY, CHUNK_KEY = "pair_noise", "pair_chunk"
+from dsrl_torchrl.latent_env.macro_step import CHUNK_KEY
+
+PAIR_NOISE, PAIR_CHUNK = "pair_noise", "pair_chunk"
 ROWS_PER_DECODE = 4096
 
 
@@ -40,7 +42,7 @@ def draw_decoded_pairs(
     """
     if pairs == 0:
         return transitions
-    like = transitions.get(("next", "action_chunk"))
+    like = transitions.get(("next", CHUNK_KEY))
     own = round(pairs * executed_share)
     drawn = pairs - own
     noise = torch.randn(len(transitions), drawn, latent_dim, dtype=like.dtype, device=like.device)
@@ -57,15 +59,15 @@ def draw_decoded_pairs(
             torch.cat([pair.unsqueeze(1).expand(-1, own, *pair.shape[1:]), prior], dim=1)
             for pair, prior in zip(executed, (noise, chunk), strict=True)
         )
-    return transitions.set(NOISE_KEY, noise).set(CHUNK_KEY, chunk)
+    return transitions.set(PAIR_NOISE, noise).set(PAIR_CHUNK, chunk)
 
 
 def pick_decoded_pair(batch: TensorDictBase) -> TensorDictBase:
     """Replaces the M pairs of each element of ``[*B]`` by one of them at random; a batch without pairs stays."""
-    noise = batch.get(NOISE_KEY, None)
+    noise = batch.get(PAIR_NOISE, None)
     if noise is None:
         return batch
     choice = torch.randint(noise.shape[batch.ndim], batch.shape, device=noise.device)
     elements = tuple(torch.meshgrid(*(torch.arange(n, device=noise.device) for n in batch.shape), indexing="ij"))
-    batch.set(NOISE_KEY, noise[(*elements, choice)])
-    return batch.set(CHUNK_KEY, batch.get(CHUNK_KEY)[(*elements, choice)])
+    batch.set(PAIR_NOISE, noise[(*elements, choice)])
+    return batch.set(PAIR_CHUNK, batch.get(PAIR_CHUNK)[(*elements, choice)])

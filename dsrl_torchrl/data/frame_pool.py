@@ -8,7 +8,6 @@ frame whose last transition is overwritten makes room.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import tempfile
@@ -19,6 +18,8 @@ import torch
 from tensordict import MemoryMappedTensor, TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor
+
+from dsrl_torchrl.data.macro_transitions import stored_name
 
 #: A history is taken apart into frames of so many channels, where its channels are a multiple of it.
 RGB = 3
@@ -83,12 +84,12 @@ class FramePool:
                     of_shelf, numbers.split([packed.get(key).numel() for key in of_shelf]), strict=True
                 ):
                     packed.set(key, part.view(packed.get(key).shape).int())
-        return packed, {"frames": frames, "shapes": {_name(key): torch.tensor(self._shapes[key]) for key in keys}}
+        return packed, {"frames": frames, "shapes": {stored_name(key): torch.tensor(self._shapes[key]) for key in keys}}
 
     def load(self, packed: TensorDictBase, saved: dict[str, Any]) -> TensorDictBase:
         """Keeps the frames of :meth:`save`; ``packed`` ``[n]`` by the numbers that they have now."""
         packed = packed.copy()
-        keys = {_name(key): key for key in packed.keys(True, True)}
+        keys = {stored_name(key): key for key in packed.keys(True, True)}
         self._shapes |= {keys[name]: tuple(shape.tolist()) for name, shape in saved["shapes"].items()}
         for name in saved["shapes"]:
             shelf = self._shelf(keys[name])
@@ -115,10 +116,6 @@ class FramePool:
         if shape not in self._shelves:
             self._shelves[shape] = _Shelf(shape, self._memmap)
         return self._shelves[shape]
-
-
-def _name(key: NestedKey) -> str:
-    return json.dumps([key] if isinstance(key, str) else list(key))
 
 
 class _Shelf:

@@ -71,7 +71,7 @@ def save_transitions(transitions: TensorDictBase, path: Path) -> None:
 
     A tensor's name is its key as a JSON list, such as ``["next", "reward"]``: entry names may hold dots and slashes.
     """
-    save_tensors({_stored_name(key): value for key, value in transitions.items(True, True)}, path)
+    save_tensors({stored_name(key): value for key, value in transitions.items(True, True)}, path)
 
 
 def load_transitions(path: Path) -> TensorDictBase:
@@ -81,7 +81,7 @@ def load_transitions(path: Path) -> TensorDictBase:
         CheckpointError: the file is missing, truncated or foreign, or what it holds cannot have come out of an env.
     """
     stored = load_tensors(path)
-    reward = stored.get(_stored_name(("next", "reward")))
+    reward = stored.get(stored_name(("next", "reward")))
     try:
         if reward is None:
             raise ValueError("there is no next.reward in it")
@@ -123,5 +123,6 @@ def entry_name(key: NestedKey) -> str:
     return key if isinstance(key, str) else ".".join(unravel_key(key))
 
 
-def _stored_name(key: NestedKey) -> str:
+def stored_name(key: NestedKey) -> str:
+    """An entry's name in a file, which :func:`json.loads` takes apart again."""
     return json.dumps([key] if isinstance(key, str) else list(key))

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dsrl_torchrl.agents.curve_checks import SUCCESS, Rows
+from dsrl_torchrl.agents.curve_checks import SUCCESS, Panel, Rows
 from dsrl_torchrl.evaluation.progress import AT_END, MODE, ONCE
 from dsrl_torchrl.evaluation.rates import Rate
-
-#: Metrics that share a panel, with their labels, and the panel's title.
-Panel = tuple[Mapping[str, str], str]
 
 SUCCESS_PANEL: Panel = ({SUCCESS: "online training"}, "training success (running)")
 EVALUATED_PANELS: tuple[Panel, ...] = tuple(

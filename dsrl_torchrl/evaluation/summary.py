@@ -8,10 +8,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from dsrl_torchrl.agents.curve_checks import longest_dip, success_curve
+from dsrl_torchrl.agents.curve_checks import Panel, longest_dip, success_curve
 from dsrl_torchrl.errors import CheckpointError
 from dsrl_torchrl.evaluation.evaluate import Evaluation
-from dsrl_torchrl.evaluation.figures import Panel, plot_learning_curve
+from dsrl_torchrl.evaluation.figures import plot_learning_curve
 from dsrl_torchrl.evaluation.progress import env_steps_to_success
 from dsrl_torchrl.evaluation.rates import Rate
 from dsrl_torchrl.files import write_json

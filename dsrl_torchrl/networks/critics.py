@@ -11,9 +11,9 @@ from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchrl.modules import MLP
 
 from dsrl_torchrl.networks.encoders import FEATURES_KEY
+from dsrl_torchrl.networks.mlp import make_mlp
 
 #: Candidates are evaluated in parts whose activations stay in a core's cache: 1.7 times as fast as all of them at once.
 ROWS_AT_ONCE = 512
@@ -92,14 +92,8 @@ class CriticMLP(nn.Module):
         self.register_buffer("centre", centre.detach().clone())
         self.register_buffer("unit", unit.detach().clone())
         self.action_ndim = len(action_shape)
-        self.mlp = MLP(
-            in_features=in_features + torch.Size(action_shape).numel(),
-            out_features=1,
-            num_cells=list(num_cells),
-            activation_class=activation,
-            norm_class=nn.LayerNorm if layer_norm else None,
-            norm_kwargs=[{"normalized_shape": width} for width in num_cells] if layer_norm else None,
-        )
+        size = in_features + torch.Size(action_shape).numel()
+        self.mlp = make_mlp(size, num_cells, activation, layer_norm, out_features=1)
         if head_std is not None:
             # Uniform: a TorchRL loss draws the members of an ensemble anew between this one's extremes.
             nn.init.uniform_(self.mlp[-1].weight, -math.sqrt(3) * head_std, math.sqrt(3) * head_std)

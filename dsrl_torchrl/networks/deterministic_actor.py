@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
 from torch import nn
-from torchrl.modules import MLP
 
 from dsrl_torchrl.networks.encoders import FEATURES_KEY
+from dsrl_torchrl.networks.mlp import make_mlp
 
 
 def make_deterministic_actor(
@@ -39,13 +39,5 @@ def make_deterministic_actor(
     if near_zero:
         nn.init.uniform_(head.weight, -1e-3, 1e-3)
         nn.init.zeros_(head.bias)
-    hidden = MLP(
-        in_features=in_features,
-        out_features=num_cells[-1],
-        num_cells=list(num_cells[:-1]),
-        activation_class=activation,
-        activate_last_layer=True,
-        norm_class=nn.LayerNorm if layer_norm else None,
-        norm_kwargs=[{"normalized_shape": width} for width in num_cells] if layer_norm else None,
-    )
+    hidden = make_mlp(in_features, num_cells, activation, layer_norm)
     return TensorDictModule(nn.Sequential(hidden, head, last), in_keys=[in_key], out_keys=["action"])

@@ -11,9 +11,10 @@ from tensordict.nn import NormalParamExtractor, TensorDictModule, TensorDictModu
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.data import Bounded
-from torchrl.modules import MLP, ProbabilisticActor, TanhNormal
+from torchrl.modules import ProbabilisticActor, TanhNormal
 
 from dsrl_torchrl.networks.encoders import FEATURES_KEY, ObservationEncoder
+from dsrl_torchrl.networks.mlp import make_mlp
 
 
 class LatentActor(ProbabilisticActor):
@@ -54,15 +55,7 @@ class LatentActor(ProbabilisticActor):
             nn.init.constant_(head.bias[latent_dim:], math.log(initial_std))
             extractor = ClippedLogStd(*log_std_range)
         network = nn.Sequential(
-            MLP(
-                in_features=in_features,
-                out_features=num_cells[-1],
-                num_cells=list(num_cells[:-1]),
-                activation_class=activation,
-                activate_last_layer=True,
-                norm_class=nn.LayerNorm if layer_norm else None,
-                norm_kwargs=[{"normalized_shape": width} for width in num_cells] if layer_norm else None,
-            ),
+            make_mlp(in_features, num_cells, activation, layer_norm),
             head,
             extractor,
             Spread(),

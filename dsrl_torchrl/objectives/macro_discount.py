@@ -14,12 +14,13 @@ from torchrl.objectives import LossModule, TQCLoss
 from torchrl.objectives.value import GAE, TD0Estimator, TDLambdaEstimator, ValueEstimatorBase
 
 from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.latent_env.macro_step import STEPS_KEY
 
 LossOrEstimator = TypeVar("LossOrEstimator", bound=LossModule | ValueEstimatorBase)
 
 #: k, as :class:`~dsrl_torchrl.latent_env.macro_step.MacroStep` writes it. The nested key: at the root lies the previous
 #: macro step's.
-STEPS_ENTRY = ("next", "steps_to_next_obs")
+STEPS_ENTRY = ("next", STEPS_KEY)
 #: Where :class:`torchrl.data.MultiStep` keeps the reward that it has replaced.
 MULTI_STEP_ENTRY = ("next", "original_reward")
 
