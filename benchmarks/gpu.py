@@ -44,8 +44,7 @@ from dsrl_torchrl.files import write_json
 from dsrl_torchrl.policies import DiffusionPolicy, FlowPolicy
 from dsrl_torchrl.policies.generative import GenerativePolicy
 from dsrl_torchrl.policies.networks import TIME_FEATURES
-from dsrl_torchrl.training.accelerated_update import WARM_UP
-from dsrl_torchrl.training.update_rounds import UPDATES_PER_SAMPLE
+from dsrl_torchrl.training.update_rounds import UPDATES_PER_SAMPLE, WARM_UP
 
 SMOKE = {
     "device": "cpu", "modes": ["eager"], "cells": ["2x8"], "batches": [4], "base_width": 8, "seconds": 0.01,

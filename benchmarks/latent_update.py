@@ -8,9 +8,8 @@ from benchmarks.setting import Setting, random_transitions
 from dsrl_torchrl.agents import DSRLAWMLE
 from dsrl_torchrl.agents.agent import Agent
 from dsrl_torchrl.data.replay import Replay
-from dsrl_torchrl.training.accelerated_update import AcceleratedUpdate
 from dsrl_torchrl.training.online import OnlineConfig
-from dsrl_torchrl.training.update_rounds import check_metrics, make_updates
+from dsrl_torchrl.training.update_rounds import AcceleratedUpdate, check_metrics, make_updates
 
 
 class LatentUpdateLoop:

@@ -18,7 +18,7 @@ from benchmarks.ratios import Report, interleave, ratio, statistic
 from benchmarks.setting import Setting, random_transitions
 from dsrl_torchrl import LatentActionEnv
 from dsrl_torchrl.agents import DSRLAWMLE
-from dsrl_torchrl.data.decoded_pairs import pick_decoded_pair
+from dsrl_torchrl.agents.dsrl_aw_mle import pick_decoded_pair
 from dsrl_torchrl.data.macro_transitions import to_macro_transitions
 from dsrl_torchrl.data.replay import Replay, transition_bytes
 

@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from dsrl_torchrl import LatentActionEnv
 from dsrl_torchrl.agents import DSRLAWMLE, DSRLNA, DSRLSAC
 from dsrl_torchrl.agents.agent import Agent
-from dsrl_torchrl.data.decoded_pairs import PAIR_CHUNK, PAIR_NOISE
+from dsrl_torchrl.agents.dsrl_aw_mle import PAIR_CHUNK, PAIR_NOISE
 from dsrl_torchrl.envs.episodic import EpisodicEnv
 from dsrl_torchrl.networks.config import NetworkConfig
 from dsrl_torchrl.networks.encoders import StateEncoder
@@ -122,7 +122,7 @@ def two_sizes(text: str) -> str:
 def random_transitions(setting: Setting, n: int, pairs: int = 0) -> TensorDict:
     """Macro transitions ``[n]`` that no env made: the update's time does not depend on their values.
 
-    Each gets ``pairs`` decoded pairs (:mod:`dsrl_torchrl.data.decoded_pairs`), random, too.
+    Each gets ``pairs`` decoded pairs (:mod:`dsrl_torchrl.agents.dsrl_aw_mle`), random, too.
     """
     terminated = torch.rand(n, 1) < 0.02
     truncated = torch.rand(n, 1) < 0.05

@@ -24,3 +24,10 @@ class NonFiniteError(UserError):
     def __init__(self, quantity: str, step: int | str, unit: str = "env step", hint: str = "") -> None:
         self.quantity, self.step = quantity, step
         super().__init__(f"{quantity} is NaN or infinite at {unit} {step}" + (f"; {hint}" if hint else ""))
+
+
+def positive_int(name: str, value: object, at_least: int = 1) -> int:
+    """``value`` itself when it is an integer ``>= at_least``; raises :class:`UserError` otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise UserError(f"{name} must be an integer of at least {at_least}, got {value!r}")
+    return value

@@ -1,9 +1,11 @@
-"""The latent env that a configuration describes."""
+"""The latent env that a configuration describes, and what its images will take in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torchrl.envs import EnvBase, TransformedEnv
@@ -14,7 +16,6 @@ from dsrl_torchrl.cli.targets import Target, find_target, make, parameters
 from dsrl_torchrl.cli.values import AUTO
 from dsrl_torchrl.collect.worker_processes import WorkerEnvs
 from dsrl_torchrl.data.frame_pool import is_image
-from dsrl_torchrl.data.image_memory import available_memory, check_image_memory, image_memory
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.base_chunk import BASE_CHUNK_KEY, BaseChunk, ResidualPolicy
 from dsrl_torchrl.latent_env.base_features import BASE_FEATURES_KEY
@@ -29,6 +30,9 @@ from dsrl_torchrl.steerability.action_magnitude import DEFAULT_MAGNITUDE
 SIDE_BY_SIDE = 8
 #: Entries that the env of the task does not have.
 MADE_ABOVE = (BASE_FEATURES_KEY, BASE_CHUNK_KEY)
+#: Offline data hold s and s' in full, beside the frames that the replay keeps of them.
+COPIES_OFFLINE = 3
+GB = 1e9
 
 
 def make_latent_env(
@@ -115,3 +119,34 @@ def image_memory_line(env: LatentActionEnv, config: RunConfig) -> str | None:
     offline = config.stage1.rollout_env_steps + config.latent.centre_env_steps
     needed = image_memory(shapes, offline=-(-offline // steps), online=online)
     return check_image_memory(needed, available_memory())
+
+
+def image_memory(shapes: Iterable[tuple[int, ...]], *, offline: int, online: int) -> int:
+    """Bytes of the images of ``offline`` and ``online`` macro transitions.
+
+    Args:
+        shapes: ``[C, H, W]`` of each image entry that is kept, history included: as many new frames per transition.
+        offline, online: macro transitions.
+    """
+    return sum(math.prod(shape) for shape in shapes) * (COPIES_OFFLINE * offline + online)
+
+
+def check_image_memory(needed: int, available: int | None) -> str:
+    """A line that says how much; :class:`UserError` where there is less."""
+    line = f"images: about {needed / GB:.2f} GB of memory"
+    if available is not None and needed > available:
+        raise UserError(
+            f"{line}, but {available / GB:.2f} GB are available: lower stage1.rollout_env_steps, "
+            "latent.centre_env_steps, stage2.replay_size or the image size, set stage2.replay_memmap=true, or let the "
+            "policy's encoder make latent.base_features"
+        )
+    return line
+
+
+def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """Bytes that new data can take without swapping; ``None`` where the system does not tell (macOS)."""
+    try:
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None

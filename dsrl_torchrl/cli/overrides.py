@@ -13,12 +13,15 @@ from hydra.errors import HydraException
 
 from dsrl_torchrl.cli import search_path
 from dsrl_torchrl.cli.help import choices
-from dsrl_torchrl.cli.suites import FOLDER, expand
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.options import SHOWN, shown
 
 #: One decision each: a folder in ``conf/``.
 GROUPS = ("task", "base_policy", "algorithm", "networks", "collector", "logger", "experiment")
+#: A suite is a file of this folder in ``conf/task/``: what its tasks have in common.
+SUITE = "suite"
+#: How the task of a suite is named.
+TASK_NAMES = ("task", "env_id")
 INTEGER = re.compile(r"[+-]?\d[\d_]*", re.ASCII)
 #: The name of an option: ``task.env.goal``.
 NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)*", re.ASCII)
@@ -31,9 +34,33 @@ def read_words(words: Sequence[str]) -> list[str]:
         UserError: as :func:`read_word`, a task without its suite, or a search path that is none.
     """
     found = search_path.folders(words)
-    options = expand([word for word in words if not search_path.is_search_path(word)])
+    options = expand_suite([word for word in words if not search_path.is_search_path(word)])
     read = [override for word in options if (override := read_word(word, found)) is not None]
     return [search_path.override(found), *read] if found else read
+
+
+def expand_suite(words: Sequence[str]) -> list[str]:
+    """A command line in which ``suite=S task=T`` has become ``task=suite/S task.env.env_id=T``.
+
+    ``env_id=T`` says the same as ``task=T``. Without a suite the words are left as they are.
+
+    Raises:
+        UserError: a task without its suite, or a suite without a task.
+    """
+    pairs = [word.partition("=")[::2] for word in words]
+    suite = {name: value for name, value in pairs}.get("suite")
+    if suite is None:
+        for name, value in pairs:
+            if name == "env_id":
+                raise UserError(f"env_id={value} needs its suite: suite=<name> env_id={value}")
+        return list(words)
+    if not {"task", "env_id", "task.env.env_id", "experiment"} & {name.lstrip("+") for name, _ in pairs}:
+        raise UserError(f"suite={suite} needs a task: suite={suite} task=<name>")
+    expanded = [f"task={SUITE}/{suite}"]
+    for word, (name, value) in zip(words, pairs, strict=True):
+        if name != "suite":
+            expanded.append(f"task.env.env_id={value}" if name in TASK_NAMES else word)
+    return expanded
 
 
 def read_word(word: str, folders: Sequence[Path] = ()) -> str | None:
@@ -71,10 +98,10 @@ def read_word(word: str, folders: Sequence[Path] = ()) -> str | None:
 
 
 def _choice(group: str, name: str, folders: Sequence[Path]) -> str | None:
-    if group == "task" and name.startswith(f"{FOLDER}/"):
-        return f"{FOLDER}/{_choice(FOLDER, name.removeprefix(f'{FOLDER}/'), folders)}"
-    suites = choices(f"task/{FOLDER}", folders)
-    known = suites if group == FOLDER else choices(group, folders)
+    if group == "task" and name.startswith(f"{SUITE}/"):
+        return f"{SUITE}/{_choice(SUITE, name.removeprefix(f'{SUITE}/'), folders)}"
+    suites = choices(f"task/{SUITE}", folders)
+    known = suites if group == SUITE else choices(group, folders)
     if name in known:
         return name
     if (group, name) == ("experiment", "null"):
@@ -82,5 +109,5 @@ def _choice(group: str, name: str, folders: Sequence[Path]) -> str | None:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     if group == "task":
-        hint += f"; or {FOLDER}=<name> task=<its own name>: {', '.join(suites)}"
+        hint += f"; or {SUITE}=<name> task=<its own name>: {', '.join(suites)}"
     raise UserError(f"{group} needs a choice, {group}=<name>: one of {', '.join(known)}; got {shown(name)}{hint}")

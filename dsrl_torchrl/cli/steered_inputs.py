@@ -15,8 +15,7 @@ from dsrl_torchrl import seeds
 from dsrl_torchrl.agents.agent import Agent
 from dsrl_torchrl.cli.inputs import Inputs
 from dsrl_torchrl.cli.latent_env import image_memory_line, make_latent_env
-from dsrl_torchrl.cli.steps import noise_subspace, offline_data
-from dsrl_torchrl.cli.steps.action_magnitude import measure_magnitude
+from dsrl_torchrl.cli.steps import offline_data
 from dsrl_torchrl.cli.steps.noise_centre import FILE, ROLLOUTS_FILE, search_centre
 from dsrl_torchrl.cli.values import AUTO
 from dsrl_torchrl.collect.episode_statistics import EpisodeTracker
@@ -28,7 +27,15 @@ from dsrl_torchrl.latent_env.noise_subspace import NoiseSubspace
 from dsrl_torchrl.networks.config import make_encoder, observation_keys
 from dsrl_torchrl.policies import BasePolicy, CentredPolicy, probe
 from dsrl_torchrl.policies.probe import PROBE_NOISES
+from dsrl_torchrl.steerability.action_magnitude import choose_action_magnitude
+from dsrl_torchrl.steerability.noise_subspace import find_noise_subspace
+from dsrl_torchrl.steerability.prior_rollouts import PriorRollouts, collect_prior_rollouts
 from dsrl_torchrl.tensor_files import load_tensors, save_tensors
+
+#: Starts of the base policy's own episodes that the noise is measured on, and observations of them.
+RESETS = 20
+MAGNITUDE_OBSERVATIONS, SUBSPACE_OBSERVATIONS = 256, 64
+BASIS_FILE = "basis.safetensors"
 
 
 class SteeredInputs(Inputs):
@@ -139,7 +146,8 @@ class SteeredInputs(Inputs):
             try:
                 self.probe_in(env)
                 artifact.begin()
-                choice = measure_magnitude(env, seed=config.seed, progress=config.progress)
+                observations = self._prior_rollouts(env, "action_magnitude").sample_observations(MAGNITUDE_OBSERVATIONS)
+                choice = choose_action_magnitude(env.decoder, observations, seed=config.seed)
             finally:
                 env.close()
             artifact.finish(**asdict(choice))
@@ -156,23 +164,29 @@ class SteeredInputs(Inputs):
         dim = config.latent.subspace_dim
         if dim is None or self._subspace is not None:
             return self._subspace
-        path = artifact.folder / noise_subspace.FILE
+        path = artifact.folder / BASIS_FILE
         if not artifact.exists:
             env = make_latent_env(config, self.steered())
             try:
                 self.probe_in(env)
                 artifact.begin()
-                choice, steps = noise_subspace.measure_subspace(env, dim, seed=config.seed, progress=config.progress)
-                size = env.decoder.layout.dim
+                rollouts, size = self._prior_rollouts(env, "subspace_dim"), env.decoder.layout.dim
+                observations = rollouts.sample_observations(SUBSPACE_OBSERVATIONS).to(env.decoder.device)
+                choice = find_noise_subspace(env.decoder, observations, dim, seed=config.seed)
             finally:
                 env.close()
             save_tensors({"basis": choice.basis}, path)
-            artifact.finish(path, share=choice.share, of=size, env_steps=steps)
+            artifact.finish(path, share=choice.share, of=size, env_steps=rollouts.env_steps)
             self.folder.connect(self.base().content_hash())
         facts = artifact.facts
         self.say(f"noise subspace: {dim} of {facts['of']} dimensions carry {facts['share']:.0%} of the response")
         self._subspace = NoiseSubspace(load_tensors(path)["basis"])
         return self._subspace
+
+    def _prior_rollouts(self, env: LatentActionEnv, option: str) -> PriorRollouts:
+        """Episodes of the base policy to measure ``option`` on; the env does not bound the prior's noise."""
+        label = f"observations for {option}" if self.config.progress else None
+        return collect_prior_rollouts(env, resets=RESETS, repeats=1, seed=self.config.seed, progress=label)
 
     def probe_in(self, env: LatentActionEnv) -> None:
         """Probes the base policy, once per command: is the chunk a function of the noise, at what the env gives."""

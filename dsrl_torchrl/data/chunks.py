@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from tensordict import TensorDict, TensorDictBase
 
-from dsrl_torchrl.data.episode import Episode
-from dsrl_torchrl.data.observation_history import stack_history
+from dsrl_torchrl.data.episode import Episode, stack_history
 from dsrl_torchrl.errors import UserError
 
 

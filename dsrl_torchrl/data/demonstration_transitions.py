@@ -8,8 +8,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from dsrl_torchrl.data.episode import Episode
-from dsrl_torchrl.data.observation_history import stack_history
+from dsrl_torchrl.data.episode import Episode, stack_history
 from dsrl_torchrl.latent_env.macro_step import CHUNK_KEY, STEPS_KEY, SUCCESS_KEY
 
 

@@ -12,10 +12,9 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dsrl_torchrl.data.macro_transitions import entry_name
-from dsrl_torchrl.errors import NonFiniteError, UserError
+from dsrl_torchrl.errors import NonFiniteError, UserError, positive_int
 from dsrl_torchrl.latent_env.macro_step import CHUNK_KEY, STEPS_KEY
 from dsrl_torchrl.latent_env.noise_decoder import NoiseDecoder
-from dsrl_torchrl.policies.arguments import positive_int
 
 #: ``[m, candidates, latent_dim]`` -> squared errors ``[m, candidates]``, each of its own candidate only.
 SquaredError = Callable[[Tensor], Tensor]

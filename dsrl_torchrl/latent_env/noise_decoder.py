@@ -1,17 +1,19 @@
-"""The frozen base policy as an inverse env transform: noise in, action chunk out."""
+"""The frozen base policy as an inverse env transform: noise in, action chunk out; and the spec of that noise."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor
-from torchrl.data import TensorSpec, Unbounded
+from torchrl.data import Bounded, TensorSpec, Unbounded
+from torchrl.data.tensor_specs import BoundedContinuous
 from torchrl.envs.transforms import Transform
 
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.noise_layout import NoiseLayout
-from dsrl_torchrl.latent_env.noise_spec import NoiseSpec
 from dsrl_torchrl.latent_env.noise_subspace import NoiseSubspace
 from dsrl_torchrl.policies.base_policy import BasePolicy
 
@@ -190,3 +192,29 @@ class NoiseDecoder(Transform):
 def raw_key(key: NestedKey) -> str:
     """Where an entry rides along as the base policy reads it: ``[*B, ..., bytes of one number]`` uint8."""
     return ".".join(["_base_policy", *([key] if isinstance(key, str) else key)])
+
+
+class _NoiseSpecMeta(type(Bounded)):  # type: ignore[misc]
+    def __call__(cls, *args, **kwargs):
+        # TorchRL's own makes a BoundedContinuous out of whatever is bounded.
+        spec = super().__call__(*args, **kwargs)
+        spec.__class__ = cls
+        return spec
+
+
+class NoiseSpec(BoundedContinuous, metaclass=_NoiseSpecMeta):
+    """Noise in the box ``[low, high]``; :meth:`rand` draws the prior ``N(0, I)``, clamped to it.
+
+    Uniform noise in the box, a bounded spec's default, is not what a base policy was trained on. As a property of the
+    spec this holds wherever random actions are made: ``env.rand_action``, ``RandomPolicy``, a batch of latent envs.
+    """
+
+    def rand(self, shape: Sequence[int] | None = None) -> Tensor:
+        """``[*shape, *self.shape]``."""
+        noise = torch.randn(*(shape or ()), *self.shape, dtype=self.dtype, device=self.device)
+        return noise.clamp_(self.low, self.high)
+
+    def to(self, dest: torch.dtype | torch.device | str | int | None) -> NoiseSpec:
+        spec = super().to(dest)
+        spec.__class__ = type(self)  # TorchRL's makes a Bounded
+        return spec

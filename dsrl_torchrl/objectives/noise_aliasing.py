@@ -25,7 +25,7 @@ class NoiseAliasingLoss(LatentLoss):
     are not inverted: not needing their noise is the point of the method. DSRL-NA, Wagenmaker et al. 2025; Eq. 13.
 
     Reads what the critics and ``decode`` read, and ``pair_noise`` ``[*B, latent_dim]`` with its ``pair_chunk``
-    ``[*B, act_horizon, action_dim]`` where the batch has them (:mod:`dsrl_torchrl.data.decoded_pairs`): drawn from the
+    ``[*B, act_horizon, action_dim]`` where the batch has them (:mod:`dsrl_torchrl.agents.dsrl_aw_mle`): drawn from the
     prior and decoded before, or what was executed (``executed_share``). Otherwise a fresh noise is drawn and decoded.
     Returns ``loss_noise_aliasing`` and, detached, ``q_noise`` and ``q_action`` (both ``[N, *B]``), whose difference is
     the distillation gap.

@@ -12,8 +12,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.policies.arguments import positive_int
+from dsrl_torchrl.errors import UserError, positive_int
 from dsrl_torchrl.policies.content_hash import policy_hash
 
 

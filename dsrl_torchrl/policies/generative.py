@@ -10,10 +10,9 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.errors import UserError, positive_int
 from dsrl_torchrl.networks.augmentation import random_shift
 from dsrl_torchrl.networks.encoders import PixelEncoder
-from dsrl_torchrl.policies.arguments import positive_int
 from dsrl_torchrl.policies.base_policy import BasePolicy
 from dsrl_torchrl.policies.networks import make_network
 from dsrl_torchrl.policies.normalisation import ObservationScale, action_range

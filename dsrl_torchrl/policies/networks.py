@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.policies.arguments import positive_int
+from dsrl_torchrl.errors import UserError, positive_int
 
 TIME_FEATURES = 32
 MAX_TIME_FREQUENCY = 100.0  # rad per unit of time: resolves 100 diffusion steps, smooth enough for 3 Euler steps

@@ -8,8 +8,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.policies.arguments import positive_int
+from dsrl_torchrl.errors import UserError, positive_int
 from dsrl_torchrl.policies.base_policy import BasePolicy
 
 PROBE_NOISES = 8

@@ -10,8 +10,7 @@ import torch
 from tensordict.utils import NestedKey
 from torch import Tensor
 
-from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.policies.arguments import positive_int
+from dsrl_torchrl.errors import UserError, positive_int
 from dsrl_torchrl.policies.cloning_loss import BehaviourCloningLoss
 from dsrl_torchrl.policies.generative import GenerativePolicy, time_like
 from dsrl_torchrl.policies.networks import TIME_FEATURES, TimeEmbedding

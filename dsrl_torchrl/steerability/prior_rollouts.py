@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from dsrl_torchrl import seeds
 from dsrl_torchrl.collect.episodes import run_episodes
+from dsrl_torchrl.errors import positive_int
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.latent_env.macro_step import CHUNK_KEY, STEPS_KEY, SUCCESS_ONCE_KEY, require_success
 from dsrl_torchrl.latent_env.prior_noise import PriorNoise, whole_base
-from dsrl_torchrl.policies.arguments import positive_int
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from tensordict import TensorDictBase
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from dsrl_torchrl.errors import NonFiniteError, UserError
-from dsrl_torchrl.policies.arguments import positive_int
+from dsrl_torchrl.errors import NonFiniteError, UserError, positive_int
 from dsrl_torchrl.policies.cloning_loss import BehaviourCloningLoss
 from dsrl_torchrl.policies.generative import GenerativePolicy
 from dsrl_torchrl.policies.normalisation import clip_outliers

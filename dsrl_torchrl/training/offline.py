@@ -19,11 +19,10 @@ from dsrl_torchrl.data.replay import Replay
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.prior_noise import make_prior
 from dsrl_torchrl.options import Options, option
-from dsrl_torchrl.training.accelerated_update import AcceleratedUpdate
 from dsrl_torchrl.training.checkpoints import Checkpoints
 from dsrl_torchrl.training.metrics_log import MetricsLog
 from dsrl_torchrl.training.run_state import Counters, OptimiserState, RNGState
-from dsrl_torchrl.training.update_rounds import UPDATES_PER_SAMPLE, check_metrics, make_updates
+from dsrl_torchrl.training.update_rounds import UPDATES_PER_SAMPLE, AcceleratedUpdate, check_metrics, make_updates
 
 CHECK_OBSERVATIONS = 512
 

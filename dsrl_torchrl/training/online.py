@@ -27,11 +27,10 @@ from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.latent_env.macro_step import STEPS_KEY
 from dsrl_torchrl.latent_env.prior_noise import PriorNoise, make_prior
 from dsrl_torchrl.options import Options, option
-from dsrl_torchrl.training.accelerated_update import AcceleratedUpdate
 from dsrl_torchrl.training.checkpoints import Checkpoints
 from dsrl_torchrl.training.metrics_log import MetricsLog
 from dsrl_torchrl.training.run_state import Counters, OptimiserState, RNGState
-from dsrl_torchrl.training.update_rounds import OwedUpdates, check_metrics
+from dsrl_torchrl.training.update_rounds import AcceleratedUpdate, OwedUpdates, check_metrics
 
 if TYPE_CHECKING:
     from dsrl_torchrl.collect.ray_workers import RayWorkers

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dsrl_torchrl.cli.compose import compose
-from dsrl_torchrl.cli.overrides import read_words
-from dsrl_torchrl.cli.suites import expand
+from dsrl_torchrl.cli.overrides import expand_suite, read_words
 from dsrl_torchrl.errors import UserError
 
 
@@ -26,7 +25,7 @@ def test_a_suite_without_success_is_diagnosed_by_its_returns():
 
 def test_other_spellings_stay():
     words = ["task=toy", "seed=1", "task.env.max_episode_steps=9"]
-    assert expand(words) == words
+    assert expand_suite(words) == words
     assert compose(["task=push_cube"]).task.name == "push_cube"
 
 

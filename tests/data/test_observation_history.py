@@ -9,7 +9,7 @@ from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 from torchrl.envs.transforms import CatFrames, Compose, TransformedEnv
 
-from dsrl_torchrl.data.observation_history import stack_history
+from dsrl_torchrl.data.episode import stack_history
 
 PIXELS, STATE = "pixels", ("robot", "qpos")
 T = 6

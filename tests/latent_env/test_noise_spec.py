@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchrl.data import Composite
 
-from dsrl_torchrl.latent_env.noise_spec import NoiseSpec
+from dsrl_torchrl.latent_env.noise_decoder import NoiseSpec
 
 
 def make_spec():

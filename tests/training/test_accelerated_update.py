@@ -11,8 +11,7 @@ from torch import _dynamo as dynamo
 from torch._inductor import config as inductor
 
 from dsrl_torchrl.data.macro_transitions import to_macro_transitions
-from dsrl_torchrl.training.accelerated_update import AcceleratedUpdate
-from dsrl_torchrl.training.update_rounds import make_updates
+from dsrl_torchrl.training.update_rounds import AcceleratedUpdate, make_updates
 from tests.training.toy import DSRLAWMLE, DSRLSAC, TD3, make_agent, make_env
 
 

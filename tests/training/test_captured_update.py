@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from dsrl_torchrl.agents import GoldenNoise
-from dsrl_torchrl.training.accelerated_update import WARM_UP, AcceleratedUpdate
-from dsrl_torchrl.training.update_rounds import make_updates
+from dsrl_torchrl.training.update_rounds import WARM_UP, AcceleratedUpdate, make_updates
 from tests.agents.cases import AGENTS, make_agent, make_transitions, pixel_env, state, state_env
 from tests.training.recorded_graph import RecordedGraph, pretend_cuda
 

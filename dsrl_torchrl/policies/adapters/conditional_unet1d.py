@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.policies.arguments import positive_int
+from dsrl_torchrl.errors import UserError, positive_int
 
 ACTIVATIONS = {"Mish": nn.Mish, "ReLU": nn.ReLU}
 MAX_PERIOD = 10_000.0  # of the sinusoids of the diffusion step (Vaswani et al., 2017)

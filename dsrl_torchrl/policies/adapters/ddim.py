@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.errors import UserError, positive_int
 from dsrl_torchrl.policies.adapters.history_encoder import Exact
-from dsrl_torchrl.policies.arguments import positive_int
 from dsrl_torchrl.policies.diffusion import MAX_BETA, check_sampler_steps, cosine_betas
 
 #: Network calls per chunk where a checkpoint names none that are deterministic (Diffusion Policy's real-robot runs: 10

@@ -11,7 +11,7 @@ import torch
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
-from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.errors import UserError, positive_int
 from dsrl_torchrl.policies.adapters.conditional_unet1d import ConditionalUnet1D, UnetSizes
 from dsrl_torchrl.policies.adapters.ddim import DDIM, betas, deterministic_steps
 from dsrl_torchrl.policies.adapters.dppo_mlp import DiffusionMLP, EncodedCondition, FineTuned, mlp_of
@@ -26,7 +26,6 @@ from dsrl_torchrl.policies.adapters.foreign_files import (
     tensors_below,
 )
 from dsrl_torchrl.policies.adapters.history_encoder import Affine, State
-from dsrl_torchrl.policies.arguments import positive_int
 
 OBSERVATION_EPS = 1e-6  # added to the range of observations by its env wrappers
 

@@ -11,7 +11,7 @@ import torch
 from tensordict.utils import NestedKey
 from torch import Tensor
 
-from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.errors import UserError, positive_int
 from dsrl_torchrl.policies.adapters.conditional_unet1d import ConditionalUnet1D, UnetSizes
 from dsrl_torchrl.policies.adapters.ddim import DDIM, betas, clip_bound, deterministic_steps
 from dsrl_torchrl.policies.adapters.foreign_diffusion import ForeignDiffusionPolicy, named_entries
@@ -25,7 +25,6 @@ from dsrl_torchrl.policies.adapters.foreign_files import (
 from dsrl_torchrl.policies.adapters.history_encoder import Image, State
 from dsrl_torchrl.policies.adapters.lerobot_statistics import Statistics, normalisation, of_feature, read_statistics
 from dsrl_torchrl.policies.adapters.resnet import RgbEncoder
-from dsrl_torchrl.policies.arguments import positive_int
 from dsrl_torchrl.tensor_files import load_tensors
 
 STATE, ENVIRONMENT, ACTION = "observation.state", "observation.environment_state", "action"

@@ -10,13 +10,12 @@ import torch
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
-from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.errors import UserError, positive_int
 from dsrl_torchrl.policies.adapters.conditional_unet1d import ConditionalUnet1D, UnetSizes
 from dsrl_torchrl.policies.adapters.ddim import DDIM, betas, deterministic_steps
 from dsrl_torchrl.policies.adapters.foreign_diffusion import ForeignDiffusionPolicy, named_entries
 from dsrl_torchrl.policies.adapters.foreign_files import filled, one_line_errors, part, read_torch_file, tensors_below
 from dsrl_torchrl.policies.adapters.history_encoder import Affine, Image, State
-from dsrl_torchrl.policies.arguments import positive_int
 
 TRAIN_STEPS = 100  # fixed in its code, as are the schedule and the clipping to [-1, 1]
 

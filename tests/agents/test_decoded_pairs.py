@@ -6,7 +6,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from dsrl_torchrl.data.decoded_pairs import draw_decoded_pairs, pick_decoded_pair
+from dsrl_torchrl.agents.dsrl_aw_mle import draw_decoded_pairs, pick_decoded_pair
 from dsrl_torchrl.objectives.noise_aliasing import NoiseAliasingLoss
 from tests.objectives.macro_batch import ACTION, DIM, H_A, OBS, Decoder, N, make_batch, make_q_noise
 from tests.objectives.test_noise_aliasing import make_losses

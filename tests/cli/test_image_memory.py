@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dsrl_torchrl.data.image_memory import available_memory, check_image_memory, image_memory
+from dsrl_torchrl.cli.latent_env import available_memory, check_image_memory, image_memory
 from dsrl_torchrl.errors import UserError
 
 
