@@ -77,7 +77,7 @@ def collect_branches(
 
 
 def _collect(env: LatentActionEnv, policy: TensorDictModuleBase, starts: range, noises: int) -> Branches:
-    keys = env.decoder.observation_keys
+    keys = env.decoder.base_policy.in_keys
     seen: list[TensorDictBase] = []
     beginnings: list[tuple[Tensor, TensorDictBase]] = []
 

@@ -90,7 +90,7 @@ def main(arguments: argparse.Namespace) -> None:
     words = ["task=pick_cube", "base_policy=checkpoint", "collector.num_workers=1", *arguments.overrides]
     config, _ = settle_machine(compose(words), None)
     env = make_latent_env(config, load_policy(config.base_policy.load["folder"]))
-    prior, keys = PriorNoise(env.latent_dim), env.decoder.observation_keys
+    prior, keys = PriorNoise(env.latent_dim), env.decoder.base_policy.in_keys
     rollouts, episodes = collect_rollouts(env, prior, ROLLOUT_ENV_STEPS, seed=777, observation_keys=keys)
     results = add_base(arguments.results, make_rate(episodes.successes).__dict__)
     for name in arguments.variants.split(","):

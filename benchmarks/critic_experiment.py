@@ -114,7 +114,7 @@ class Experiment:
         self.agent = run.agent(self.env, config.offline_algorithm)
         self.agent.load(stage1.folder)
         self.agent.eval()
-        keys = self.env.decoder.observation_keys
+        keys = self.env.decoder.base_policy.in_keys
         if not isinstance(self.agent, DSRLNA) or len(keys) != 1 or self.agent.encoder.trainable:
             raise UserError("critic_targets needs an algorithm with Q^A, and a single entry of states")
         if not can_restore(self.env) or self.gamma == 1:

@@ -24,7 +24,9 @@ class ActorConfig(AgentConfig):
     critic_only_updates: int = option(300, "first updates, which leave the actor alone", ge=0)
     actor_interval: int = option(1, "critic updates per actor update", ge=1)
     actor_lr: float = option(2e-4, "Adam's learning rate of the latent policy", gt=0)
-    actor_average: float = option(0.99, "decay of the averaged actor that a run keeps; 0: the last actor", ge=0, lt=1)
+    actor_average: float = option(
+        0.99, "decay of the moving average (EMA) of the actor that a run keeps; 0: the last actor", ge=0, lt=1
+    )
 
 
 class ActorAgent(Agent):

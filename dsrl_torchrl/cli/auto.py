@@ -17,7 +17,7 @@ from dsrl_torchrl.errors import UserError
 #: More envs than macro steps per round (8) would only make the rounds longer.
 MAX_WORKERS = 8
 #: What networks of a few hundred units a layer can use.
-MAX_THREADS = 4
+USEFUL_THREADS = 4
 
 
 def settle_machine(config: RunConfig, stored: Path | None) -> tuple[RunConfig, str | None]:
@@ -49,7 +49,7 @@ def settle_machine(config: RunConfig, stored: Path | None) -> tuple[RunConfig, s
     on_gpu = env.get("num_envs", 1) != 1 and _on_gpu(env)  # one process has them all
     chosen = {"num_workers": 1 if on_gpu else max(1, min(cores, MAX_WORKERS))}
     workers = chosen["num_workers"] if collector.num_workers == AUTO else collector.num_workers
-    chosen["threads"] = max(1, min(cores - workers, MAX_THREADS))
+    chosen["threads"] = max(1, min(cores - workers, USEFUL_THREADS))
     kept = [name for name in automatic if begun.get(name, AUTO) != AUTO]
     settled = {name: begun[name] if name in kept else chosen[name] for name in automatic}
     numbers = ", ".join(f"{name}={value}" for name, value in settled.items())

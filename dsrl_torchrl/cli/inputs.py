@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from dsrl_torchrl.cli.auto import MAX_THREADS, settle_machine
+from dsrl_torchrl.cli.auto import USEFUL_THREADS, settle_machine
 from dsrl_torchrl.cli.config import RunConfig
 from dsrl_torchrl.cli.folder import CONFIG_FILE, RunFolder, check_logger, loaded_key, metrics_log
 from dsrl_torchrl.cli.steps import base, demos
@@ -70,7 +70,7 @@ class Inputs:
         if threads is None:
             yield
             return
-        torch.set_num_threads(max(threads, min(self.config.collector.num_workers, MAX_THREADS)))
+        torch.set_num_threads(max(threads, min(self.config.collector.num_workers, USEFUL_THREADS)))
         try:
             yield
         finally:

@@ -111,8 +111,7 @@ def _main(arguments: list[str], interruption: Interruption) -> None:
     from torchrl import logger as torchrl_logger
 
     from dsrl_torchrl.cli.lock import locked
-    from dsrl_torchrl.cli.run import STEPS as METHODS
-    from dsrl_torchrl.cli.run import Run
+    from dsrl_torchrl.cli.run import METHODS, Run
     from dsrl_torchrl.collect.spawned_process import silence_resource_tracker
 
     for logger in (torchrl_logger, logging.getLogger("tensordict")):

@@ -236,7 +236,7 @@ class Run(OfflineInputs):
 
 
 #: What the command line's first word calls.
-STEPS: dict[str, Callable[[Run], Any]] = {
+METHODS: dict[str, Callable[[Run], Any]] = {
     "demos": Run.demos,
     "base": Run.base_step,
     "stage1": Run.stage1,

@@ -195,7 +195,7 @@ class SteeredInputs(Inputs):
         decoder, size = env.decoder, env.batch_size.numel()
         starts = seeds.first(seeds.DIAGNOSIS, -(-PROBE_NOISES // size) * size)
         resets = [reset_to_seeds(env, starts[i : i + size]) for i in range(0, len(starts), size)]
-        keys = {*decoder.observation_keys, *self.base().in_keys}
+        keys = {*decoder.base_policy.in_keys, *self.base().in_keys}
         observations = torch.cat([td.select(*keys).reshape(-1) for td in resets])
         # What learns chunks, or corrects them, is no function of noise: its base policy is.
         probe(decoder.base_policy if self.config.latent.action == "noise" else self.base(), observations)

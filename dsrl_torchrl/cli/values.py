@@ -12,7 +12,7 @@ from dsrl_torchrl.options import shown
 
 AUTO = "auto"
 #: OpenMP crashes when it is asked for very many.
-MAX_THREADS = 256
+MOST_PROCESSES = 256
 #: Standard deviations of the prior; the farthest of a billion of its draws is 6 away.
 MAX_MAGNITUDE = 100
 #: Bytes of a file's name, and of a path with room for what runs put below.
@@ -25,10 +25,10 @@ def count(*others: Any) -> PlainValidator:
     def check(value: Any) -> Any:
         if value in others and not isinstance(value, bool):
             return value
-        if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_THREADS:
+        if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_PROCESSES:
             return value
         names = " or ".join("null" if other is None else other for other in others)
-        raise ValueError(f"should be from 1 to {MAX_THREADS}, or {names}; got {shown(value)}")
+        raise ValueError(f"should be from 1 to {MOST_PROCESSES}, or {names}; got {shown(value)}")
 
     return PlainValidator(check)
 

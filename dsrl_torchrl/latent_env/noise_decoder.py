@@ -80,11 +80,6 @@ class NoiseDecoder(Transform):
         self._watched_steps: int | None = None
 
     @property
-    def observation_keys(self) -> list[NestedKey]:
-        """The entries that the base policy reads."""
-        return self.base_policy.in_keys
-
-    @property
     def latent_dim(self) -> int:
         """Size of the latent action."""
         return self.layout.dim if self.subspace is None else self.subspace.dim
@@ -124,7 +119,7 @@ class NoiseDecoder(Transform):
         self._watched_steps = 0 if self._watched_steps is None else self._watched_steps
 
     def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
-        for key in self.observation_keys:
+        for key in self.base_policy.in_keys:
             entry = next_tensordict.get(key).clone()  # a transform above may work in place
             next_tensordict.set(raw_key(key), entry.unsqueeze(-1).view(torch.uint8))
         return next_tensordict
@@ -135,7 +130,7 @@ class NoiseDecoder(Transform):
     def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
         latent_action = tensordict.get("action")
         observations = tensordict.empty()
-        for key in self.observation_keys:
+        for key in self.base_policy.in_keys:
             observations.set(key, self._raw(tensordict, key))
         if self._watched_steps is not None:
             self._watched_steps += 1
@@ -146,7 +141,7 @@ class NoiseDecoder(Transform):
         return tensordict.set("action", head.to(self._action_dtype))
 
     def _compare(self, tensordict: TensorDictBase, observations: TensorDictBase) -> None:
-        for key in self.observation_keys:
+        for key in self.base_policy.in_keys:
             stored, raw = tensordict.get(key, None), observations.get(key)
             if stored is None:  # nor can it be decoded
                 continue
@@ -168,7 +163,7 @@ class NoiseDecoder(Transform):
         return raw.view(self._entry_dtypes[key]).squeeze(-1)
 
     def transform_observation_spec(self, observation_spec: TensorSpec) -> TensorSpec:
-        for key in self.observation_keys:
+        for key in self.base_policy.in_keys:
             spec = observation_spec[key]
             self._entry_dtypes[key] = spec.dtype
             shape = (*spec.shape, spec.dtype.itemsize)

@@ -33,7 +33,7 @@ def check_transforms_above(env: EnvBase, decoder: NoiseDecoder, *, decodes_store
     if not decodes_stored_entries:
         return
     for transform in transforms_above(env, NoiseDecoder):
-        written = [key for key in transform.out_keys or () if key in decoder.observation_keys]
+        written = [key for key in transform.out_keys or () if key in decoder.base_policy.in_keys]
         if written and not isinstance(transform, DTypeCastTransform):
             raise UserError(
                 f"the algorithm decodes the {written[0]!r} that it stores, but {type(transform).__name__} above the "

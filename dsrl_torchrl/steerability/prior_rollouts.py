@@ -78,7 +78,7 @@ def collect_prior_rollouts(
     starts = seeds.first(seeds.DIAGNOSIS, positive_int("resets", resets))
     positive_int("repeats", repeats)
     require_success(env, "the diagnosis")
-    keys = env.decoder.observation_keys if observation_keys is None else list(observation_keys)
+    keys = env.decoder.base_policy.in_keys if observation_keys is None else list(observation_keys)
     size = env.batch_size.numel()
     episodes: list[TensorDictBase] = []
     bar = tqdm(total=resets * repeats, unit="episode", desc=progress, mininterval=1.0, disable=progress is None)

@@ -176,7 +176,7 @@ def measure_steerability(
     """
     if (q_action is None) != (q_noise is None):
         raise UserError("the gap is between two critics: give both q_action and q_noise, or neither")
-    decoder, keys = env.decoder, list(env.decoder.observation_keys)
+    decoder, keys = env.decoder, list(env.decoder.base_policy.in_keys)
     keys += [key for key in getattr(latent_policy, "in_keys", ()) if key not in keys]
     names = different_layouts(decoder.layout)
     envs = [env, *(with_layout(env, name) for name in names[1:])]

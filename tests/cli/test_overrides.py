@@ -57,7 +57,7 @@ def wrong():
 @pytest.fixture
 def no_work(tmp_path, monkeypatch):
     """An empty folder, in which no step may begin."""
-    monkeypatch.setattr("dsrl_torchrl.cli.run.STEPS", dict.fromkeys(STEPS, lambda run: pytest.fail("a step began")))
+    monkeypatch.setattr("dsrl_torchrl.cli.run.METHODS", dict.fromkeys(STEPS, lambda run: pytest.fail("a step began")))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -3,13 +3,13 @@ import numpy as np
 import pytest
 import torch
 
-from dsrl_torchrl.data.readers.maniskill import read_demonstrations
+from dsrl_torchrl.data.readers.maniskill import read_maniskill
 from dsrl_torchrl.errors import NonFiniteError, UserError
 from tests.data.maniskill_trajectory import MODE, write
 
 
 def test_reads_every_array(tmp_path):
-    first, second = read_demonstrations(write(tmp_path / "d.h5"), control_mode=MODE, action_dim=2)
+    first, second = read_maniskill(write(tmp_path / "d.h5"), control_mode=MODE, action_dim=2)
     assert (len(first), len(second)) == (3, 2)
     assert first.observations.batch_size == (4,)
     assert first.observations["observation"].shape == (4, 5)
@@ -20,13 +20,13 @@ def test_reads_every_array(tmp_path):
 
 
 def test_only_successes(tmp_path):
-    (kept,) = read_demonstrations(write(tmp_path / "d.h5", success=(False, True)))
+    (kept,) = read_maniskill(write(tmp_path / "d.h5", success=(False, True)))
     assert len(kept) == 2
 
 
 def test_success_from_the_arrays_if_the_json_is_silent(tmp_path):
     path = write(tmp_path / "d.h5", success=(False, True), episodes=[{"episode_id": 0}, {"episode_id": 1}])
-    assert len(read_demonstrations(path)) == 1
+    assert len(read_maniskill(path)) == 1
 
 
 def test_flags_are_optional(tmp_path):
@@ -34,13 +34,13 @@ def test_flags_are_optional(tmp_path):
         for key in ("success", "terminated", "truncated"):
             del file["traj_0"][key]
 
-    episode = read_demonstrations(write(tmp_path / "d.h5", edit=remove))[0]
+    episode = read_maniskill(write(tmp_path / "d.h5", edit=remove))[0]
     assert not episode.terminated.any() and episode.truncated.shape == (3,)
 
 
 def test_max_episodes(tmp_path):
     path = write(tmp_path / "d.h5", lengths=(3, 2, 4), success=(False, True, True))
-    assert [len(episode) for episode in read_demonstrations(path, max_episodes=1)] == [2]
+    assert [len(episode) for episode in read_maniskill(path, max_episodes=1)] == [2]
 
 
 def add_camera(file):
@@ -63,13 +63,13 @@ def test_a_plus_joins_data_sets_and_numbers_count_as_vectors(tmp_path):
 
     path, whole = write(tmp_path / "d.h5", edit=split), write(tmp_path / "whole.h5")
     entries = {"observation": "obs/extra/is_grasped+obs/agent/qpos"}
-    for joined, expected in zip(read_demonstrations(path, entries=entries), read_demonstrations(whole), strict=True):
+    for joined, expected in zip(read_maniskill(path, entries=entries), read_maniskill(whole), strict=True):
         state = expected.observations["observation"]
         assert torch.equal(
             joined.observations["observation"], torch.cat([(state[:, 3:4] > 0).float(), state[:, :3]], -1)
         )
     with pytest.raises(UserError, match="that are not all vectors"):
-        read_demonstrations(path, entries={"observation": "obs/agent/qpos+obs/rgb"})
+        read_maniskill(path, entries={"observation": "obs/agent/qpos+obs/rgb"})
 
 
 CAMERA = {("robot", "qpos"): "obs/agent/qpos", "pixels": "obs/sensor_data/base_camera/rgb"}
@@ -77,7 +77,7 @@ CAMERA = {("robot", "qpos"): "obs/agent/qpos", "pixels": "obs/sensor_data/base_c
 
 def test_entries_name_datasets(tmp_path):
     path = write(tmp_path / "d.h5", edit=add_camera)
-    first = read_demonstrations(path, entries=CAMERA, shapes={("robot", "qpos"): [5], "pixels": [3, 6, 4]})[0]
+    first = read_maniskill(path, entries=CAMERA, shapes={("robot", "qpos"): [5], "pixels": [3, 6, 4]})[0]
     assert set(first.observations.keys(True, True)) == {("robot", "qpos"), "pixels"}
     assert first.observations["robot", "qpos"].dtype == torch.float32
     pixels = first.observations["pixels"]
@@ -93,15 +93,15 @@ def test_images_are_uint8(tmp_path):
 
     path = write(tmp_path / "d.h5", edit=add_depth)
     with pytest.raises(UserError, match=r"no vectors \[T \+ 1, d\] or uint8 images \[T \+ 1, H, W, C\] in 'depth'"):
-        read_demonstrations(path, entries={"depth": "depth"})
+        read_maniskill(path, entries={"depth": "depth"})
 
 
 def test_a_missing_dataset_is_named_with_those_that_are_there(tmp_path):
     path = write(tmp_path / "d.h5", edit=add_camera)
     with pytest.raises(UserError, match=r"in 'obs/wrist'; its datasets are .*obs/sensor_data/base_camera/rgb"):
-        read_demonstrations(path, entries={"pixels": "obs/wrist"})
+        read_maniskill(path, entries={"pixels": "obs/wrist"})
     with pytest.raises(UserError, match="no flat state observations"):
-        read_demonstrations(path)
+        read_maniskill(path)
 
 
 def set_to(key, value):
@@ -130,7 +130,7 @@ def set_to(key, value):
 def test_malformed_files_are_one_line(tmp_path, edit, message):
     path = write(tmp_path / "d.h5", edit=edit)
     with pytest.raises(UserError, match=message) as error:
-        read_demonstrations(path)
+        read_maniskill(path)
     assert "\n" not in str(error.value)
 
 
@@ -144,7 +144,7 @@ def test_malformed_files_are_one_line(tmp_path, edit, message):
 )
 def test_mismatches_say_both_sides(tmp_path, wanted, message):
     with pytest.raises(UserError, match=message):
-        read_demonstrations(write(tmp_path / "d.h5"), **wanted)
+        read_maniskill(write(tmp_path / "d.h5"), **wanted)
 
 
 @pytest.mark.parametrize(("key", "quantity"), [("obs", "observation"), ("actions", "action")])
@@ -154,29 +154,29 @@ def test_non_finite_names_quantity_episode_and_step(tmp_path, key, quantity, val
         file["traj_0"][key][2, 1] = value
 
     with pytest.raises(NonFiniteError, match=rf"{quantity} in traj_0 of .* is NaN or infinite at step 2"):
-        read_demonstrations(write(tmp_path / "d.h5", edit=spoil))
+        read_maniskill(write(tmp_path / "d.h5", edit=spoil))
 
 
 def test_missing_files(tmp_path):
     with pytest.raises(UserError, match=r"not found: .*nowhere\.h5"):
-        read_demonstrations(tmp_path / "nowhere.h5")
+        read_maniskill(tmp_path / "nowhere.h5")
     path = write(tmp_path / "d.h5")
     path.with_suffix(".json").unlink()
     with pytest.raises(UserError, match=r"not found: .*d\.json"):
-        read_demonstrations(path)
+        read_maniskill(path)
 
 
 def test_truncated_files(tmp_path):
     path = write(tmp_path / "d.h5")
     path.write_bytes(path.read_bytes()[:1500])
     with pytest.raises(UserError, match="truncated or not a ManiSkill"):
-        read_demonstrations(path)
+        read_maniskill(path)
     path = write(tmp_path / "e.h5")
     path.with_suffix(".json").write_text('{"episodes": [')
     with pytest.raises(UserError, match="truncated or not json"):
-        read_demonstrations(path)
+        read_maniskill(path)
 
 
 def test_no_success(tmp_path):
     with pytest.raises(UserError, match="no successful episode among 2"):
-        read_demonstrations(write(tmp_path / "d.h5", success=(False, False)))
+        read_maniskill(write(tmp_path / "d.h5", success=(False, False)))

@@ -10,14 +10,14 @@ import h5py
 import numpy as np
 import pytest
 
-from dsrl_torchrl.data.readers.maniskill import read_demonstrations
+from dsrl_torchrl.data.readers.maniskill import read_maniskill
 from dsrl_torchrl.errors import UserError
 from tests.data.maniskill_trajectory import write
 
 
 def refused(path, match, **kwargs):
     with pytest.raises(UserError, match=match) as error:
-        read_demonstrations(path, **kwargs)
+        read_maniskill(path, **kwargs)
     assert "\n" not in str(error.value)
     assert str(path.parent) in str(error.value)
 
@@ -140,7 +140,7 @@ def test_random_damage_never_gives_a_traceback(tmp_path, kind):
     for _ in range(100):
         (tmp_path / "d.h5").write_bytes(damage(whole, kind, generator))
         try:
-            read_demonstrations(tmp_path / "d.h5")
+            read_maniskill(tmp_path / "d.h5")
         except UserError as error:
             assert "\n" not in str(error) and "d.h5" in str(error)
 

@@ -10,7 +10,7 @@ import h5py
 import pytest
 import torch
 
-from dsrl_torchrl.data.readers.maniskill import read_demonstrations
+from dsrl_torchrl.data.readers.maniskill import read_maniskill
 from dsrl_torchrl.envs import planned_episode
 from dsrl_torchrl.envs.demonstrations import make_demonstrations
 from dsrl_torchrl.envs.maniskill import ManiSkillEnv
@@ -35,7 +35,7 @@ def noisy(tmp_path_factory):
 
 
 def test_exactly_count_successful_episodes(noisy):
-    episodes = read_demonstrations(noisy, control_mode=TASK[1], action_dim=4, shapes={"observation": [42]})
+    episodes = read_maniskill(noisy, control_mode=TASK[1], action_dim=4, shapes={"observation": [42]})
     assert len(episodes) == 2
     for episode in episodes:
         assert episode.success[-1] and len(episode) <= 100
@@ -49,7 +49,7 @@ def test_exactly_count_successful_episodes(noisy):
 
 def test_recorded_actions_are_the_executed_ones(noisy):
     seed = json.loads(noisy.with_suffix(".json").read_text())["episodes"][1]["episode_seed"]
-    episode = read_demonstrations(noisy)[1]
+    episode = read_maniskill(noisy)[1]
     env = ManiSkillEnv(*TASK, max_episode_steps=100, terminate_on_success=False)
     now = env.reset(seed=seed)
     observations = [now["observation"]]
@@ -102,8 +102,8 @@ def test_the_conversion_reads_only_targets_of_the_planner_env(control_mode, monk
 
 
 def test_noise_is_on_the_arm_only(noisy, tmp_path):
-    clean = read_demonstrations(record(tmp_path / "clean.h5", count=1, seed=3))[0]
-    roughness = [(e.action[1:] - e.action[:-1]).std(0) for e in (clean, read_demonstrations(noisy)[0])]
+    clean = read_maniskill(record(tmp_path / "clean.h5", count=1, seed=3))[0]
+    roughness = [(e.action[1:] - e.action[:-1]).std(0) for e in (clean, read_maniskill(noisy)[0])]
     assert (roughness[1][:3] > 2 * roughness[0][:3]).all()
     assert torch.isclose(roughness[1][3], roughness[0][3], rtol=0.2)
 
@@ -117,11 +117,11 @@ def test_the_advice_for_files_without_states_works_here(noisy, tmp_path):
         for group in file.values():
             del group["obs"]
     with pytest.raises(UserError, match="no flat state observations: python -m ") as error:
-        read_demonstrations(path)
+        read_maniskill(path)
     command = shlex.split(str(error.value).split("observations: python ")[1])
     subprocess.run([sys.executable, *command], check=True, capture_output=True)
     (replayed,) = tmp_path.glob("no states.state.*.h5")
-    assert all(episode.observations["observation"].shape[-1] == 42 for episode in read_demonstrations(replayed))
+    assert all(episode.observations["observation"].shape[-1] == 42 for episode in read_maniskill(replayed))
 
 
 def test_too_few_successes_say_what_to_do(tmp_path):

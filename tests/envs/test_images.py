@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchrl.envs import StepCounter, TransformedEnv, check_env_specs
 
-from dsrl_torchrl.data.readers.maniskill import read_demonstrations
+from dsrl_torchrl.data.readers.maniskill import read_maniskill
 from dsrl_torchrl.envs.toy import PointReachEnv, make_toy_demonstrations
 from dsrl_torchrl.latent_env.macro_step import make_macro_env
 
@@ -106,7 +106,7 @@ def test_only_the_envs_that_are_reset_are_looked_at():
 def test_demonstrations_hold_the_pictures(tmp_path):
     path = make_toy_demonstrations(tmp_path / "trajectory.h5", 3, image_size=16, progress=False)
     entries = {"observation": "obs/state", "pixels": "obs/pixels"}
-    for episode in read_demonstrations(path, entries=entries):
+    for episode in read_maniskill(path, entries=entries):
         pixels, state = episode.observations["pixels"], episode.observations["observation"]
         assert pixels.shape == (len(episode) + 1, 3, 16, 16) and pixels.dtype == torch.uint8
         inside = state.abs().amax(-1) < 0.8

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from dsrl_torchrl.data.readers.maniskill import read_demonstrations
+from dsrl_torchrl.data.readers.maniskill import read_maniskill
 from dsrl_torchrl.envs.demonstrations import make_demonstrations
 from dsrl_torchrl.envs.headless import rendering_available
 from dsrl_torchrl.envs.maniskill import ManiSkillEnv
@@ -101,7 +101,7 @@ def test_a_recorded_picture_is_what_the_env_shows(tmp_path):
     path = make_demonstrations(
         tmp_path / "t.h5", "PickCube-v1", "pd_ee_delta_pos", 1, 0, 0.25, 100, progress=False, processes=1, **options
     )
-    (episode,) = read_demonstrations(path, entries={"observation": "obs/state", "pixels": "obs/pixels"})
+    (episode,) = read_maniskill(path, entries={"observation": "obs/state", "pixels": "obs/pixels"})
     (described,) = json.loads(path.with_suffix(".json").read_text())["episodes"]
     seen = play(make_env(max_episode_steps=100, **options), [described["episode_seed"]], episode.action.unsqueeze(1))
     assert torch.equal(seen["observation"][:, 0], episode.observations["observation"])

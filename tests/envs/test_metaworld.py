@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchrl.envs import check_env_specs
 
-from dsrl_torchrl.data.readers.maniskill import read_demonstrations
+from dsrl_torchrl.data.readers.maniskill import read_maniskill
 from dsrl_torchrl.envs import metaworld as module
 from dsrl_torchrl.envs.metaworld import MetaWorldEnv, import_metaworld
 from dsrl_torchrl.envs.metaworld_demonstrations import make_metaworld_demonstrations
@@ -194,7 +194,7 @@ def test_demonstrations_are_the_same_bytes_and_hold_the_noise(tmp_path):
     assert paths[0].with_suffix(".json").read_bytes() == paths[1].with_suffix(".json").read_bytes()
     seeds = [e["episode_seed"] for e in json.loads(paths[0].with_suffix(".json").read_text())["episodes"]]
     env = MetaWorldEnv("reach-v3")
-    for episode, seed in zip(read_demonstrations(paths[0], action_dim=4), seeds, strict=True):
+    for episode, seed in zip(read_maniskill(paths[0], action_dim=4), seeds, strict=True):
         assert episode.success[-1] and not episode.success[:-1].any()
         now = env.reset(seed=[seed])
         for action, observation in zip(episode.action, episode.observations["observation"][1:], strict=True):
@@ -208,7 +208,7 @@ def test_demonstrations_hold_the_pictures(tmp_path):
     path = make_metaworld_demonstrations(
         tmp_path / "a.h5", "reach-v3", 1, action_noise=0.0, state="proprioception", image_size=16, progress=False
     )
-    (episode,) = read_demonstrations(path, entries=WITH_PICTURES, shapes={"pixels": (3, 16, 16), "observation": (4,)})
+    (episode,) = read_maniskill(path, entries=WITH_PICTURES, shapes={"pixels": (3, 16, 16), "observation": (4,)})
     pixels = episode.observations["pixels"]
     assert pixels.dtype == torch.uint8 and (pixels[0] != pixels[-1]).any()
 

@@ -8,7 +8,7 @@ import pytest
 import dsrl_torchrl.conf
 from dsrl_torchrl.cli.compose import compose
 from dsrl_torchrl.cli.targets import make
-from dsrl_torchrl.data.readers.maniskill import read_demonstrations
+from dsrl_torchrl.data.readers.maniskill import read_maniskill
 from dsrl_torchrl.envs.headless import rendering_available
 
 FILES = sorted(Path(dsrl_torchrl.conf.__path__[0]).glob("task/*.yaml"))
@@ -48,6 +48,6 @@ def test_the_toy_task_records_and_steps(tmp_path):
     make(task.generator_spec, path=path, count=3, action_noise=noise, seed=0, progress=False)
     env = make(task.env, terminate_on_success=False)
     assert env.rollout(50).shape == (1, task.env["max_episode_steps"])
-    episodes = read_demonstrations(path, shapes={"observation": [2]}, action_dim=2)
+    episodes = read_maniskill(path, shapes={"observation": [2]}, action_dim=2)
     assert len(episodes) == 3
     assert json.loads(path.with_suffix(".json").read_text())["env_info"]["env_id"] == "PointReach"

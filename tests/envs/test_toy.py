@@ -5,7 +5,7 @@ import torch
 from tensordict.nn import TensorDictModule
 from torchrl.envs.utils import check_env_specs
 
-from dsrl_torchrl.data.readers.maniskill import read_demonstrations
+from dsrl_torchrl.data.readers.maniskill import read_maniskill
 from dsrl_torchrl.envs.toy import RADIUS, STEP_SIZE, PointReachEnv, make_toy_demonstrations
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.seeds import demonstration_seeds
@@ -86,8 +86,8 @@ def test_set_seed_fixes_the_stream():
 
 
 def test_demonstrations_are_successful_and_repeatable(tmp_path):
-    first = read_demonstrations(make_toy_demonstrations(tmp_path / "a.h5", 6, seed=3, progress=False))
-    second = read_demonstrations(make_toy_demonstrations(tmp_path / "b.h5", 6, seed=3, progress=False))
+    first = read_maniskill(make_toy_demonstrations(tmp_path / "a.h5", 6, seed=3, progress=False))
+    second = read_maniskill(make_toy_demonstrations(tmp_path / "b.h5", 6, seed=3, progress=False))
     assert len(first) == 6
     for a, b in zip(first, second, strict=True):
         assert a.success[-1] and not a.success[:-1].any() and a.terminated[-1]
@@ -100,7 +100,7 @@ def test_demonstrations_start_from_the_runs_own_seeds(tmp_path, seed):
     path = make_toy_demonstrations(tmp_path / "a.h5", 3, seed=seed, progress=False)
     used = [episode["episode_seed"] for episode in json.loads(path.with_suffix(".json").read_text())["episodes"]]
     assert set(used) <= set(demonstration_seeds(seed)[:40]) and len(set(used)) == 3
-    first = read_demonstrations(path)[0].observations["observation"][0]
+    first = read_maniskill(path)[0].observations["observation"][0]
     assert torch.equal(first, PointReachEnv().reset(seed=used[0])["observation"][0])
 
 

@@ -171,7 +171,7 @@ def test_an_appended_transform_leaves_decoder_and_prior_alone():
     env = make_env(lengths=[9] * 4000, terminates=[True] * 4000)
     decoder = env.decoder
     env = env.append_transform(RewardSum())
-    assert env.decoder is decoder and env.latent_dim == 4 and env.decoder.observation_keys == ["observation"]
+    assert env.decoder is decoder and env.latent_dim == 4 and env.decoder.base_policy.in_keys == ["observation"]
     out = env.rand_step(env.reset())
     assert (out["action"].abs() == 1.5).float().mean() == pytest.approx(0.134, abs=0.01)
     assert torch.equal(out["next", "episode_reward"], out["next", "reward"])

@@ -95,7 +95,7 @@ def seen(td):
 def test_specs_and_rollout(obs_horizon):
     env = make_env(CameraPolicy(obs_horizon))
     check_env_specs(env)
-    assert env.decoder.observation_keys == ["pixels", STATE]
+    assert env.decoder.base_policy.in_keys == ["pixels", STATE]
     assert env.observation_spec["pixels"].shape == (2, 3 * obs_horizon, 8, 8)
     assert env.observation_spec["pixels"].dtype == torch.uint8
     assert env.observation_spec[STATE].shape == (2, 2 * obs_horizon)

@@ -10,7 +10,7 @@ from tensordict.utils import NestedKey
 
 from dsrl_torchrl.data.episode import Episode
 from dsrl_torchrl.data.readers.lerobot import lerobot_files, read_lerobot
-from dsrl_torchrl.data.readers.maniskill import read_demonstrations
+from dsrl_torchrl.data.readers.maniskill import read_maniskill
 from dsrl_torchrl.data.readers.maniskill_json import trajectory_files
 from dsrl_torchrl.data.readers.npz import npz_files, read_npz
 from dsrl_torchrl.data.readers.robomimic import EPISODES, read_robomimic
@@ -28,7 +28,7 @@ def read_any(
 ) -> list[Episode]:
     """The successful episodes of ManiSkill's h5 and json, robomimic's or LIBERO's HDF5, an npz, or a LeRobot folder.
 
-    Arguments, results and errors are those of :func:`~dsrl_torchrl.data.readers.maniskill.read_demonstrations`;
+    Arguments, results and errors are those of :func:`~dsrl_torchrl.data.readers.maniskill.read_maniskill`;
     ``control_mode`` is compared where the format tells it, and ``instruction`` chooses the task of a LeRobot data set
     that has several.
     """
@@ -40,7 +40,7 @@ def read_any(
     if _is_robomimic(path):
         return read_robomimic(path, entries=entries, action_dim=action_dim, shapes=shapes)
     _refuse_d4rl(path)
-    return read_demonstrations(path, entries=entries, control_mode=control_mode, action_dim=action_dim, shapes=shapes)
+    return read_maniskill(path, entries=entries, control_mode=control_mode, action_dim=action_dim, shapes=shapes)
 
 
 def demonstration_files(path: Path) -> tuple[Path, ...]:

@@ -24,7 +24,7 @@ FLAT_STATE: Mapping[NestedKey, str] = {"observation": STATE_DATASET}
 FLAG_DATASETS = ("success", "terminated", "truncated")
 
 
-def read_demonstrations(
+def read_maniskill(
     path: str | Path,
     *,
     entries: Mapping[NestedKey, str] = FLAT_STATE,
