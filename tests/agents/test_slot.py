@@ -89,4 +89,4 @@ def test_it_learns_offline_and_online_and_is_saved(tmp_path):
     assert result.env_steps >= 800 and result.updates > 0
     assert {"q_noise/loss", "env/success_running", "train/utd"} <= rows[-1][1].keys()
     evaluation = evaluate(make_env(), again.kept_policy, range(500, 516))
-    assert 0 <= evaluation.success_once.value <= 1
+    assert evaluation.success_once.value > 0

@@ -84,14 +84,6 @@ def test_a_wrong_override_of_each_kind_is_one_line_before_any_work(wrong, no_wor
         check_refused(capsys, step, "task=toy", f"output={no_work}", *words)
 
 
-@pytest.mark.slow
-def test_100_random_wrong_overrides_are_100_lines(wrong, no_work, capsys):
-    random_ = random.Random(1)
-    drawn = dict.fromkeys(random_.choice(wrong[random_.choice(KINDS)]) for _ in range(400))
-    for words in list(drawn)[:100]:
-        check_refused(capsys, random_.choice(list(STEPS)), "task=toy", f"output={no_work}", *words)
-
-
 def put(values, name, value):
     *path, last = name.split(".")
     for part in path:
