@@ -215,13 +215,17 @@ def _find(values: Any, key: str) -> Any:
     raise KeyError(key)
 
 
-def _vectors(space: Any, where: str = "") -> dict[str, Any]:
-    """The names of a dict space's parts, but for its pictures."""
+def _vectors(space: Any) -> dict[str, Any]:
+    """A dict space's parts by their names, but for its pictures."""
+    return _leaves(space, lambda part: not _is_picture(part))
+
+
+def _leaves(space: Any, wanted: Callable[[Any], bool], where: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name, part in space.spaces.items():
+    for name, part in getattr(space, "spaces", {}).items():
         if hasattr(part, "spaces"):
-            found |= _vectors(part, f"{where}{name}.")
-        elif getattr(part, "shape", None) is not None and not _is_picture(part):
+            found |= _leaves(part, wanted, f"{where}{name}.")
+        elif getattr(part, "shape", None) is not None and wanted(part):
             found[f"{where}{name}"] = part
     return found
 
@@ -254,7 +258,8 @@ def _picture_shape(space: Any, key: str, env_id: str) -> tuple[int, int, int]:
     except KeyError:
         part = None
     if part is None or not _is_picture(part):
-        raise UserError(f"{env_id} has no uint8 picture [H, W, C] named {key!r} in {shown(space)}")
+        has = ", ".join(_leaves(space, _is_picture)) or "none"
+        raise UserError(f"{env_id} has no uint8 picture [H, W, C] named {key!r}; it has {has}")
     height, width, channels = part.shape
     if channels not in CHANNELS:
         raise UserError(f"{env_id}: {key} should be a picture [H, W, C] of 1, 3 or 4 channels, is {list(part.shape)}")

@@ -17,7 +17,7 @@ STEPS = {
     "base": "clone the base policy from them (makes them first if need be)",
     "stage1": "steer it offline, from demonstrations and its own rollouts",
     "stage2": "steer it online, from there",
-    "eval": "compare all policies of the run on the same held-out resets",
+    "eval": "compare all policies of the run on the same held-out resets (makes the base policy first if need be)",
     "diagnose": "can the base be steered here, and with which noise: a page of figures and advice",
     "run": "demos to eval, skipping what exists",
 }

@@ -83,6 +83,15 @@ def test_a_file_of_d4rl_is_named(tmp_path):
             read(tmp_path / "hopper.hdf5")
 
 
+def test_a_layout_of_ones_own_is_named(tmp_path):
+    path = tmp_path / "mine.h5"
+    with h5py.File(path, "w") as file:
+        file["episode_0/actions"] = np.zeros((3, 2))
+    for read in (demonstration_files, partial(read_any, entries={"observation": "obs"})):
+        with pytest.raises(UserError, match=r"neither ManiSkill's .* nor robomimic's .*numpy\.savez"):
+            read(path)
+
+
 def test_d4rls_arrays(tmp_path):
     flags = {"terminals": np.array([0, 0, 1, 0, 0]), "timeouts": np.array([False] * 4 + [True])}
     values = arrays(traj_lengths=None, next_states=arrays()["states"] + 0.5, **flags)

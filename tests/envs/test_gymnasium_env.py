@@ -119,7 +119,7 @@ def test_names_with_dots_are_found(keys):
         now = env.reset(seed=0)
         assert {1.0, 2.0} < set(now["observation"][0].tolist())
         assert now["observation"].shape == (1, 3) and now["pixels"].shape == (1, 3, 4, 6)
-        with pytest.raises(UserError, match=r"no uint8 picture .* named 'observation\.state'"):
+        with pytest.raises(UserError, match=r"named 'observation\.state'; it has observation\.image"):
             GymnasiumEnv("Dotted-v0", images={"pixels": "observation.state"})
     finally:
         del gymnasium.registry["Dotted-v0"]

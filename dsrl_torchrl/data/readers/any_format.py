@@ -39,7 +39,7 @@ def read_any(
         return read_npz(path, entries=entries, action_dim=action_dim, shapes=shapes)
     if _is_robomimic(path):
         return read_robomimic(path, entries=entries, action_dim=action_dim, shapes=shapes)
-    _refuse_d4rl(path)
+    _refuse_others(path)
     return read_maniskill(path, entries=entries, control_mode=control_mode, action_dim=action_dim, shapes=shapes)
 
 
@@ -51,7 +51,7 @@ def demonstration_files(path: Path) -> tuple[Path, ...]:
         return npz_files(path)
     if _is_robomimic(path):
         return (path,)
-    _refuse_d4rl(path)
+    _refuse_others(path)
     return trajectory_files(path)
 
 
@@ -67,14 +67,20 @@ def _is_robomimic(path: Path) -> bool:
         return path.suffix == ".hdf5"
 
 
-def _refuse_d4rl(path: Path) -> None:
+def _refuse_others(path: Path) -> None:
     try:
         with h5py.File(path, "r") as file:
             flat = isinstance(file.get("actions"), h5py.Dataset)
+            other = not any(name.startswith("traj_") for name in file) and not trajectory_files(path)[1].exists()
     except (OSError, RuntimeError):
         return
     if flat:
         raise UserError(
             f"{path} is a file of D4RL, whose arrays are read as an npz: save actions, terminals, timeouts and the "
             "observations with numpy.savez, then task.demonstrations.path=<name>.npz"
+        )
+    if other:
+        raise UserError(
+            f"{path} is neither ManiSkill's (traj_<i>, and a json beside it) nor robomimic's (data/demo_<i>): save its "
+            "arrays with numpy.savez, then task.demonstrations.path=<name>.npz"
         )
