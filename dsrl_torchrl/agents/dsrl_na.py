@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import model_validator
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from torch import Tensor
 from torchrl.objectives import ValueEstimators
@@ -20,7 +19,7 @@ from dsrl_torchrl.networks.latent_actor import LatentActor, LatentPolicy
 from dsrl_torchrl.objectives.noise_aliasing import NoiseAliasingLoss
 from dsrl_torchrl.objectives.polyak import PolyakUpdate
 from dsrl_torchrl.objectives.q_action import QActionLoss
-from dsrl_torchrl.objectives.sac import LatentSACLoss, SACOptions, capped, make_sac_loss
+from dsrl_torchrl.objectives.sac import LatentSACLoss, SACActorOptions, capped, make_sac_loss
 from dsrl_torchrl.options import with_defaults
 
 
@@ -53,14 +52,8 @@ class DSRLNA(SACActorAgent):
 
     entropy_cap: float | None = None  # of -log π in the TD targets, in ±action_magnitude
 
-    class Config(with_defaults(ActorConfig, actor_average=0.0), SACOptions):  # type: ignore[misc]
+    class Config(with_defaults(ActorConfig, actor_average=0.0), SACActorOptions):  # type: ignore[misc]
         """Hyper-parameters of DSRL-NA."""
-
-        @model_validator(mode="after")
-        def _all_critics(self):  # type: ignore[no-untyped-def]
-            if self.target_subset is not None:
-                raise ValueError("target_subset is of critics that learn from the noise (dsrl_sac): leave it null")
-            return self
 
     panels: ClassVar = [
         ({"q_action/td_error": ""}, "TD error of $Q^A$"),

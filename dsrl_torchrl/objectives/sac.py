@@ -23,8 +23,8 @@ ALPHA_PARAMETERISATIONS = ("log", "softplus")
 _sac_alpha = SACLoss._alpha.fget  # by super(), torch.compile finds the property itself and breaks its graph
 
 
-class SACOptions(Options):
-    """Hyper-parameters of SAC's losses."""
+class SACActorOptions(Options):
+    """Hyper-parameters of SAC's actor and temperature, and of what critics make of them."""
 
     backup: Literal["min", "mean"] = option("min", "over the ensemble, in targets and actor")
     alpha_init: float = option(0.03, "first temperature; with -1/0 rewards 0.1 is an upper bound", gt=0)
@@ -33,9 +33,6 @@ class SACOptions(Options):
     fixed_alpha: bool = option(False, "keep alpha_init")
     target_entropy_per_dim: float = option(-0.5, "for noise scaled to [-1, 1]; the official runs use 0")
     target_entropy: float | None = option(None, "of all dimensions at once, in place of target_entropy_per_dim")
-    target_subset: int | None = option(
-        None, "critics drawn for each target, whose min it takes (REDQ, RLPD: 2); null: all, by backup", ge=1
-    )
     backup_entropy: bool = option(True, "the critics' targets hold the policy's entropy")
     entropy_cap: float | None = option(
         None, "most that -log π of a decision counts there, for noise scaled to [-1, 1]; null: no cap"
@@ -44,6 +41,14 @@ class SACOptions(Options):
     def total_target_entropy(self, latent_dim: int) -> float:
         """Of all ``latent_dim`` dimensions, for noise scaled to [-1, 1]."""
         return latent_dim * self.target_entropy_per_dim if self.target_entropy is None else self.target_entropy
+
+
+class SACOptions(SACActorOptions):
+    """Those, and of critics that SAC's own loss trains."""
+
+    target_subset: int | None = option(
+        None, "critics drawn for each target, whose min it takes (REDQ, RLPD: 2); null: all, by backup", ge=1
+    )
 
 
 def capped(log_prob: Tensor, entropy_cap: float | None) -> Tensor:
@@ -160,7 +165,7 @@ class LatentSACLoss(MacroDiscountLoss, SACLoss):
 def make_sac_loss(
     actor: LatentActor,
     q_noise: Critic,
-    options: SACOptions,
+    options: SACActorOptions,
     *,
     latent_dim: int,
     action_magnitude: float,
@@ -181,8 +186,9 @@ def make_sac_loss(
         delay_qvalue: keep target copies of the critics; DSRL-NA's ``Q^W`` is distilled and needs none.
     """
     check_ensemble(num_critics)
-    if options.target_subset is not None and options.target_subset > num_critics:
-        raise UserError(f"target_subset ({options.target_subset}) must be at most num_critics ({num_critics})")
+    subset = options.target_subset if isinstance(options, SACOptions) else None
+    if subset is not None and subset > num_critics:
+        raise UserError(f"target_subset ({subset}) must be at most num_critics ({num_critics})")
     shift, cap = latent_dim * math.log(action_magnitude), options.entropy_cap
     loss = LatentSACLoss(
         actor,
@@ -194,7 +200,7 @@ def make_sac_loss(
         target_entropy=options.total_target_entropy(latent_dim) + shift,
         backup=options.backup,
         backup_entropy=options.backup_entropy,
-        target_subset=options.target_subset,
+        target_subset=subset,
         entropy_cap=None if cap is None else cap + shift,
         alpha_parameterisation=options.alpha_parameterisation,
         separate_losses=False,
