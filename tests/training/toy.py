@@ -124,3 +124,9 @@ def assert_same_state(agent, other):
     assert first.keys() == second.keys()
     for name, value in first.items():
         assert torch.equal(second[name], value), name
+
+
+def tiny(agent, folder, **options):
+    """Four segments of few macro steps, the first one without updates."""
+    small = {"total_env_steps": 200, "warmup_env_steps": 60, "checkpoint_env_steps": 50, "log_env_steps": 30}
+    return run_online(agent, folder, **small | {"macro_steps_per_round": 8} | options)
