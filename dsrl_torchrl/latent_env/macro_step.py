@@ -113,8 +113,11 @@ class MacroStep(Transform):
             step_input = current.exclude("reward", *parent.done_keys).set("action", chunk[..., j, :])
             if not state.is_empty():
                 step_input = state.copy().update(step_input)
-            if not all_alive and self._masked():
-                step_input.set("_step", alive.squeeze(-1)).update(current.select(*parent.done_keys))
+            if not all_alive and isinstance(batch := innermost(self.parent), BatchedEnvBase):
+                # Its own entries would stand in for those left alone, and transforms below may have reshaped them.
+                own = [key for key in batch.observation_spec.keys(True, True) if key not in batch.state_keys]
+                step_input = step_input.exclude(*own).set("_step", alive.squeeze(-1))
+                step_input.update(current.select(*parent.done_keys))
             current = _completed(parent, parent._step(step_input))
             latched = current if all_alive else current.where(alive.squeeze(-1), latched)
             # Not times `alive`: what an env gives after an episode's end may be NaN.
@@ -138,10 +141,6 @@ class MacroStep(Transform):
     def _set_skipping(self, skip: bool) -> None:
         if self.skip_images and hasattr(env := innermost(self.parent), "skip_images"):
             env.skip_images = skip
-
-    def _masked(self) -> bool:
-        """Whether a batch of TorchRL's is below, which steps the envs alone that a mask names."""
-        return isinstance(innermost(self.parent), BatchedEnvBase)
 
     def _primitive_env(self) -> EnvBase:
         # An empty chain of transforms between env and macro step would cost a twentieth of a ManiSkill step.

@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from torchrl.envs import TransformedEnv
+from torchrl.envs import RewardSum, TransformedEnv
 
 from dsrl_torchrl import LatentActionEnv, make_macro_env
 from dsrl_torchrl.agents import DSRLNA, ResidualSAC
@@ -94,6 +94,10 @@ def check_bridge(make_env, device):
         out, td = reference.step_and_maybe_reset(td.set("action", rollout["action"][:, step].cpu()))
         chunk = rollout["next", "action_chunk"][:, step].cpu()
         torch.testing.assert_close(chunk, out["next", "action_chunk"], rtol=1e-4, atol=1e-5)
+    # What an appended transform has for its env draws an action, too, for its statistics.
+    env = make_env(device)
+    env.append_transform(RewardSum())
+    assert env.transform[-1].parent.rand_action()["action"].device.type == torch.device(device).type
 
 
 def check_training(kind, make_env, device, folder, updates=4, **options):

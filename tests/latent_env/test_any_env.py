@@ -9,8 +9,8 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torchrl.data import Bounded, Composite, Unbounded
-from torchrl.envs import EnvBase, GymWrapper, ParallelEnv, SerialEnv
-from torchrl.envs.transforms import ObservationNorm
+from torchrl.envs import EnvBase, GymWrapper, ParallelEnv, SerialEnv, TransformedEnv
+from torchrl.envs.transforms import ObservationNorm, StepCounter
 from torchrl.envs.utils import check_env_specs
 
 from dsrl_torchrl import LatentActionEnv
@@ -27,6 +27,18 @@ class Passed(BasePolicy):
         self.freeze()
 
     def forward(self, observation, noise):
+        return noise
+
+
+class PassedHistory(BasePolicy):
+    """The same, and it reads two observations."""
+
+    def __init__(self):
+        super().__init__(action_dim=1, pred_horizon=4, obs_horizon=2)
+        self.freeze()
+
+    def forward(self, observation, noise):
+        assert observation.shape[-1] == 4
         return noise
 
 
@@ -134,6 +146,19 @@ def test_a_sub_env_is_left_alone_after_its_end(batch):
         steps = env.rollout(6, break_when_any_done=False)["next"]
         assert steps["steps_to_next_obs"].squeeze(-1).tolist() == [[3, 2, 3, 2, 3, 2], [3, 3, 3, 3, 3, 3]]
         assert steps["done"].squeeze(-1).tolist() == [[False, True] * 3, [False, False, True] * 2]
+    finally:
+        env.close()
+
+
+@pytest.mark.parametrize("batch", [SerialEnv, pytest.param(ParallelEnv, marks=pytest.mark.slow)])
+def test_a_sub_env_is_left_alone_below_a_history_and_a_step_counter(batch):
+    """Episodes of 5, and of 9 cut at 7; chunks of 3."""
+    env = TransformedEnv(batch(2, [partial(make_strict, 5), partial(make_strict, 9)]), StepCounter(max_steps=7))
+    env = LatentActionEnv(env, PassedHistory(), act_horizon=3)
+    try:
+        steps = env.rollout(6, break_when_any_done=False)["next"]
+        assert steps["steps_to_next_obs"].squeeze(-1).tolist() == [[3, 2, 3, 2, 3, 2], [3, 3, 1, 3, 3, 1]]
+        assert steps["step_count"].squeeze(-1).tolist() == [[3, 5, 3, 5, 3, 5], [3, 6, 7, 3, 6, 7]]
     finally:
         env.close()
 
