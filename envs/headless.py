@@ -62,6 +62,28 @@ def rendering_available() -> tuple[bool, str]:
     return True, "a Vulkan device was found"
 
 
+@functools.cache
+def keep_renderer_open() -> Any:
+    """Keeps SAPIEN's renderer open for as long as the process lives; call it where ManiSkill envs are made.
+
+    SAPIEN closes it with the last object that needs it, and a scene that nobody sees holds none for long. Each rebuild
+    of the scene (a seeded reset) would open two, which takes half of its time, and after a few dozen NVIDIA's driver
+    opens no more: ``vk::createInstanceUnique: ErrorIncompatibleDriver``. It is no part of :func:`rendering_available`,
+    after which ManiSkill's own tools fork: an open renderer does not work in a fork.
+
+    Returns:
+        What keeps it open; None where nothing can render.
+    """
+    if not rendering_available()[0]:
+        return None
+    import sapien.render
+    from mani_skill.envs.utils.system.backend import parse_sim_and_render_backend
+
+    # ManiSkill's device: SAPIEN renders on the first that it opened, and refuses every other.
+    device = parse_sim_and_render_backend("physx_cpu", "gpu").render_device
+    return sapien.render.RenderSystem(device)
+
+
 def ensure_renderless() -> bool:
     """Makes ManiSkill usable for state observations where nothing can render; does nothing where something can.
 

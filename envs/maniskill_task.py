@@ -8,12 +8,13 @@ import inspect
 import warnings
 from functools import cache
 from typing import Any
+from zipfile import BadZipFile
 
 import torch
 
 from dsrl_torchrl.envs.batched_maniskill import batched_class
 from dsrl_torchrl.envs.cameras import Cameras
-from dsrl_torchrl.envs.headless import import_mani_skill, rendering_available
+from dsrl_torchrl.envs.headless import import_mani_skill, keep_renderer_open, rendering_available
 from dsrl_torchrl.envs.proprioception import hide_privileged_state
 from dsrl_torchrl.envs.serial_maniskill import SerialTasks
 from dsrl_torchrl.errors import UserError
@@ -49,6 +50,7 @@ def make_gym_env(
     if not import_mani_skill() and (render_mode is not None or cameras is not None):
         wanted = f"render_mode={render_mode!r}" if cameras is None else f"image_size={cameras.image_size}"
         raise UserError(f"{wanted}: {rendering_available()[1]}")
+    keep_renderer_open()
     _leave_imports_alone()
     from mani_skill.utils.registration import REGISTERED_ENVS
 
@@ -101,6 +103,8 @@ def _make(
     import gymnasium
 
     limit: dict[str, Any] = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
+    if sim_backend == "physx_cuda" or (sim_backend == "auto" and num_envs > 1 and torch.cuda.is_available()):
+        _enable_gpu_simulation()
     if num_envs == 1 or (sim_backend != "physx_cpu" and torch.cuda.is_available()):
         return gymnasium.make(env_id, num_envs=num_envs, sim_backend=sim_backend, **kwargs, **limit)
     if batched and kwargs["render_mode"] is None and _can_be_batched(env_id):
@@ -133,6 +137,21 @@ def _can_be_batched(env_id: str) -> bool:
         return True
     warnings.warn(f"{env_id}: several envs on the CPU are stepped one by one here, slowly ({why})", stacklevel=2)
     return False
+
+
+def _enable_gpu_simulation() -> None:
+    """As ManiSkill does it. SAPIEN fetches PhysX's GPU library when it is first asked for: without a network, not."""
+    from sapien import physx
+
+    try:
+        physx.enable_gpu()
+    except (OSError, BadZipFile) as error:  # requests' errors are OSErrors, and a proxy's page is no archive
+        version = physx.version()
+        raise UserError(
+            "sim_backend=physx_cuda: SAPIEN fetches PhysX's GPU library when it is first asked for, and cannot. Unzip "
+            f"https://github.com/sapien-sim/physx-precompiled/releases/download/{version}/linux-so.zip into "
+            f"~/.sapien/physx/{version}, or take sim_backend=physx_cpu. It says: {error}"
+        ) from None
 
 
 def _make_batched(env_id: str, num_envs: int, max_episode_steps: int | None, kwargs: dict[str, Any]) -> Any:

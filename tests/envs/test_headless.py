@@ -1,9 +1,11 @@
+import gc
 import subprocess
 import sys
+import weakref
 
 import pytest
 
-from dsrl_torchrl.envs.headless import ensure_renderless, rendering_available
+from dsrl_torchrl.envs.headless import ensure_renderless, keep_renderer_open, rendering_available
 
 
 def test_importing_envs_imports_no_simulator():
@@ -33,3 +35,26 @@ def test_placeholders_only_without_a_device():
     assert urdf_loader.RenderMaterial is placeholder
     ensure_renderless()
     assert render.RenderMaterial is placeholder
+
+
+@pytest.mark.parametrize("available", [True, False])
+def test_what_keeps_the_renderer_open_lives_as_long_as_the_process(available, monkeypatch):
+    """SAPIEN closes its renderer with the last object that holds it; NVIDIA's driver opens no more than a few dozen."""
+    render = pytest.importorskip("sapien.render")
+    pytest.importorskip("mani_skill")
+    opened = []
+
+    class System:
+        def __init__(self, device):
+            opened.append(weakref.ref(self))
+
+    monkeypatch.setattr(render, "RenderSystem", System)
+    monkeypatch.setattr("dsrl_torchrl.envs.headless.rendering_available", lambda: (available, ""))
+    keep_renderer_open.cache_clear()
+    try:
+        keep_renderer_open()
+        keep_renderer_open()
+        gc.collect()
+        assert [each() is not None for each in opened] == [True] * available
+    finally:
+        keep_renderer_open.cache_clear()

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from functools import partial
+from zipfile import BadZipFile
 
 import pytest
 import torch
@@ -180,3 +181,26 @@ def test_nothing_is_written_beside_a_progress_bar():
     code = "from dsrl_torchrl.envs.maniskill import ManiSkillEnv; env = ManiSkillEnv(); env.rollout(3); env.close()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "" and done.stderr == ""
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no route to github.com"), BadZipFile("File is not a zip file")])
+@pytest.mark.parametrize("sim_backend", ["physx_cuda", "auto"])
+def test_a_gpu_simulation_that_cannot_be_fetched_is_one_line(monkeypatch, error, sim_backend):
+    """As on a cluster's node without a network: seen there, with the traceback of a download."""
+    physx = pytest.importorskip("sapien.physx")
+
+    def enable_gpu():
+        raise error
+
+    monkeypatch.setattr(physx, "enable_gpu", enable_gpu)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UserError, match=f"sim_backend=physx_cuda: SAPIEN fetches .* It says: {error}"):
+        make_gym_env("PickCube-v1", control_mode="pd_ee_delta_pos", num_envs=2, sim_backend=sim_backend)
+
+
+def test_the_renderer_stays_open(monkeypatch):
+    """Of envs that nobody sees, too: they rebuild their scenes."""
+    calls = []
+    monkeypatch.setattr("dsrl_torchrl.envs.maniskill_task.keep_renderer_open", lambda: calls.append(None))
+    make_gym_env("PickCube-v1", control_mode="pd_ee_delta_pos").close()
+    assert calls
