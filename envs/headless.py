@@ -81,7 +81,10 @@ def keep_renderer_open() -> Any:
 
     # ManiSkill's device: SAPIEN renders on the first that it opened, and refuses every other.
     device = parse_sim_and_render_backend("physx_cpu", "gpu").render_device
-    return sapien.render.RenderSystem(device)
+    try:
+        return sapien.render.RenderSystem(device)
+    except RuntimeError:  # a CUDA device that does not draw, in a container beside Mesa: only materials work there
+        return sapien.render.RenderMaterial()
 
 
 def ensure_renderless() -> bool:

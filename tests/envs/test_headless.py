@@ -37,24 +37,27 @@ def test_placeholders_only_without_a_device():
     assert render.RenderMaterial is placeholder
 
 
-@pytest.mark.parametrize("available", [True, False])
-def test_what_keeps_the_renderer_open_lives_as_long_as_the_process(available, monkeypatch):
+@pytest.mark.parametrize("kept", ["RenderSystem", "RenderMaterial", None])
+def test_what_keeps_the_renderer_open_lives_as_long_as_the_process(kept, monkeypatch):
     """SAPIEN closes its renderer with the last object that holds it; NVIDIA's driver opens no more than a few dozen."""
     render = pytest.importorskip("sapien.render")
     pytest.importorskip("mani_skill")
     opened = []
 
-    class System:
-        def __init__(self, device):
+    class Opened:
+        def __init__(self, *device):
+            if device and kept == "RenderMaterial":
+                raise RuntimeError("failed to create renderer on device")
             opened.append(weakref.ref(self))
 
-    monkeypatch.setattr(render, "RenderSystem", System)
-    monkeypatch.setattr("dsrl_torchrl.envs.headless.rendering_available", lambda: (available, ""))
+    monkeypatch.setattr(render, "RenderSystem", Opened)
+    monkeypatch.setattr(render, "RenderMaterial", Opened)
+    monkeypatch.setattr("dsrl_torchrl.envs.headless.rendering_available", lambda: (kept is not None, ""))
     keep_renderer_open.cache_clear()
     try:
         keep_renderer_open()
         keep_renderer_open()
         gc.collect()
-        assert [each() is not None for each in opened] == [True] * available
+        assert [each() is not None for each in opened] == [True] * (kept is not None)
     finally:
         keep_renderer_open.cache_clear()
