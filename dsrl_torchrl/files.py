@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +16,9 @@ from dsrl_torchrl.errors import CheckpointError
 
 #: How the name of a file ends that is being written.
 UNFINISHED = ".part"
+
+#: What some network and shared file systems answer, whose folders cannot be synced.
+_NO_SYNC_OF_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -93,6 +97,9 @@ def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in _NO_SYNC_OF_FOLDERS):
+            raise
     finally:
         os.close(descriptor)
 

@@ -30,7 +30,8 @@ _CALLER = re.compile(r"^vec3 specularIBL\(", re.MULTILINE)
 
 def cache_folder() -> Path:
     """Where Mesa and the shaders lie, ``~/.cache/dsrl-torchrl``, below ``XDG_CACHE_HOME`` if that is set."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dsrl-torchrl"
+    # Path.home() raises for a user id without a name and a HOME, as in some containers.
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "dsrl-torchrl"
 
 
 def use_mesa() -> None:

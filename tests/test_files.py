@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
+
+import pytest
 
 from dsrl_torchrl.files import remove_folder, sweep, write_atomically
 
@@ -48,3 +52,21 @@ def test_a_folder_that_was_moved_to_another_disk_is_unlinked(tmp_path):
     (tmp_path / "checkpoint").symlink_to(tmp_path / "elsewhere")
     remove_folder(tmp_path / "checkpoint")
     assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+
+
+def test_a_file_system_whose_folders_cannot_be_synced(tmp_path, monkeypatch):
+    """Shared folders of virtual machines and some of FUSE; a file that cannot be synced is an error."""
+    fsync, refused = os.fsync, stat.S_ISDIR
+
+    def only_others(descriptor):
+        if refused(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", only_others)
+    write_atomically(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+    refused = stat.S_ISREG
+    with pytest.raises(OSError, match="Invalid"):
+        write_atomically(tmp_path / "file", b"newer")
+    assert (tmp_path / "file").read_bytes() == b"new"

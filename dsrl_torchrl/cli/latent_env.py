@@ -15,6 +15,7 @@ from dsrl_torchrl.cli.config import RunConfig
 from dsrl_torchrl.cli.targets import Target, find_target, make, parameters
 from dsrl_torchrl.cli.values import AUTO
 from dsrl_torchrl.collect.worker_processes import WorkerEnvs
+from dsrl_torchrl.control_group import memory_of_group
 from dsrl_torchrl.data.frame_pool import is_image
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.base_chunk import BASE_CHUNK_KEY, BaseChunk, ResidualPolicy
@@ -144,9 +145,14 @@ def check_image_memory(needed: int, available: int | None) -> str:
 
 
 def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int | None:
-    """Bytes that new data can take without swapping; ``None`` where the system does not tell (macOS)."""
+    """Bytes that new data can take without swapping, nor more than a container or a job may have.
+
+    ``None`` where the system does not tell (macOS).
+    """
     try:
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
+        free = int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return None
+    limit = memory_of_group()
+    return free if limit is None else min(free, limit)

@@ -15,7 +15,7 @@ from dsrl_torchrl.errors import UserError
 
 FILE = ".lock"
 #: What file systems without locks answer.
-_NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK)
+_NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 
 
 @contextlib.contextmanager
@@ -69,7 +69,7 @@ def _take(path: Path) -> int:
 def _flock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):  # CIFS answers the second
         owner = os.read(descriptor, 500).decode(errors="replace") or "another process"
         raise UserError(f"{path.parent} is in use by {owner}: wait for it or end it, or choose another name=") from None
     except OSError as error:

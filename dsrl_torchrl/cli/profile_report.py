@@ -112,6 +112,6 @@ def draw(kinds: Mapping[str, Seconds], counts: Mapping[str, int], path: Path, ti
     axis.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
     axis.set_xlabel("wall time")
     figure.legend(fontsize=8, ncols=4, loc="outside lower center", frameon=False)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, parse_math=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -40,7 +40,7 @@ IN_TURN = "basic"
 #: Stands for the number of the process that waits for a run.
 PARENT = "PARENT"
 #: A run of a sweep: the command, which ends with that process.
-RUN = f"from dsrl_torchrl.cli.sweep import run_with_parent; run_with_parent({PARENT})"
+RUN = f"import sys; sys.path.remove(''); from dsrl_torchrl.cli.sweep import run_with_parent; run_with_parent({PARENT})"
 
 
 def combinations(words: Sequence[str]) -> list[list[str]]:

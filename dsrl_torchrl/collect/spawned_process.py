@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import multiprocessing
 import multiprocessing.context
 import multiprocessing.util
@@ -18,6 +19,7 @@ from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import ClassVar
 
+from dsrl_torchrl.control_group import cores_of_group
 from dsrl_torchrl.errors import UserError
 
 #: Seconds that a process whose pipe is closed may take to be gone.
@@ -25,10 +27,10 @@ PATIENCE = 10.0
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores that this process may use, by its affinity and its control group (a container's ``--cpus``), rounded up."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = cores_of_group()
+    return cores if limit is None else max(1, min(cores, math.ceil(limit)))
 
 
 def silence_resource_tracker() -> None:

@@ -66,7 +66,8 @@ def evaluate(
     outcomes: list[tuple[Tensor, ...]] = []
     exploration = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
     bar = tqdm(total=len(seeds), unit="episode", desc=progress, mininterval=1.0, disable=progress is None)
-    with torch.random.fork_rng(), set_exploration_type(exploration):
+    # Every card by its number: without numbers torch warns where there are several.
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), set_exploration_type(exploration):
         torch.manual_seed(noise_seed)
         for start in range(0, len(seeds), size):
             group = seeds[start : start + size]

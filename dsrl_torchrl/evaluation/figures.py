@@ -93,6 +93,6 @@ def _draw(rows: Rows, panels: Sequence[Panel], x: str, x_label: str):
 def _save(figure, path: Path, title: str) -> None:
     from matplotlib import pyplot as plt
 
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, parse_math=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)

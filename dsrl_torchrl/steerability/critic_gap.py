@@ -87,6 +87,6 @@ def sample_latent_policy(
     policy: TensorDictModuleBase, observations: TensorDictBase, n_noises: int, *, seed: int = 0
 ) -> Tensor:
     """Draws ``[n_noises, N, layout.dim]`` from a latent policy that writes ``action``, at observations ``[N]``."""
-    with torch.random.fork_rng(), set_exploration_type(ExplorationType.RANDOM):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), set_exploration_type(ExplorationType.RANDOM):
         torch.manual_seed(seed)
         return torch.stack([policy(observations.copy())["action"] for _ in range(n_noises)])

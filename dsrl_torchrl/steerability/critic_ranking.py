@@ -142,7 +142,7 @@ def critic_ranking(
     count = states * noises
     rows = [row for row in range(states) for _ in range(noises)]
     bar = tqdm(total=count + states, unit="episode", desc=progress, mininterval=1.0, disable=progress is None)
-    with torch.random.fork_rng(), bar:
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), bar:
         torch.manual_seed(seed)
         reached, env_steps = reach_states(env, seeds.first(seeds.DIAGNOSIS, states))
         noise = torch.randn(count, env.latent_dim, device=env.decoder.device)

@@ -40,7 +40,7 @@ def plot_steerability(report: SteerabilityReport, path: Path, title: str) -> Non
         axis.grid(alpha=0.25)
         axis.set_axisbelow(True)
     advice = textwrap.fill(report.advice(), 170)
-    figure.suptitle(f"{title}\n{advice}", fontsize=12)
+    figure.suptitle(f"{title}\n{advice}", fontsize=12, parse_math=False)
     figure.savefig(path, dpi=100)
     plt.close(figure)
 

@@ -82,7 +82,7 @@ def collect_prior_rollouts(
     size = env.batch_size.numel()
     episodes: list[TensorDictBase] = []
     bar = tqdm(total=resets * repeats, unit="episode", desc=progress, mininterval=1.0, disable=progress is None)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         # Repeat by repeat, so that the k-th group of every repeat resets to the same list of seeds: ManiSkill's GPU
         # simulation draws all starts of a reset from the list as a whole.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,8 +23,13 @@ class LoggerConfig(Options):
     """Where metrics go besides ``metrics.csv``; none of it can change a result."""
 
     type: Literal[None, "tensorboard", "wandb"] = option(None, "mirror of metrics.csv")
-    mode: Literal["online", "offline", "disabled"] = option("online", "mode of wandb")
+    mode: Literal[None, "online", "offline", "disabled"] = option(None, "mode of wandb; null: WANDB_MODE, or online")
     project: str = option("dsrl", "project of wandb", min_length=1)
+
+
+def wandb_mode(config: LoggerConfig) -> str:
+    """The mode of wandb, which takes the environment's only where it is told none."""
+    return config.mode or os.environ.get("WANDB_MODE") or "online"
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -132,13 +138,20 @@ class MetricsLog:
         if self._config.type == "wandb":
             self._run_id = self._run_id or uuid.uuid4().hex[:8]
             options["wandb_kwargs"] = {
-                "mode": self._config.mode,
+                "mode": wandb_mode(self._config),
                 "project": self._config.project,
                 "id": self._run_id,  # a resumed run goes on in the same one
                 "resume": "allow",
             }
         title = self._title or self.path.parent.name
-        self._logger = get_logger(self._config.type, str(self.path.parent), title, **options)
+        try:
+            self._logger = get_logger(self._config.type, str(self.path.parent), title, **options)
+        except Exception as error:
+            if self._config.type != "wandb" or not type(error).__module__.startswith("wandb."):
+                raise
+            raise UserError(
+                f"wandb does not begin a run ({error}): resume=true logger.mode=offline goes on, `wandb sync` sends it"
+            ) from None
         if self._config.type == "wandb" and self._hyper_parameters is not None:
             self._logger.log_hparams(dict(self._hyper_parameters))
 

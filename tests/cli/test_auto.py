@@ -16,6 +16,12 @@ from dsrl_torchrl.errors import UserError
 from .pipeline_run import TINY
 
 
+@pytest.fixture(autouse=True)
+def no_control_group(monkeypatch):
+    """Whatever limits the container of these tests."""
+    monkeypatch.setattr("dsrl_torchrl.collect.spawned_process.cores_of_group", lambda: None)
+
+
 def settle(tmp_path, *words):
     config, said = settle_machine(compose(["task=toy", *words]), tmp_path / "config.yaml")
     return config.collector.num_workers, config.collector.threads, said
@@ -117,3 +123,10 @@ def test_threads_are_those_of_the_configuration(tmp_path, threads):
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("limit", "workers"), [(2.0, 2), (1.5, 2), (0.5, 1), (64.0, 8)])
+def test_a_container_may_have_fewer_cores_than_its_machine(tmp_path, monkeypatch, limit, workers):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr("dsrl_torchrl.collect.spawned_process.cores_of_group", lambda: limit)
+    assert settle(tmp_path)[0] == workers

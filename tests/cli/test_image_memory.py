@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dsrl_torchrl.cli import latent_env
 from dsrl_torchrl.cli.latent_env import available_memory, check_image_memory, image_memory
 from dsrl_torchrl.errors import UserError
 
@@ -18,8 +19,10 @@ def test_what_does_not_fit_is_refused_in_one_line():
         check_image_memory(1_500_000_000, 10**9)
 
 
-def test_available_memory_is_that_of_the_system(tmp_path):
+@pytest.mark.parametrize(("limit", "free"), [(None, 61_440), (10**9, 61_440), (1_000, 1_000)])
+def test_available_memory_is_that_of_the_system_and_of_the_container(tmp_path, monkeypatch, limit, free):
+    monkeypatch.setattr(latent_env, "memory_of_group", lambda: limit)
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 100 kB\nMemAvailable:   60 kB\n")
-    assert available_memory(meminfo) == 61_440
+    assert available_memory(meminfo) == free
     assert available_memory(tmp_path / "none") is None

@@ -66,11 +66,24 @@ def test_what_was_written_stays(tmp_path):
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["result"]
 
 
-def test_a_file_system_without_locks_is_worked_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize("code", [errno.ENOTSUP, errno.EINVAL])
+def test_a_file_system_without_locks_is_worked_on(tmp_path, monkeypatch, code):
     def refuse(descriptor, operation):
-        raise OSError(errno.ENOTSUP, "no locks here")
+        raise OSError(code, "no locks here")
 
     monkeypatch.setattr("fcntl.flock", refuse)
     with locked(tmp_path / "a"):
         (tmp_path / "a" / "result").touch()
     assert (tmp_path / "a" / "result").exists()
+
+
+@pytest.mark.parametrize("code", [errno.EWOULDBLOCK, errno.EACCES])
+def test_whatever_a_file_system_calls_a_lock_that_is_taken(tmp_path, monkeypatch, code):
+    """EACCES: what CIFS may answer."""
+
+    def refuse(descriptor, operation):
+        raise OSError(code, "taken")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(UserError, match="a is in use by another process"), locked(tmp_path / "a"):
+        raise AssertionError

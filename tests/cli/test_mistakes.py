@@ -59,6 +59,7 @@ def test_what_cannot_be_seen_is_told_before_demonstrations_are_recorded(capsys, 
 def test_a_logger_that_cannot_log_in_is_refused_at_once(monkeypatch, capsys):
     import wandb
 
+    monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setattr(type(wandb.api), "api_key", None)
     assert "wandb is not logged in" in fails(capsys, "run", *TINY, "logger=wandb")
     assert not os.path.exists("runs")

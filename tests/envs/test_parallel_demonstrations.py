@@ -93,4 +93,5 @@ def test_an_interruption_publishes_nothing(processes, record, tmp_path):
 
 def test_a_process_per_core_if_it_gets_ten_episodes(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)), raising=False)
+    monkeypatch.setattr("dsrl_torchrl.collect.spawned_process.cores_of_group", lambda: None)
     assert [demonstrations._processes_for(count) for count in (1, 19, 20, 39, 40, 1000)] == [1, 1, 2, 3, 4, 4]

@@ -79,6 +79,21 @@ def test_bad_options(options, message):
         LoggerConfig(**options)
 
 
+@pytest.mark.parametrize(("told", "mode"), [(None, "dryrun"), ("offline", "offline")])
+def test_wandb_has_the_environments_mode_unless_told_and_a_refusal_is_one_line(tmp_path, monkeypatch, told, mode):
+    """As without a network."""
+    import wandb
+
+    def init(**options):
+        raise wandb.errors.CommError(f"{options['mode']}: network is unreachable")
+
+    monkeypatch.setenv("WANDB_MODE", "dryrun")
+    monkeypatch.setattr(wandb, "init", init)
+    log = MetricsLog(tmp_path / "metrics.csv", logger=LoggerConfig(type="wandb", mode=told))
+    with pytest.raises(UserError, match=rf"wandb does not begin a run \({mode}: network is unreachable\): resume=true"):
+        log(10, {"a": 1.0})
+
+
 @pytest.mark.parametrize("options", [{"type": "tensorboard"}, {"type": "wandb", "mode": "offline"}])
 def test_other_loggers(tmp_path, options):
     log = MetricsLog(tmp_path / "run" / "metrics.csv", logger=LoggerConfig(**options))
