@@ -20,7 +20,7 @@ from dsrl_torchrl.data.readers.any_format import demonstration_files
 from dsrl_torchrl.errors import CheckpointError, UserError
 from dsrl_torchrl.files import check_file, file_record, seal, sweep, unseal, write_atomically
 from dsrl_torchrl.training import online
-from dsrl_torchrl.training.metrics_log import LoggerConfig, MetricsLog, wandb_mode
+from dsrl_torchrl.training.metrics_log import WANDB_MODES, LoggerConfig, MetricsLog, wandb_mode
 
 CONFIG_FILE = "config.yaml"
 EVALUATION_FILE = "evaluation.json"
@@ -146,7 +146,9 @@ def check_logger(logger: LoggerConfig) -> None:
         package = importlib.import_module(logger.type)
     except ImportError as error:
         raise UserError(f"logger={logger.type} needs its package: pip install {logger.type} ({error})") from None
-    if logger.type == "wandb" and wandb_mode(logger) == "online" and package.api.api_key is None:
+    if logger.type == "wandb" and wandb_mode(logger) not in WANDB_MODES:
+        raise UserError(f"WANDB_MODE should be one of {', '.join(WANDB_MODES)}, got {wandb_mode(logger)!r}")
+    if logger.type == "wandb" and wandb_mode(logger) in ("online", "run") and package.api.api_key is None:
         raise UserError("wandb is not logged in: run `wandb login`, set WANDB_API_KEY, or choose logger.mode=offline")
 
 

@@ -14,8 +14,8 @@ from torchrl.envs.transforms import Transform
 from dsrl_torchrl.cli.config import RunConfig
 from dsrl_torchrl.cli.targets import Target, find_target, make, parameters
 from dsrl_torchrl.cli.values import AUTO
+from dsrl_torchrl.collect.control_group import memory_of_group
 from dsrl_torchrl.collect.worker_processes import WorkerEnvs
-from dsrl_torchrl.control_group import memory_of_group
 from dsrl_torchrl.data.frame_pool import is_image
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.base_chunk import BASE_CHUNK_KEY, BaseChunk, ResidualPolicy

@@ -39,8 +39,11 @@ LAUNCHER = re.compile(r"\+{0,2}hydra(/launcher=(?P<name>.*)|\.launcher\..+)", re
 IN_TURN = "basic"
 #: Stands for the number of the process that waits for a run.
 PARENT = "PARENT"
-#: A run of a sweep: the command, which ends with that process.
-RUN = f"import sys; sys.path.remove(''); from dsrl_torchrl.cli.sweep import run_with_parent; run_with_parent({PARENT})"
+#: A run of a sweep: the command, which ends with that process, and like `dsrl` imports nothing from the current folder.
+RUN = (
+    "import sys; sys.path[:] = filter(None, sys.path); "
+    f"from dsrl_torchrl.cli.sweep import run_with_parent; run_with_parent({PARENT})"
+)
 
 
 def combinations(words: Sequence[str]) -> list[list[str]]:

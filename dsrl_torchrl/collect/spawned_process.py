@@ -19,7 +19,7 @@ from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import ClassVar
 
-from dsrl_torchrl.control_group import cores_of_group
+from dsrl_torchrl.collect.control_group import cores_of_group
 from dsrl_torchrl.errors import UserError
 
 #: Seconds that a process whose pipe is closed may take to be gone.

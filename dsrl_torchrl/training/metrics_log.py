@@ -7,6 +7,7 @@ import io
 import os
 import uuid
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,9 @@ from dsrl_torchrl.files import write_atomically
 from dsrl_torchrl.options import Options, option
 
 STEPS = ("env_steps", "updates")
+
+#: What the environment may say; `run` and `dryrun` are old names of the first two.
+WANDB_MODES = ("online", "offline", "shared", "disabled", "run", "dryrun")
 
 
 class LoggerConfig(Options):
@@ -144,11 +148,10 @@ class MetricsLog:
                 "resume": "allow",
             }
         title = self._title or self.path.parent.name
+        refused = import_module("wandb.errors").Error if self._config.type == "wandb" else ()
         try:
             self._logger = get_logger(self._config.type, str(self.path.parent), title, **options)
-        except Exception as error:
-            if self._config.type != "wandb" or not type(error).__module__.startswith("wandb."):
-                raise
+        except refused as error:
             raise UserError(
                 f"wandb does not begin a run ({error}): resume=true logger.mode=offline goes on, `wandb sync` sends it"
             ) from None

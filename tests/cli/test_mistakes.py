@@ -62,6 +62,8 @@ def test_a_logger_that_cannot_log_in_is_refused_at_once(monkeypatch, capsys):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setattr(type(wandb.api), "api_key", None)
     assert "wandb is not logged in" in fails(capsys, "run", *TINY, "logger=wandb")
+    monkeypatch.setenv("WANDB_MODE", "of")
+    assert "WANDB_MODE should be one of online, offline" in fails(capsys, "run", *TINY, "logger=wandb")
     assert not os.path.exists("runs")
 
 

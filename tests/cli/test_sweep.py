@@ -96,6 +96,15 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(run_that_fails, launcher
     assert {path.name for path in Path().glob("toy-*")} == {f"toy-{seed}" for seed in (0, 1, 2, 4)}
 
 
+@pytest.mark.parametrize("options", [[], ["-P"]])
+def test_a_run_imports_nothing_from_the_current_folder(options):
+    """``python -c`` would; ``-P`` already does not."""
+    Path("tqdm.py").write_text("raise SystemExit('shadowed')")
+    run = [sys.executable, *options, "-c", sweep.RUN.replace(sweep.PARENT, str(os.getpid())), "demos", "--help"]
+    done = subprocess.run(run, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("dsrl demos"), done.stderr
+
+
 def test_a_run_whose_sweep_is_gone_does_nothing(monkeypatch, launcher):
     """It was killed while the run still imported: the kernel was asked too late."""
     orphan = [sys.executable, "-c", sweep.RUN.replace(sweep.PARENT, str(os.getppid())), "demos", "--help"]

@@ -100,3 +100,14 @@ def test_the_shaders_of_this_sapien(cache):
     texts = [path.read_text() for path in folder.parent.rglob("*") if path.is_file()]
     assert len(texts) >= 8 and not any("samplerBRDFLUT" in text for text in texts)
     assert sum("environmentBRDF(roughness, dotNV)" in text for text in texts) == 1
+
+
+def test_a_user_without_a_home(monkeypatch):
+    """An id that no one has, as some containers run."""
+
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(software_rendering.Path, "home", home)
+    assert software_rendering.cache_folder().name == "dsrl-torchrl"

@@ -107,3 +107,12 @@ def test_no_two_episodes_have_the_same_noise():
     evaluate(env, policy, [0, 1, 2, 3])
     drawn = torch.cat(policy.drawn)
     assert len(drawn.unique(dim=0)) == len(drawn) == 2 * 2 * 3
+
+
+def test_on_a_machine_with_several_cards_nobody_is_warned(monkeypatch, recwarn):
+    """``fork_rng`` does, unless it is told which."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.zeros(16, dtype=torch.uint8))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: None)
+    evaluate(make_seeded(True), zero_actions((3, 1)), [1])
+    assert not [warning for warning in recwarn if "fork_rng" in str(warning.message)]

@@ -33,7 +33,7 @@ def test_no_panel_is_drawn_for_what_was_never_logged(tmp_path, titles):
         {"env_steps": 20, "env/success_running": 0.6, "actor/alpha": 1.0},
         {"env_steps": 30, "q_action/q_mean": -3.0},
     ]
-    assert plot_learning_curve(rows, PANELS, REFERENCES, tmp_path / "curve.png", "title")
+    assert plot_learning_curve(rows, PANELS, REFERENCES, tmp_path / "curve.png", r"a task named $\foo$")
     assert list(titles[0]) == ["training success (running)", "mean Q", "temperature α"]
     assert titles[0]["training success (running)"] == ["online training", *REFERENCES]
     assert titles[0]["mean Q"] == ["data"]

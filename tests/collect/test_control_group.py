@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dsrl_torchrl import control_group
+from dsrl_torchrl.collect import control_group
 
 
 @pytest.fixture
