@@ -25,9 +25,12 @@ def flat(entry: torch.Tensor) -> torch.Tensor:
 
 
 def check_chunk(policy, name: str, entries: list[str], rtol: float = 1e-5) -> None:
-    """The same chunk from the same noise, relative to its largest action."""
+    """The same chunk from the same noise, relative to its largest action, in the precision of their chunk."""
     there = case(name)
-    chunk = policy(*(flat(there[entry]) for entry in entries), there["noise"])[:, policy.first_action :]
+    precision = there["chunk"].dtype
+    inputs = [flat(there[entry]) for entry in entries] + [there["noise"]]
+    inputs = [value.to(precision) if value.is_floating_point() else value for value in inputs]
+    chunk = policy.to(precision)(*inputs)[:, policy.first_action :]
     difference = (chunk[:, : there["chunk"].shape[1]] - there["chunk"]).abs().max()
     assert difference <= rtol * there["chunk"].abs().max(), float(difference)
 
