@@ -25,7 +25,8 @@ from torchrl.envs.transforms import (
 from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.checks import check_primitive_env, innermost, transforms_of
 
-STEPS_KEY = "steps_to_next_obs"  # TorchRL's own name for the exponent of the bootstrap discount
+#: Not ``steps_to_next_obs``: estimators of TorchRL look for that at the root, where the previous macro step's k lies.
+STEPS_KEY = "env_steps"
 CHUNK_KEY = "action_chunk"
 SUCCESS_KEY = "success"
 SUCCESS_ONCE_KEY = "success_once"
@@ -51,7 +52,7 @@ class MacroStep(Transform):
 
     Entries written under ``"next"``:
 
-    - ``reward`` ``[*B, 1]``: R; ``steps_to_next_obs`` ``[*B, 1]`` int64: k, in primitive env steps;
+    - ``reward`` ``[*B, 1]``: R; ``env_steps`` ``[*B, 1]`` int64: k, in primitive env steps;
     - ``action_chunk`` ``[*B, act_horizon, action_dim]``: the commanded chunk, of which the first k actions were
       executed; in torch's default dtype, the learner's, whatever the env's;
     - ``success`` ``[*B, 1]`` bool (if the env has it, as flags or as 0 and 1): after action k-1; ``success_once``:

@@ -40,8 +40,8 @@ def use_macro_discount(target: LossOrEstimator, gamma: float, lmbda: float | Non
     step is one decision of the policy. ``A^(n) = Σ_{i<n} γ^{k_0 + ... + k_{i-1}} δ_i`` carries the discounts, whence
     ``A_t = δ_t + γ^k_t λ A_{t+1}``.
 
-    A batch without the entry is refused. TorchRL takes k = 1 there, or what lies at the root under that name: in a
-    batch of a latent env that is the step before's k, so a loss without this call bootstraps by a wrong discount.
+    A batch without the entry is refused. A loss without this call takes k = 1: it discounts every macro step by γ,
+    however many env steps it took.
 
     What a loss makes later, by ``make_value_estimator``, bootstraps with ``γ^k`` too (γ and λ as they were, unless
     given), ``set_keys`` accepts ``steps_to_next_obs``, and ``in_keys`` names the entry.

@@ -44,23 +44,25 @@ def name(request):
 
 
 def test_one_step_each_is_torchrls_own_target(name):
+    """Whatever k is: TorchRL's losses by themselves see no entry of theirs in a latent env's batch."""
     batch, plain = macro_transitions(B), make_plain(name)
-    batch["next", "steps_to_next_obs"].fill_(1)
     plain.make_value_estimator(ValueEstimators.TD0, gamma=GAMMA)
-    torch.testing.assert_close(expected(name, batch=batch), drawn(plain, batch.exclude("steps_to_next_obs")))
+    theirs = drawn(plain, batch)
+    batch["next", "env_steps"].fill_(1)
+    torch.testing.assert_close(expected(name, batch=batch), theirs)
 
 
 def test_a_batch_without_its_step_counts_is_refused(name):
     """TorchRL takes k = 1."""
-    with pytest.raises(UserError, match=r"needs \('next', 'steps_to_next_obs'\).*no such entry"):
+    with pytest.raises(UserError, match=r"needs \('next', 'env_steps'\).*no such entry"):
         expected(name, batch=macro_transitions(B).exclude(STEPS_ENTRY))
 
 
 def test_the_step_counts_at_the_root_are_refused(name):
     """They are those of the macro step before."""
     loss, batch = use_macro_discount(make_plain(name), GAMMA), macro_transitions(B)
-    loss.set_keys(steps_to_next_obs="steps_to_next_obs")
-    with pytest.raises(UserError, match="should be under 'next', got 'steps_to_next_obs'"):
+    loss.set_keys(steps_to_next_obs="env_steps")
+    with pytest.raises(UserError, match="should be under 'next', got 'env_steps'"):
         loss(batch)
 
 
@@ -73,7 +75,7 @@ def test_in_keys_are_all_that_it_reads(name):
 def test_keys_renamed_later_are_followed(name):
     loss, batch = use_macro_discount(make_plain(name), GAMMA), macro_transitions(B)
     loss.set_keys(reward="r", terminated="t", steps_to_next_obs=("next", "k"))
-    for new, old in {"r": "reward", "t": "terminated", "k": "steps_to_next_obs"}.items():
+    for new, old in {"r": "reward", "t": "terminated", "k": "env_steps"}.items():
         batch["next"].rename_key_(old, new)
     torch.testing.assert_close(drawn(loss, batch), expected(name))
     assert {("next", "r"), ("next", "k")} <= set(loss.in_keys) and STEPS_ENTRY not in loss.in_keys
@@ -96,7 +98,7 @@ def test_an_estimator_of_the_users_is_taken(name):
     loss, batch = use_macro_discount(make_plain(name), GAMMA), macro_transitions(B)
     made = loss.value_estimator
     own = TD0Estimator(gamma=OTHER_GAMMA, value_network=made.value_network)
-    own.set_keys(**{key: value for key, value in asdict(made.tensor_keys).items() if key != "steps_to_next_obs"})
+    own.set_keys(**{key: value for key, value in asdict(made.tensor_keys).items() if key != "env_steps"})
     loss.make_value_estimator(own)
     torch.testing.assert_close(drawn(loss, batch), expected(name, OTHER_GAMMA))
 

@@ -184,9 +184,9 @@ def test_the_whole_loss_is_its_parts():
 
 def test_a_batch_without_its_step_counts_is_refused():
     _, loss, batch = make_all()
-    assert ("next", "steps_to_next_obs") in loss.in_keys
+    assert ("next", "env_steps") in loss.in_keys
     with pytest.raises(UserError, match="no such entry"):
-        loss.qvalue_v2_loss(batch.exclude(("next", "steps_to_next_obs")))
+        loss.qvalue_v2_loss(batch.exclude(("next", "env_steps")))
 
 
 def test_a_saturated_policy_has_a_finite_sensible_entropy():
