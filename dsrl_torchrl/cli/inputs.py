@@ -14,6 +14,7 @@ from dsrl_torchrl.cli.config import RunConfig
 from dsrl_torchrl.cli.folder import CONFIG_FILE, RunFolder, check_logger, loaded_key, metrics_log
 from dsrl_torchrl.cli.steps import base, demos
 from dsrl_torchrl.cli.steps.demos import TaskInterface
+from dsrl_torchrl.collect.spawned_process import check_temporary_folder
 from dsrl_torchrl.data.demonstration_checks import demonstration_warnings
 from dsrl_torchrl.data.episode import Episode
 from dsrl_torchrl.errors import UserError
@@ -39,6 +40,8 @@ class Inputs:
     def __init__(self, config: RunConfig, say: Callable[[str], None] = print) -> None:
         self.say = say
         self.config, counts = settle_machine(config, config.folder / CONFIG_FILE)
+        if self.config.collector.num_workers > 1:
+            check_temporary_folder()
         check_logger(self.config.logger)
         self._policy: BasePolicy | None = None
         self._recorded = self._warned = False

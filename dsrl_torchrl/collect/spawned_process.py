@@ -11,6 +11,7 @@ import multiprocessing.util
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ from dsrl_torchrl.errors import UserError
 
 #: Seconds that a process whose pipe is closed may take to be gone.
 PATIENCE = 10.0
+#: Of a socket's path, 103 bytes on macOS and 107 on Linux, multiprocessing takes /pymp-xxxxxxxx/listener-xxxxxxxx.
+LONGEST_TEMPORARY_FOLDER = 103 - 32 if sys.platform == "darwin" else 107 - 32
 
 
 def available_cores() -> int:
@@ -31,6 +34,25 @@ def available_cores() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = cores_of_group()
     return cores if limit is None else max(1, min(cores, math.ceil(limit)))
+
+
+def check_temporary_folder() -> None:
+    """Looks at the folder where processes have the sockets by which they lend each other tensors.
+
+    Raises:
+        UserError: there is none, or its path leaves a socket no room (a cluster's folder of a job may be that long).
+    """
+    try:
+        folder = tempfile.gettempdir()
+    except FileNotFoundError:
+        raise UserError(
+            "env workers need a folder for temporary files that can be written: set TMPDIR to one"
+        ) from None
+    if len(os.fsencode(folder)) > LONGEST_TEMPORARY_FOLDER:
+        raise UserError(
+            f"{folder} is too long for the env workers' sockets (at most {LONGEST_TEMPORARY_FOLDER} bytes): set TMPDIR to "
+            "a shorter one, such as /tmp, or collector.num_workers=1"
+        )
 
 
 def silence_resource_tracker() -> None:

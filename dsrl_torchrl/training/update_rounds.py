@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import sys
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,7 +18,7 @@ from torch import Tensor
 from torchrl.envs.utils import exploration_type, set_exploration_type
 
 from dsrl_torchrl.agents.agent import Agent
-from dsrl_torchrl.errors import NonFiniteError
+from dsrl_torchrl.errors import NonFiniteError, UserError
 from dsrl_torchrl.training.run_state import Counters
 
 #: Updates that share a sample and what :meth:`Agent.prepare` does for all of them, such as the decode of TD targets.
@@ -25,6 +28,24 @@ WARM_UP = 5
 #: Versions of the same lines that are compiled: every agent of this process has its own, one for each optimiser. With
 #: torch's default, 8, the third DSRL-NA of a process would run eagerly, without a word.
 COMPILED_VERSIONS = 64
+
+
+def check_compiler(device: torch.device) -> None:
+    """Looks for the compiler that ``torch.compile`` would miss when the first update is made, after the rollouts.
+
+    Raises:
+        UserError: neither ``CXX`` (on CUDA ``CC``) nor what torch (on CUDA Triton) looks for without it is there.
+    """
+    if device.type == "cuda":
+        variable, language, commands = "CC", "C", ["clang", "gcc"]
+    else:
+        variable, language, commands = "CXX", "C++", ["clang++" if sys.platform == "darwin" else "g++"]
+    commands = [os.environ[variable]] if variable in os.environ else commands
+    if not any(map(shutil.which, commands)):
+        raise UserError(
+            f"algorithm.compile=true needs a {language} compiler, and there is no {' or '.join(commands)}: install one "
+            f"(Debian: apt install g++), set {variable} to yours, or leave algorithm.compile=false"
+        )
 
 
 class AcceleratedUpdate:

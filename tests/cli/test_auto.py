@@ -130,3 +130,13 @@ def test_a_container_may_have_fewer_cores_than_its_machine(tmp_path, monkeypatch
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
     monkeypatch.setattr("dsrl_torchrl.collect.spawned_process.cores_of_group", lambda: limit)
     assert settle(tmp_path)[0] == workers
+
+
+@pytest.mark.parametrize(("device", "variable", "language"), [("cpu", "CXX", r"C\+\+"), ("cuda", "CC", "C")])
+def test_compilation_without_a_compiler_is_one_line(monkeypatch, tmp_path, device, variable, language):
+    """Not the traceback of the first update, after the rollouts."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv(variable, "no-such-compiler")
+    settle(tmp_path, f"device={device}")
+    with pytest.raises(UserError, match=rf"needs a {language} compiler.* no no-such-compiler: .*{variable}"):
+        settle(tmp_path, f"device={device}", "algorithm.compile=true")

@@ -5,18 +5,26 @@ from __future__ import annotations
 import gc
 import multiprocessing.util
 import os
+import shutil
 import socket
 import sys
+import tempfile
 import threading
 import time
+from contextlib import nullcontext
 from multiprocessing import resource_sharer
 
+import pytest
+
 from dsrl_torchrl.collect.spawned_process import (
+    LONGEST_TEMPORARY_FOLDER,
     WorkerProcess,
     _stderr_into,
+    check_temporary_folder,
     silence_resource_sharer,
     silence_resource_tracker,
 )
+from dsrl_torchrl.errors import UserError
 
 
 def holdings():
@@ -98,3 +106,29 @@ def test_who_dies_while_it_asks_for_a_tensor_is_no_traceback(monkeypatch, capfd)
     assert said == [] and capfd.readouterr().err == ""
     sys.excepthook(ValueError, ValueError("what is wrong elsewhere"), None)
     assert said == [ValueError]
+
+
+@pytest.mark.parametrize("excess", [0, 1])
+def test_a_temporary_folder_without_room_for_sockets_is_one_line(monkeypatch, tmp_path, excess):
+    """As long as a socket's path may be, and a byte longer."""
+    folder = "/tmp/" + "x" * (LONGEST_TEMPORARY_FOLDER - 5 + excess)
+    monkeypatch.setattr(tempfile, "tempdir", folder)
+    path = f"{folder}/pymp-12345678/listener-12345678"
+    os.makedirs(os.path.dirname(path))
+    try:
+        with (
+            socket.socket(socket.AF_UNIX) as listener,
+            pytest.raises(OSError, match="too long") if excess else nullcontext(),
+        ):
+            listener.bind(path)
+    finally:
+        shutil.rmtree(folder)
+    with pytest.raises(UserError, match="set TMPDIR to a shorter one") if excess else nullcontext():
+        check_temporary_folder()
+
+
+def test_no_temporary_folder_is_one_line(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", list)
+    with pytest.raises(UserError, match="need a folder for temporary files that can be written: set TMPDIR"):
+        check_temporary_folder()

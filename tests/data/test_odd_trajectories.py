@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from functools import partial
 
 import h5py
 import numpy as np
 import pytest
 
+from dsrl_torchrl.data.readers.any_format import demonstration_files, read_any
 from dsrl_torchrl.data.readers.maniskill import read_maniskill
 from dsrl_torchrl.errors import UserError
 from tests.data.maniskill_trajectory import write
@@ -175,3 +177,11 @@ def test_nothing_is_unpickled(tmp_path):
     assert not fired.exists()
     pickle.loads(bomb)
     assert fired.exists()  # the bomb is live
+
+
+@pytest.mark.parametrize("find", [demonstration_files, partial(read_any, entries={})])
+def test_an_h5_that_is_none_is_named_itself(tmp_path, find):
+    """A download that was cut, with no json beside it: the h5 is to blame."""
+    (tmp_path / "mine.h5").write_text("no HDF5")
+    with pytest.raises(UserError, match=r"mine\.h5 is truncated or no HDF5 file"):
+        find(tmp_path / "mine.h5")

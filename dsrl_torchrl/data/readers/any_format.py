@@ -72,8 +72,10 @@ def _refuse_others(path: Path) -> None:
         with h5py.File(path, "r") as file:
             flat = isinstance(file.get("actions"), h5py.Dataset)
             other = not any(name.startswith("traj_") for name in file) and not trajectory_files(path)[1].exists()
-    except (OSError, RuntimeError):
-        return
+    except (OSError, RuntimeError) as error:
+        if path.is_file() and not trajectory_files(path)[1].exists():
+            raise UserError(f"{path} is truncated or no HDF5 file ({error})") from None
+        return  # ManiSkill's reader says which of the two is missing or damaged
     if flat:
         raise UserError(
             f"{path} is a file of D4RL, whose arrays are read as an npz: save actions, terminals, timeouts and the "
