@@ -50,8 +50,8 @@ def check_temporary_folder() -> None:
         ) from None
     if len(os.fsencode(folder)) > LONGEST_TEMPORARY_FOLDER:
         raise UserError(
-            f"{folder} is too long for the env workers' sockets (at most {LONGEST_TEMPORARY_FOLDER} bytes): set TMPDIR to "
-            "a shorter one, such as /tmp, or collector.num_workers=1"
+            f"{folder} is too long for the env workers' sockets (at most {LONGEST_TEMPORARY_FOLDER} bytes): set TMPDIR "
+            "to a shorter one, such as /tmp, or collector.num_workers=1"
         )
 
 
