@@ -47,7 +47,7 @@ class OnlineConfig(Options):
     total_env_steps: int = option(60_000, "primitive env steps, warm-up included; 0: `dsrl run` ends offline", ge=0)
     warmup_env_steps: int = option(2_000, "collected before the first update; on-policy agents have none", ge=0)
     macro_steps_per_round: int = option(8, "collected between two rounds of updates; at least one of every env", ge=1)
-    utd: float = option(1.0, "gradient updates per macro step, of the warm-up too, at its end; raise it where env steps are dear", gt=0)
+    utd: float = option(1.0, "gradient updates per macro step; those of the warm-up come at its end", gt=0)
     replay_size: int = option(200_000, "macro transitions", ge=1)
     replay_memmap: bool = option(False, "keep the replay on disk (TMPDIR), e.g. for images")
     offline_fraction: float | None = option(
