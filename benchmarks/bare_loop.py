@@ -47,7 +47,7 @@ class BareNA(DSRLNA):
             "chunk": data["next", "action_chunk"],
             "s_next": data["next", "observation"],
             "reward": data["next", "reward"].squeeze(-1),
-            "k": data["next", "env_steps"].squeeze(-1),
+            "k": data["next", "chunk_steps"].squeeze(-1),
             "terminated": data["next", "terminated"].squeeze(-1),
         }
 

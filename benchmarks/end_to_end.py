@@ -156,7 +156,7 @@ class Parts:
                 check_finite(transitions, env_steps)
                 self.loop.collected(transitions)
                 episodes.update(batch)
-                env_steps += int(transitions["next", "env_steps"].sum())
+                env_steps += int(transitions["next", "chunk_steps"].sum())
                 if env_steps >= end:
                     break
             collector.shutdown(close_env=False)

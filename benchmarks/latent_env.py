@@ -171,7 +171,7 @@ class Collected:
 
     def run(self) -> None:
         batch = next(self.batches)
-        assert batch["next", "env_steps"].sum() == batch.numel() * HORIZON
+        assert batch["next", "chunk_steps"].sum() == batch.numel() * HORIZON
 
     def close(self) -> None:
         self.collector.shutdown()

@@ -133,7 +133,7 @@ def random_transitions(setting: Setting, n: int, pairs: int = 0) -> TensorDict:
             "next": {
                 "observation": torch.randn(n, setting.observation),
                 "reward": -torch.rand(n, 1),
-                "env_steps": torch.randint(1, setting.horizon + 1, (n, 1)),
+                "chunk_steps": torch.randint(1, setting.horizon + 1, (n, 1)),
                 "action_chunk": torch.rand(n, setting.horizon, setting.action) * 2 - 1,
                 "terminated": terminated,
                 "truncated": truncated,

@@ -53,7 +53,7 @@ def main(env_steps: int = 6_000, warmup_env_steps: int = 1_000, utd: int = 2) ->
     taken, rewards, curve = 0, [], []
     for batch in collector:
         replay.extend(batch.reshape(-1))
-        before, taken = taken, taken + int(batch["next", "env_steps"].sum())
+        before, taken = taken, taken + int(batch["next", "chunk_steps"].sum())
         rewards.append(batch["next", "reward"].mean().item())
         for _ in range(utd * batch.numel() if taken >= warmup_env_steps else 0):
             losses = loss(replay.sample())

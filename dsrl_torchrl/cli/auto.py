@@ -13,7 +13,6 @@ from dsrl_torchrl.cli.targets import Target, find_target, parameters
 from dsrl_torchrl.cli.values import AUTO
 from dsrl_torchrl.collect.spawned_process import available_cores
 from dsrl_torchrl.errors import UserError
-from dsrl_torchrl.training.update_rounds import check_compiler
 
 #: More envs than macro steps per round (8) would only make the rounds longer.
 MAX_WORKERS = 8
@@ -37,11 +36,9 @@ def settle_machine(config: RunConfig, stored: Path | None) -> tuple[RunConfig, s
         The settled configuration, and the choice of counts in a line, ``None`` where neither was ``auto``.
 
     Raises:
-        UserError: a CUDA device that is not there, or no compiler for ``algorithm.compile``.
+        UserError: a CUDA device that is not there.
     """
     config = config.replace(device=_device(config.device))
-    if config.algorithm.compile or config.offline_algorithm.compile:
-        check_compiler(torch.device(config.device))
     collector = config.collector
     automatic = [name for name in ("num_workers", "threads") if getattr(collector, name) == AUTO]
     if not automatic:

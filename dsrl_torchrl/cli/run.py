@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
+import torch
 from typing_extensions import Self
 
 from dsrl_torchrl import seeds
@@ -20,6 +21,7 @@ from dsrl_torchrl.evaluation.summary import redraw_curve, write_summary
 from dsrl_torchrl.evaluation.videos import FrameRecorder
 from dsrl_torchrl.latent_env.latent_action_env import LatentActionEnv
 from dsrl_torchrl.policies import CentredPolicy
+from dsrl_torchrl.training.update_rounds import check_compiler
 
 
 class Run(OfflineInputs):
@@ -91,6 +93,8 @@ class Run(OfflineInputs):
             self.say(f"stage 1: {artifact.folder} (exists)")
             return
         self.folder.refuse_unfinished(artifact, config.resume)
+        if config.offline_algorithm.compile:
+            check_compiler(torch.device(config.device))
         if config.stage1.check_episodes:
             self.refuse_without_success("the check of stage 1")
         if artifact.finished and config.stage2.from_stage1 and self.folder.stage2.begun:
@@ -120,6 +124,8 @@ class Run(OfflineInputs):
         if artifact.exists:
             self.say(f"stage 2: {artifact.folder} (exists)")
             return
+        if config.algorithm.compile:
+            check_compiler(torch.device(config.device))
         if config.stage2.from_stage1 and not self.folder.stage1.exists:
             self.stage1(for_stage2=True)
         self.folder.refuse_unfinished(artifact, config.resume)

@@ -102,7 +102,7 @@ class LatentActionEnv(MacroEnv):
             action_magnitude=action_magnitude,
             subspace=subspace,
         )
-        if STEPS_KEY not in env.observation_spec.keys():
+        if not {STEPS_KEY, CHUNK_KEY} <= set(env.observation_spec.keys()):
             env = make_macro_env(
                 env,
                 act_horizon=act_horizon,

@@ -26,7 +26,7 @@ from dsrl_torchrl.errors import UserError
 from dsrl_torchrl.latent_env.checks import check_primitive_env, innermost, transforms_of
 
 #: Not ``steps_to_next_obs``: estimators of TorchRL look for that at the root, where the previous macro step's k lies.
-STEPS_KEY = "env_steps"
+STEPS_KEY = "chunk_steps"
 CHUNK_KEY = "action_chunk"
 SUCCESS_KEY = "success"
 SUCCESS_ONCE_KEY = "success_once"
@@ -52,7 +52,7 @@ class MacroStep(Transform):
 
     Entries written under ``"next"``:
 
-    - ``reward`` ``[*B, 1]``: R; ``env_steps`` ``[*B, 1]`` int64: k, in primitive env steps;
+    - ``reward`` ``[*B, 1]``: R; ``chunk_steps`` ``[*B, 1]`` int64: k, in primitive env steps;
     - ``action_chunk`` ``[*B, act_horizon, action_dim]``: the commanded chunk, of which the first k actions were
       executed; in torch's default dtype, the learner's, whatever the env's;
     - ``success`` ``[*B, 1]`` bool (if the env has it, as flags or as 0 and 1): after action k-1; ``success_once``:
@@ -251,9 +251,12 @@ def make_macro_env(
         below: transforms that see every primitive step: a recorder, ``RewardSum`` for the undiscounted return.
 
     Raises:
-        UserError: an env that cannot make macro steps, or an entry that it does not have.
+        UserError: an env that cannot make macro steps, an entry that it does not have, or one of a macro step's name.
     """
     check_primitive_env(env)
+    for key in (STEPS_KEY, CHUNK_KEY):
+        if key in env.observation_spec.keys():
+            raise UserError(f"the env has an entry {key!r}, as a macro step would write: rename it (RenameTransform)")
     transforms: list[Transform] = list(below)
     histories = history_keys if obs_horizon > 1 else ()
     for key in histories:

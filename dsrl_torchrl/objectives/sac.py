@@ -181,7 +181,7 @@ def make_sac_loss(
             for noise scaled to [-1, 1] by ``latent_dim * log(action_magnitude)``: added to the target and to the cap.
         latent_dim: size of the noise.
         action_magnitude: bound of the noise.
-        gamma: discount per primitive step; the bootstrap uses ``γ^k`` with k from ``("next", "env_steps")``.
+        gamma: discount per primitive step; the bootstrap uses ``γ^k`` with k from ``("next", "chunk_steps")``.
         num_critics: ensemble size N.
         delay_qvalue: keep target copies of the critics; DSRL-NA's ``Q^W`` is distilled and needs none.
     """

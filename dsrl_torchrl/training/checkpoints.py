@@ -31,7 +31,7 @@ from dsrl_torchrl.tensor_files import check_finite_tensors, load_tensors, storab
 from dsrl_torchrl.versions import installed_versions
 
 FORMAT = "dsrl_torchrl.checkpoint"
-VERSION = 1
+VERSION = 2
 MANIFEST, STATE = "manifest.json", "state.json"
 NAME = re.compile(r"checkpoint-\d+", re.ASCII)
 #: The components that must be finite.

@@ -42,9 +42,10 @@ def check_compiler(device: torch.device) -> None:
         variable, language, commands = "CXX", "C++", ["clang++" if sys.platform == "darwin" else "g++"]
     commands = [os.environ[variable]] if variable in os.environ else commands
     if not any(map(shutil.which, commands)):
+        names = " or ".join(map(repr, commands))
         raise UserError(
-            f"algorithm.compile=true needs a {language} compiler, and there is no {' or '.join(commands)}: install one "
-            f"(Debian: apt install g++), set {variable} to yours, or leave algorithm.compile=false"
+            f"algorithm.compile=true needs a {language} compiler, and there is no {names}: install one (Debian: apt "
+            f"install g++), set {variable} to yours, or leave algorithm.compile=false"
         )
 
 

@@ -60,7 +60,7 @@ def make_transitions(agent, env=None, n=16):
     transitions = to_macro_transitions(batch, agent.in_keys)[:n].clone()
     following = transitions["next"]
     following["reward"] = torch.randn(n, 1)
-    following["env_steps"] = torch.randint(1, 3, (n, 1))
+    following["chunk_steps"] = torch.randint(1, 3, (n, 1))
     following["terminated"], following["truncated"] = torch.rand(2, n, 1) < 0.3
     following["done"] = following["terminated"] | following["truncated"]
     if agent.on_policy:
@@ -91,7 +91,7 @@ def members(critic, params, observations, action):
 def macro_target(batch, value):
     """Eq. 4: ``R + γ^k (1 - terminated) V(s')``; a truncation bootstraps."""
     following = batch["next"]
-    k, alive = following["env_steps"].squeeze(-1), ~following["terminated"].squeeze(-1)
+    k, alive = following["chunk_steps"].squeeze(-1), ~following["terminated"].squeeze(-1)
     return (following["reward"].squeeze(-1) + GAMMA**k * alive * value).detach()
 
 

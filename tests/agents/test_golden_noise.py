@@ -23,13 +23,13 @@ from .cases import GAMMA, make_agent, state_env
 
 def observed(*steps):
     """What the policy reads of envs that made so many env steps in their last macro step; 0 after a reset."""
-    return TensorDict({"env_steps": torch.tensor(steps)[:, None]}, [len(steps)])
+    return TensorDict({"chunk_steps": torch.tensor(steps)[:, None]}, [len(steps)])
 
 
 def outcome(rewards, steps, done):
     following = {
         "reward": torch.tensor(rewards)[:, None],
-        "env_steps": torch.tensor(steps)[:, None],
+        "chunk_steps": torch.tensor(steps)[:, None],
         "done": torch.tensor(done)[:, None],
     }
     return TensorDict({"next": TensorDict(following, [len(done)])}, [len(done)])

@@ -30,7 +30,7 @@ def make_rollout(agent, steps=6):
     rollout = rollout.apply(lambda x: x.double() if x.is_floating_point() else x)
     following = rollout["next"]
     following["reward"] = torch.randn(4, steps, 1, dtype=torch.float64)
-    following["env_steps"] = torch.randint(1, 3, (4, steps, 1))
+    following["chunk_steps"] = torch.randint(1, 3, (4, steps, 1))
     following["terminated"] = torch.rand(4, steps, 1) < 0.15
     following["truncated"] = (torch.rand(4, steps, 1) < 0.3) & ~following["terminated"]
     following["done"] = following["terminated"] | following["truncated"]
@@ -53,7 +53,7 @@ def test_advantages_are_gae_with_macro_discounts():
     for env in range(4):
         later = 0.0
         for t in reversed(range(rollout.shape[1])):
-            discount = GAMMA ** int(following["env_steps"][env, t])
+            discount = GAMMA ** int(following["chunk_steps"][env, t])
             bootstrap = 0.0 if following["terminated"][env, t] else discount * v_next[env, t]
             delta = following["reward"][env, t, 0] + bootstrap - v[env, t]
             later = delta + (0.0 if following["done"][env, t] else discount * LAMBDA * later)

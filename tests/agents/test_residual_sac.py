@@ -38,7 +38,7 @@ def test_stored_env_steps_move_the_schedule_and_are_resumed():
     env = make_env()
     agent = make(env, progressive_env_steps=64)
     transitions = make_transitions(agent, env)  # stores 16 macro transitions as online ones
-    steps = float(transitions["next", "env_steps"].sum())
+    steps = float(transitions["next", "chunk_steps"].sum())
     assert float(agent.env_steps) == steps and float(agent.residual_share()) == pytest.approx(steps / 64)
     agent.store(transitions, online=False)
     assert float(agent.env_steps) == steps

@@ -51,7 +51,7 @@ def test_td_of_a_state_that_stays():
     """One transition to itself, its chunk the policy's: ``Q = R / (1 - γ^k)``, and looking ahead tells the same."""
     env, agent, data = prepared(1)
     data["next", "observation"], data["next", "terminated"][:] = data["observation"], False
-    data["next", "env_steps"][:] = 2
+    data["next", "chunk_steps"][:] = 2
     data = with_next_chunks(agent, data)
     data["next", "action_chunk"] = data["next", "chunk"]
     agent.config = agent.config.model_copy(update={"gamma": 0.5, "tau": 0.2})
@@ -65,7 +65,7 @@ def test_td_of_a_state_that_stays():
 def test_looking_ahead_by_hand():
     outcome = {
         "reward": torch.tensor([[-1.5], [-1.0]]),
-        "env_steps": torch.tensor([[2], [1]]),
+        "chunk_steps": torch.tensor([[2], [1]]),
         "terminated": torch.tensor([[False], [True]]),
     }
     value = lookahead(TensorDict({"next": TensorDict(outcome, [2])}, [2]), torch.tensor([-4.0, -4.0]), 0.5)
@@ -128,7 +128,7 @@ def test_branches_are_the_ranking_s(tmp_path):
         expected.q_action.pearson.value, abs=1e-6
     )
     assert rank_against(branches.returns, first["action"].sum(-1)) == expected.q_noise
-    assert int(branches.transitions["next", "env_steps"].sum()) == branches.env_steps
+    assert int(branches.transitions["next", "chunk_steps"].sum()) == branches.chunk_steps
     branches.save(tmp_path / "branches.safetensors")
     stored = Branches.load(tmp_path / "branches.safetensors")
     assert bool((stored.transitions == branches.transitions).all()) and bool((stored.first == first).all())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import yaml
 from dsrl_torchrl.cli.auto import settle_machine
 from dsrl_torchrl.cli.compose import compose
 from dsrl_torchrl.cli.run import Run
+from dsrl_torchrl.collect.spawned_process import LONGEST_TEMPORARY_FOLDER
 from dsrl_torchrl.errors import UserError
 
 from .pipeline_run import TINY
@@ -132,11 +134,20 @@ def test_a_container_may_have_fewer_cores_than_its_machine(tmp_path, monkeypatch
     assert settle(tmp_path)[0] == workers
 
 
-@pytest.mark.parametrize(("device", "variable", "language"), [("cpu", "CXX", r"C\+\+"), ("cuda", "CC", "C")])
-def test_compilation_without_a_compiler_is_one_line(monkeypatch, tmp_path, device, variable, language):
-    """Not the traceback of the first update, after the rollouts."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setenv(variable, "no-such-compiler")
-    settle(tmp_path, f"device={device}")
-    with pytest.raises(UserError, match=rf"needs a {language} compiler.* no no-such-compiler: .*{variable}"):
-        settle(tmp_path, f"device={device}", "algorithm.compile=true")
+@pytest.mark.parametrize("step", ["run", "stage1", "stage2"])
+def test_compilation_without_a_compiler_is_one_line(monkeypatch, tmp_path, step):
+    """Not the traceback of the first update, after the rollouts; what learns nothing needs none."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with Run(compose([*TINY, f"output={tmp_path}", "device=cpu", "algorithm.compile=true"]), print) as run:
+        with pytest.raises(UserError, match=r"needs a C\+\+ compiler, and there is no 'no-such-compiler': .*CXX"):
+            getattr(run, step)()
+        assert not run.folder.demos.begun
+        run.demos()
+
+
+def test_workers_need_room_for_their_sockets(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + "x" * LONGEST_TEMPORARY_FOLDER)
+    words = [*TINY, f"output={tmp_path}"]
+    Run(compose([*words, "collector.num_workers=1"]), print)
+    with pytest.raises(UserError, match=r"collector\.num_workers=1"):
+        Run(compose([*words, "collector.num_workers=2"]), print)

@@ -72,7 +72,7 @@ def test_every_chunk_is_its_own_action():
 def make_episodes(*episodes: tuple[int, bool]) -> EpisodeTracker:
     """One env, one episode a macro step."""
     tracker, (lengths, successes) = EpisodeTracker(window=None), zip(*episodes, strict=True)
-    column = {"env_steps": lengths, "success_once": successes, "done": [True] * len(lengths)}
+    column = {"chunk_steps": lengths, "success_once": successes, "done": [True] * len(lengths)}
     batch = {key: torch.tensor(values).reshape(1, -1, 1) for key, values in column.items()}
     tracker.update(TensorDict({"next": {**batch, "reward": torch.zeros(1, len(lengths), 1)}}, [1, len(lengths)]))
     return tracker

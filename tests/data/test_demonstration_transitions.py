@@ -30,7 +30,7 @@ def test_every_step_starts_a_macro_step():
     td = demonstration_transitions([episode()], obs_horizon=1, act_horizon=3, gamma=GAMMA, reward=step_penalty)
     assert td["observation"].flatten().tolist() == [0, 1, 2, 3, 4]
     assert td["next", "observation"].flatten().tolist() == [3, 4, 5, 5, 5]
-    assert td["next", "env_steps"].flatten().tolist() == [3, 3, 3, 2, 1]
+    assert td["next", "chunk_steps"].flatten().tolist() == [3, 3, 3, 2, 1]
     # Rewards -1 -1 -1 -1 0, discounted by powers of a half.
     assert td["next", "reward"].flatten().tolist() == [-1.75, -1.75, -1.5, -1.0, 0.0]
     assert td["next", "terminated"].flatten().tolist() == [False, False, True, True, True]
@@ -120,7 +120,7 @@ def test_the_same_sums_as_the_env_makes():
     td = macro.reset(seed=[3])
     for start in range(0, len(actions), 3):
         td = macro.step(td.set("action", offline["next", "action_chunk"][start][None]))
-        for key in ("observation", "reward", "env_steps", "terminated", "success"):
+        for key in ("observation", "reward", "chunk_steps", "terminated", "success"):
             torch.testing.assert_close(
                 td["next", key][0], offline["next", key][start], msg=lambda m, k=key: f"{k}: {m}"
             )

@@ -36,7 +36,7 @@ def make_transitions(n=4):
     flag = torch.zeros(n, 1, dtype=torch.bool)
     outcome = {
         "reward": torch.randn(n, 1, generator=generator),
-        "env_steps": torch.full((n, 1), 2),
+        "chunk_steps": torch.full((n, 1), 2),
         "action_chunk": torch.randn(n, 2, 1, generator=generator),
         "success": flag,
         **{key: flag.clone() for key in ("terminated", "truncated", "done")},
@@ -125,7 +125,7 @@ def test_what_no_env_gives_is_refused(tmp_path):
     changes = {
         "next.reward is NaN": (("next", "reward"), torch.full((4, 1), torch.nan)),
         "robot.qpos is NaN": (("robot", "qpos"), torch.full((4, 2), torch.inf).double()),
-        r"next.env_steps should lie in 1\.\.2": (("next", "env_steps"), torch.zeros(4, 1).long()),
+        r"next.chunk_steps should lie in 1\.\.2": (("next", "chunk_steps"), torch.zeros(4, 1).long()),
         r"next.success should be \[4, 1\], but is \[4\]": (("next", "success"), torch.zeros(4, dtype=torch.bool)),
         "next.done should be set where": (("next", "truncated"), torch.ones(4, 1, dtype=torch.bool)),
         "next.action_chunk should be floats": (("next", "action_chunk"), torch.zeros(4, 2)),

@@ -183,5 +183,5 @@ def test_nothing_is_unpickled(tmp_path):
 def test_an_h5_that_is_none_is_named_itself(tmp_path, find):
     """A download that was cut, with no json beside it: the h5 is to blame."""
     (tmp_path / "mine.h5").write_text("no HDF5")
-    with pytest.raises(UserError, match=r"mine\.h5 is truncated or no HDF5 file"):
+    with pytest.raises(UserError, match=r"mine\.h5 cannot be opened as HDF5"):
         find(tmp_path / "mine.h5")

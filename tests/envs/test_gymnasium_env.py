@@ -193,7 +193,7 @@ def test_an_evaluation_runs_on_after_success_and_not_after_failure():
 def test_an_env_that_has_ended_waits_for_its_reset_inside_of_a_macro_step():
     macro = make_macro_env(GymnasiumEnv("Line-v0", num_envs=2), act_horizon=5, gamma=1.0)
     now = macro.step(macro.reset(seed=0).set("action", torch.tensor([0.5, -0.5]).view(2, 1, 1).expand(2, 5, 1)))["next"]
-    assert now["done"].all() and (now["env_steps"] <= 3).all()
+    assert now["done"].all() and (now["chunk_steps"] <= 3).all()
 
 
 def test_a_seed_is_a_start():

@@ -88,7 +88,7 @@ def test_the_end_that_a_transform_makes_is_looked_at():
     macro = make_macro_env(TransformedEnv(env, StepCounter(max_steps=2)), act_horizon=4, gamma=0.9)
     now = macro.reset()
     after = macro.step(now.set("action", torch.full((4, 4, 2), 0.9)))["next"]
-    assert after["truncated"].all() and (after["env_steps"] == 2).all()
+    assert after["truncated"].all() and (after["chunk_steps"] == 2).all()
     inside = after["observation"].abs().amax(-1) < 0.8
     torch.testing.assert_close(position_seen(after["pixels"])[inside], after["observation"][inside], atol=0.01, rtol=0)
 

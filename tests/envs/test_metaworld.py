@@ -101,7 +101,7 @@ def test_macro_steps_go_on_beyond_metaworlds_own_limit():
     macro = make_macro_env(env, act_horizon=100, gamma=1.0)
     chunk = torch.zeros(1, 100, 4)
     rollout = macro.rollout(7, lambda td: td.set("action", chunk))
-    assert rollout["next", "env_steps"].sum() == 505
+    assert rollout["next", "chunk_steps"].sum() == 505
     env.close()
 
 

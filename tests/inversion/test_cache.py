@@ -47,7 +47,7 @@ def make_transitions(n: int = N) -> TensorDict:
     observation, noise = random_inputs(policy, n)
     following = {
         "action_chunk": policy(observation, noise)[:, :ACT_HORIZON],
-        "env_steps": torch.randint(1, ACT_HORIZON + 1, (n, 1)),
+        "chunk_steps": torch.randint(1, ACT_HORIZON + 1, (n, 1)),
     }
     return TensorDict({"observation": observation, "next": TensorDict(following, [n])}, [n])
 
@@ -55,7 +55,7 @@ def make_transitions(n: int = N) -> TensorDict:
 def make_cache(folder, decoder=None, method=METHOD, transitions=None, **kwargs) -> InversionCache:
     data = make_transitions() if transitions is None else transitions
     following = data["next"]
-    args = data, following["action_chunk"], following["env_steps"]
+    args = data, following["action_chunk"], following["chunk_steps"]
     return InversionCache(folder, decoder or make_decoder(), method, *args, **kwargs)
 
 
@@ -71,7 +71,7 @@ def test_shards_hold_what_the_inversion_finds(tmp_path):
     data, decoder = make_transitions(), make_decoder()
     found = make_cache(tmp_path, decoder).load_or_compute()
     following = data["next"]
-    whole = invert_noise(decoder, data, following["action_chunk"], METHOD, following["env_steps"])
+    whole = invert_noise(decoder, data, following["action_chunk"], METHOD, following["chunk_steps"])
     torch.testing.assert_close(tuple(found), tuple(whole), atol=1e-4, rtol=1e-4)
     assert len(shards(tmp_path)) == 3
 
@@ -185,11 +185,11 @@ def test_everything_that_matters_is_in_the_key(tmp_path):
 
 def test_what_does_not_matter_is_not(tmp_path):
     data = make_transitions()
-    data["next", "env_steps"].fill_(2)
+    data["next", "chunk_steps"].fill_(2)
     key = make_cache(tmp_path, transitions=data).key
     data["next", "action_chunk"][:, 2] = torch.nan  # never executed
     assert make_cache(tmp_path, transitions=data).key == key
-    data["next", "env_steps"][0] = 1
+    data["next", "chunk_steps"][0] = 1
     assert make_cache(tmp_path, transitions=data).key != key
 
 
@@ -230,7 +230,7 @@ def test_transitions_get_their_action(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda data: data.exclude(("next", "env_steps")), r"without next\.env_steps"),
+        (lambda data: data.exclude(("next", "chunk_steps")), r"without next\.chunk_steps"),
         (lambda data: data.reshape(4, 5), r"flat, non-empty batch of macro transitions; got batch size \[4, 5\]"),
         (lambda data: data[:0], r"got batch size \[0\]"),
         (lambda data: data.set("action", torch.zeros(N, 15)), "hold their noise already"),

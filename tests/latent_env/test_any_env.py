@@ -106,7 +106,7 @@ def make_strict(length):
 def test_reward_and_flags_without_their_last_axis():
     flat, usual = (make_macro_env(env([2, 9], [True, False]), act_horizon=3, gamma=0.9) for env in (Flat, ScriptedEnv))
     steps = [env.rollout(3, policy=ones(env), break_when_any_done=False)["next"] for env in (flat, usual)]
-    for key in ("reward", "done", "terminated", "env_steps", "observation"):
+    for key in ("reward", "done", "terminated", "chunk_steps", "observation"):
         torch.testing.assert_close(*(step[key] for step in steps))
 
 
@@ -144,7 +144,7 @@ def test_a_sub_env_is_left_alone_after_its_end(batch):
     env = LatentActionEnv(batch(2, [partial(make_strict, 5), partial(make_strict, 9)]), Passed(), act_horizon=3)
     try:
         steps = env.rollout(6, break_when_any_done=False)["next"]
-        assert steps["env_steps"].squeeze(-1).tolist() == [[3, 2, 3, 2, 3, 2], [3, 3, 3, 3, 3, 3]]
+        assert steps["chunk_steps"].squeeze(-1).tolist() == [[3, 2, 3, 2, 3, 2], [3, 3, 3, 3, 3, 3]]
         assert steps["done"].squeeze(-1).tolist() == [[False, True] * 3, [False, False, True] * 2]
     finally:
         env.close()
@@ -157,7 +157,7 @@ def test_a_sub_env_is_left_alone_below_a_history_and_a_step_counter(batch):
     env = LatentActionEnv(env, PassedHistory(), act_horizon=3)
     try:
         steps = env.rollout(6, break_when_any_done=False)["next"]
-        assert steps["env_steps"].squeeze(-1).tolist() == [[3, 2, 3, 2, 3, 2], [3, 3, 1, 3, 3, 1]]
+        assert steps["chunk_steps"].squeeze(-1).tolist() == [[3, 2, 3, 2, 3, 2], [3, 3, 1, 3, 3, 1]]
         assert steps["step_count"].squeeze(-1).tolist() == [[3, 5, 3, 5, 3, 5], [3, 6, 7, 3, 6, 7]]
     finally:
         env.close()

@@ -136,7 +136,7 @@ def test_workers_with_macro_steps_need_only_the_decoder():
             w = torch.randn(2, 4)
             a, a_next = reference.step_and_maybe_reset(a.set("action", w))
             b, b_next = env.step_and_maybe_reset(b.set("action", w.unsqueeze(1)))
-            for key in ("reward", "env_steps", "observation", "done", "action_chunk"):
+            for key in ("reward", "chunk_steps", "observation", "done", "action_chunk"):
                 torch.testing.assert_close(b["next", key].squeeze(1), a["next", key])
             a, b = a_next, b_next
     finally:
@@ -148,7 +148,7 @@ def test_more_transforms_and_the_collector_work_on_top():
     check_env_specs(env)
     collector = Collector(env, None, frames_per_batch=20, total_frames=40)
     for batch in collector:
-        assert batch["next", "env_steps"].max() <= 3
+        assert batch["next", "chunk_steps"].max() <= 3
         assert batch["next", "done"].any()
     collector.shutdown()
 

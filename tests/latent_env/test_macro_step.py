@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from torchrl.envs import ParallelEnv, SerialEnv
+from torchrl.envs import ParallelEnv, SerialEnv, StepCounter, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 from torchrl.objectives.value import TD0Estimator
 
@@ -33,7 +33,7 @@ def test_whole_chunk_sums_discounted_rewards():
     env = macro_env([9], [True])
     td = step(env, env.reset())
     assert td["next", "reward"].item() == pytest.approx(1 + 0.9 * 2 + 0.81 * 3, rel=1e-6)
-    assert td["next", "env_steps"].item() == 3
+    assert td["next", "chunk_steps"].item() == 3
     assert td["next", "observation"].tolist() == [[3.0, 3.0]]
     assert not td["next", "done"].item()
 
@@ -45,7 +45,7 @@ def test_short_last_chunk_stops_at_the_end(terminates):
     td = step(env, env.reset())
     td = step(env, env.step_mdp(td))
     assert td["next", "reward"].item() == pytest.approx(4 + 0.9 * 5, rel=1e-6)
-    assert td["next", "env_steps"].item() == 2
+    assert td["next", "chunk_steps"].item() == 2
     assert td["next", "done"].item()
     assert td["next", "terminated"].item() is terminates
     assert td["next", "truncated"].item() is not terminates
@@ -58,7 +58,7 @@ def test_each_env_of_a_batch_ends_on_its_own():
     torch.testing.assert_close(
         following["reward"].squeeze(-1), torch.tensor([1.0, 1 + 0.9 * 2, 1 + 0.9 * 2 + 0.81 * 3])
     )
-    assert following["env_steps"].squeeze(-1).tolist() == [1, 2, 3]
+    assert following["chunk_steps"].squeeze(-1).tolist() == [1, 2, 3]
     # Latched at each env's own end, though the simulator stepped on.
     assert following["observation"][:, 0].tolist() == [1.0, 2.0, 3.0]
     assert following["terminated"].squeeze(-1).tolist() == [True, False, False]
@@ -71,7 +71,7 @@ def test_a_time_limit_at_the_first_action_ends_the_chunk():
     env = macro_env([1, 9], [False, True])
     following = step(env, env.reset())["next"]
     torch.testing.assert_close(following["reward"].flatten(), torch.tensor([1.0, 1 + 0.9 * 2 + 0.81 * 3]))
-    assert following["env_steps"].flatten().tolist() == [1, 3]
+    assert following["chunk_steps"].flatten().tolist() == [1, 3]
     assert following["observation"][:, 0].tolist() == [1.0, 3.0]
     assert following["truncated"].flatten().tolist() == [True, False]
 
@@ -122,7 +122,7 @@ def test_workers_match_one_batched_env(batched):
     reference = macro_env(lengths, terminates)
     workers = batched(3, [partial(macro_env, [n], [t]) for n, t in zip(lengths, terminates, strict=True)])
     try:
-        keys = ["reward", "env_steps", "observation", "terminated", "truncated", "done", "action_chunk"]
+        keys = ["reward", "chunk_steps", "observation", "terminated", "truncated", "done", "action_chunk"]
         a, b = reference.reset(), workers.reset()
         for _ in range(4):
             actions = torch.rand(3, 3, 1)
@@ -149,6 +149,13 @@ def test_torchrls_estimators_by_themselves_do_not_read_k():
     """At the root, where they look, is the previous macro step's."""
     root = macro_env([4, 9], [True, False]).rollout(2)
     assert TD0Estimator(value_network=None, gamma=0.9).tensor_keys.steps_to_next_obs not in root.keys()
+
+
+@pytest.mark.parametrize("key", ["chunk_steps", "action_chunk"])
+def test_an_entry_of_a_macro_steps_name_is_refused(key):
+    env = TransformedEnv(ScriptedEnv([3], [True]), StepCounter(step_count_key=key))
+    with pytest.raises(UserError, match=f"the env has an entry '{key}', as a macro step would write: rename it"):
+        make_macro_env(env, act_horizon=2, gamma=0.9)
 
 
 @pytest.mark.parametrize(("act_horizon", "gamma"), [(0, 0.9), (3, 0.0), (3, 1.1)])

@@ -150,14 +150,14 @@ def test_the_history_of_each_entry_is_of_primitive_steps():
     td = env.reset()
     assert seen(td) == ([frames(0, 0)] * 3, [[0, 0]] * 3)
     out, td = env.step_and_maybe_reset(env.rand_action(td))
-    assert out["next", "env_steps"].squeeze(-1).tolist() == [1, 3, 3]
+    assert out["next", "chunk_steps"].squeeze(-1).tolist() == [1, 3, 3]
     assert seen(out["next"]) == ([frames(0, 1), frames(2, 3), frames(2, 3)], [[0, 1], [2, 3], [2, 3]])
     chunk, state = out["next", "action_chunk"].squeeze(-1).double(), out["next", "agent", "state"]
     torch.testing.assert_close(state[1], torch.tensor([2.0, chunk[1, :2].sum(), 3.0, chunk[1].sum()]).double())
     # Only the first has been reset: its first observation is repeated, the others keep theirs.
     assert seen(td) == ([frames(0, 0), frames(2, 3), frames(2, 3)], [[0, 0], [2, 3], [2, 3]])
     out, td = env.step_and_maybe_reset(env.rand_action(td))
-    assert out["next", "env_steps"].squeeze(-1).tolist() == [1, 2, 3]
+    assert out["next", "chunk_steps"].squeeze(-1).tolist() == [1, 2, 3]
     assert seen(out["next"]) == ([frames(0, 1), frames(4, 5), frames(5, 6)], [[0, 1], [4, 5], [5, 6]])
     assert seen(td) == ([frames(0, 0), frames(0, 0), frames(5, 6)], [[0, 0], [0, 0], [5, 6]])
     # What was given before has not been written over by the steps since.
@@ -234,6 +234,6 @@ def test_workers_of_a_policy_that_cannot_be_pickled():
     )
     env = LatentActionEnv(workers, RemotePolicy(), act_horizon=2)
     try:
-        assert env.rollout(2)["next", "env_steps"].flatten().tolist() == [2, 2, 2, 2]
+        assert env.rollout(2)["next", "chunk_steps"].flatten().tolist() == [2, 2, 2, 2]
     finally:
         env.close()

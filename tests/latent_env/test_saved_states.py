@@ -9,7 +9,7 @@ from dsrl_torchrl.latent_env.macro_step import make_macro_env
 from dsrl_torchrl.latent_env.saved_states import SavedStates, can_restore, restore_states, save_states
 from tests.scripted_env import ScriptedEnv
 
-KEYS = ("observation", "reward", "done", "truncated", "success", "env_steps")
+KEYS = ("observation", "reward", "done", "truncated", "success", "chunk_steps")
 
 
 def go_on(env, td, chunks):

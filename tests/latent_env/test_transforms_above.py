@@ -43,7 +43,7 @@ from tests.latent_env.test_named_entries import STATE, CameraEnv, CameraPolicy
 from tests.processes import READY
 from tests.scripted_env import ScriptedEnv
 
-OUTCOME = ("env_steps", "done", "terminated")
+OUTCOME = ("chunk_steps", "done", "terminated")
 
 
 class Sees(BasePolicy):
@@ -250,4 +250,4 @@ def test_a_discretiser_above_picks_noises(put):
     env = put(make_env(), ActionDiscretizer(num_intervals=3, out_action_key="action"))
     out = torch.stack([env.rand_step(env.reset()) for _ in range(8)])  # 64 picks: all three come, but for 1 in 10^11
     assert out["action"].dtype == torch.int64 and out["action"].unique().tolist() == [0, 1, 2]
-    assert out["next", "env_steps"].flatten().tolist() == [3, 3] * 8
+    assert out["next", "chunk_steps"].flatten().tolist() == [3, 3] * 8

@@ -174,15 +174,15 @@ def macro_transitions(*batch: int) -> TensorDict:
         return torch.randn(*batch, size, generator=generator, dtype=torch.float64)
 
     terminated, truncated = draw(0, 4) == 0, draw(0, 4) == 0
-    following = {"observation": normal(OBS), "reward": normal(1), "env_steps": draw(1, 5)}
+    following = {"observation": normal(OBS), "reward": normal(1), "chunk_steps": draw(1, 5)}
     following |= {"terminated": terminated, "truncated": truncated, "done": terminated | truncated}
     root = {"observation": normal(OBS), "action": normal(ACTION).tanh()}
     zeros = torch.zeros(*batch, ACTION, dtype=torch.float64)  # what a policy has said of its action
     root |= {"loc": zeros, "scale": zeros + 1, "action_log_prob": zeros.sum(-1)}
-    root["env_steps"] = torch.full((*batch, 1), 99)  # the previous macro step's: must not be read
+    root["chunk_steps"] = torch.full((*batch, 1), 99)  # the previous macro step's: must not be read
     transitions = TensorDict({**root, "next": following}, batch)
     kinds = {(bool(t), bool(d)) for t, d in zip(terminated.flatten(), truncated.flatten(), strict=True)}
-    assert len(kinds) >= 3 and len(following["env_steps"].unique()) >= 3
+    assert len(kinds) >= 3 and len(following["chunk_steps"].unique()) >= 3
     return transitions
 
 

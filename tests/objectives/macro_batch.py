@@ -62,13 +62,13 @@ def make_batch():
         {
             "observation": torch.randn(B, OBS),
             "features": torch.randn(B, FEATURES),
-            "env_steps": torch.full((B, 1), 99),  # the previous step's: must not be read
+            "chunk_steps": torch.full((B, 1), 99),  # the previous step's: must not be read
             "action_chunk": torch.full((B, H_A, ACTION), 99.0),  # likewise
             "next": {
                 "observation": torch.randn(B, OBS),
                 "features": torch.randn(B, FEATURES),
                 "reward": torch.randn(B, 1),
-                "env_steps": torch.tensor([2, 2, 1, 1, 2, 2, 1]).unsqueeze(-1),
+                "chunk_steps": torch.tensor([2, 2, 1, 1, 2, 2, 1]).unsqueeze(-1),
                 "action_chunk": torch.rand(B, H_A, ACTION),
                 "terminated": terminated,
                 "truncated": truncated,
@@ -93,7 +93,7 @@ def trained(params):
 def macro_target(following, value):
     """Eq. 4, by hand: ``R + γ^k (1 - terminated) V(s')``; a truncation bootstraps."""
     alive = (~following["terminated"].squeeze(-1)).double()
-    k = following["env_steps"].squeeze(-1)
+    k = following["chunk_steps"].squeeze(-1)
     return following["reward"].squeeze(-1) + GAMMA**k * alive * value
 
 

@@ -24,7 +24,7 @@ def parts(batch):
     """γ^k, and what is left of a bootstrap and of a trace, ``[*B]``."""
     following = batch["next"].apply(lambda x: x.squeeze(-1) if x.shape[-1] == 1 else x)
     alive, going = ~following["terminated"], ~following["done"]
-    return GAMMA ** following["env_steps"].double(), alive.double(), going.double(), following["reward"]
+    return GAMMA ** following["chunk_steps"].double(), alive.double(), going.double(), following["reward"]
 
 
 def td0(batch, v, next_v):

@@ -13,10 +13,14 @@ from torchrl.data import MultiStep
 from torchrl.objectives import BCLoss, TQCLoss, ValueEstimators
 from torchrl.objectives.value import GAE, MultiAgentGAE, TD0Estimator, TD1Estimator, TDLambdaEstimator
 
+from dsrl_torchrl import LatentActionEnv
+from dsrl_torchrl.envs.toy import PointReachEnv
 from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.latent_env.macro_step import STEPS_KEY
 from dsrl_torchrl.objectives.macro_discount import STEPS_ENTRY, use_macro_discount
 from dsrl_torchrl.objectives.q_action import QActionLoss
 from dsrl_torchrl.objectives.sac import LatentSACLoss, SACOptions, make_sac_loss
+from dsrl_torchrl.policies import FlowPolicy
 
 from . import macro_batch
 from .any_loss import GAMMA, LMBDA, OFF_POLICY, ON_POLICY, B, Networks, T, macro_transitions, make_sac, target_of
@@ -44,25 +48,37 @@ def name(request):
 
 
 def test_one_step_each_is_torchrls_own_target(name):
-    """Whatever k is: TorchRL's losses by themselves see no entry of theirs in a latent env's batch."""
     batch, plain = macro_transitions(B), make_plain(name)
     plain.make_value_estimator(ValueEstimators.TD0, gamma=GAMMA)
     theirs = drawn(plain, batch)
-    batch["next", "env_steps"].fill_(1)
+    batch["next", "chunk_steps"].fill_(1)
     torch.testing.assert_close(expected(name, batch=batch), theirs)
+
+
+def test_without_the_call_every_macro_step_counts_once():
+    """What a latent env writes, k = 0 at a reset and the step before's at the root included, changes nothing."""
+    base_policy = FlowPolicy(observation_dim=2, action_dim=2, pred_horizon=4).freeze()
+    torch.manual_seed(0)
+    batch = LatentActionEnv(PointReachEnv(num_envs=3), base_policy, act_horizon=3, gamma=GAMMA).rollout(4)
+    batch, loss = batch.reshape(-1), make_sac(Networks(2, 8, dtype=torch.float32))
+    loss.make_value_estimator(ValueEstimators.TD0, gamma=GAMMA)
+    plain = drawn(loss, batch)
+    assert (batch["next", STEPS_KEY] > 1).any()
+    batch["next", STEPS_KEY].fill_(1)
+    torch.testing.assert_close(plain, drawn(use_macro_discount(loss, GAMMA), batch))
 
 
 def test_a_batch_without_its_step_counts_is_refused(name):
     """TorchRL takes k = 1."""
-    with pytest.raises(UserError, match=r"needs \('next', 'env_steps'\).*no such entry"):
+    with pytest.raises(UserError, match=r"needs \('next', 'chunk_steps'\).*no such entry"):
         expected(name, batch=macro_transitions(B).exclude(STEPS_ENTRY))
 
 
 def test_the_step_counts_at_the_root_are_refused(name):
     """They are those of the macro step before."""
     loss, batch = use_macro_discount(make_plain(name), GAMMA), macro_transitions(B)
-    loss.set_keys(steps_to_next_obs="env_steps")
-    with pytest.raises(UserError, match="should be under 'next', got 'env_steps'"):
+    loss.set_keys(steps_to_next_obs="chunk_steps")
+    with pytest.raises(UserError, match="should be under 'next', got 'chunk_steps'"):
         loss(batch)
 
 
@@ -75,7 +91,7 @@ def test_in_keys_are_all_that_it_reads(name):
 def test_keys_renamed_later_are_followed(name):
     loss, batch = use_macro_discount(make_plain(name), GAMMA), macro_transitions(B)
     loss.set_keys(reward="r", terminated="t", steps_to_next_obs=("next", "k"))
-    for new, old in {"r": "reward", "t": "terminated", "k": "env_steps"}.items():
+    for new, old in {"r": "reward", "t": "terminated", "k": "chunk_steps"}.items():
         batch["next"].rename_key_(old, new)
     torch.testing.assert_close(drawn(loss, batch), expected(name))
     assert {("next", "r"), ("next", "k")} <= set(loss.in_keys) and STEPS_ENTRY not in loss.in_keys
@@ -98,7 +114,7 @@ def test_an_estimator_of_the_users_is_taken(name):
     loss, batch = use_macro_discount(make_plain(name), GAMMA), macro_transitions(B)
     made = loss.value_estimator
     own = TD0Estimator(gamma=OTHER_GAMMA, value_network=made.value_network)
-    own.set_keys(**{key: value for key, value in asdict(made.tensor_keys).items() if key != "env_steps"})
+    own.set_keys(**{key: value for key, value in asdict(made.tensor_keys).items() if key != "steps_to_next_obs"})
     loss.make_value_estimator(own)
     torch.testing.assert_close(drawn(loss, batch), expected(name, OTHER_GAMMA))
 

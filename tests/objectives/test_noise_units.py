@@ -48,7 +48,7 @@ def test_values_differ_from_those_for_noise_scaled_to_one_in_closed_form():
     shift = ALPHA * DIM * math.log(MAGNITUDE)
     following = batch["next"].apply(lambda x: x.squeeze(-1) if x.shape[-1] == 1 else x)
     difference = drawn(ours._compute_target_v2, batch) - drawn(scaled._compute_target_v2, batch)
-    bootstraps = GAMMA ** following["env_steps"].double() * (~following["terminated"]).double()
+    bootstraps = GAMMA ** following["chunk_steps"].double() * (~following["terminated"]).double()
     torch.testing.assert_close(difference, shift * bootstraps, **CLOSE)
     actor, official = (drawn(loss.actor_loss, batch)[0] for loss in (ours, scaled))
     torch.testing.assert_close(official - actor, torch.tensor(shift).double(), **CLOSE)  # a constant: no gradient

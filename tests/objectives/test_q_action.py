@@ -154,7 +154,7 @@ def test_renamed_keys():
     loss.set_keys(
         action_chunk=("next", "head"), steps_to_next_obs=("next", "k"), reward="r", done="d", terminated="t", value="v"
     )
-    names = {"head": "action_chunk", "k": "env_steps", "r": "reward", "d": "done", "t": "terminated"}
+    names = {"head": "action_chunk", "k": "chunk_steps", "r": "reward", "d": "done", "t": "terminated"}
     for new, old in names.items():
         batch["next"].rename_key_(old, new)
     torch.manual_seed(5)
@@ -180,8 +180,8 @@ def test_in_keys_are_all_that_it_reads():
 def test_a_batch_without_its_step_counts_is_refused():
     """TorchRL's TD(0) would take k = 1, silently."""
     _, loss, batch = make_all()
-    with pytest.raises(UserError, match=r"needs \('next', 'env_steps'\).*no such entry"):
-        loss(batch.exclude(("next", "env_steps")))
+    with pytest.raises(UserError, match=r"needs \('next', 'chunk_steps'\).*no such entry"):
+        loss(batch.exclude(("next", "chunk_steps")))
 
 
 def test_state_dict_restores_the_loss():

@@ -184,9 +184,9 @@ def test_the_whole_loss_is_its_parts():
 
 def test_a_batch_without_its_step_counts_is_refused():
     _, loss, batch = make_all()
-    assert ("next", "env_steps") in loss.in_keys
+    assert ("next", "chunk_steps") in loss.in_keys
     with pytest.raises(UserError, match="no such entry"):
-        loss.qvalue_v2_loss(batch.exclude(("next", "env_steps")))
+        loss.qvalue_v2_loss(batch.exclude(("next", "chunk_steps")))
 
 
 def test_a_saturated_policy_has_a_finite_sensible_entropy():

@@ -37,7 +37,7 @@ def test_what_follows_is_the_policy_s_mode():
             torch.testing.assert_close(td["observation"], states.root["observation"][[rows[i] for i in episode]])
             torch.testing.assert_close(td["action"], noise[episode])
         totals[episode] += GAMMA ** steps[episode].double() * td["next", "reward"].squeeze(-1)
-        steps[episode] += td["next", "env_steps"].squeeze(-1)
+        steps[episode] += td["next", "chunk_steps"].squeeze(-1)
     assert int(steps.sum()) == env_steps
     torch.testing.assert_close(totals, returns)
     torch.testing.assert_close(returns, after(steps))  # every step costs 1 but the last

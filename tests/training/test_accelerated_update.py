@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 
 import pytest
@@ -11,7 +12,8 @@ from torch import _dynamo as dynamo
 from torch._inductor import config as inductor
 
 from dsrl_torchrl.data.macro_transitions import to_macro_transitions
-from dsrl_torchrl.training.update_rounds import AcceleratedUpdate, make_updates
+from dsrl_torchrl.errors import UserError
+from dsrl_torchrl.training.update_rounds import AcceleratedUpdate, check_compiler, make_updates
 from tests.training.toy import DSRLAWMLE, DSRLSAC, TD3, make_agent, make_env
 
 
@@ -111,3 +113,14 @@ def test_a_cpu_update_is_eager_unless_asked():
     by_default = AcceleratedUpdate(make_agent(DSRLSAC))
     assert not by_default.compile and not by_default.cuda_graphs
     assert AcceleratedUpdate(make_agent(DSRLSAC, compile=True)).compile
+
+
+@pytest.mark.parametrize(("device", "variable", "named"), [("cpu", "CXX", r"g\+\+'"), ("cuda", "CC", "or 'gcc'")])
+def test_the_compiler_that_torch_looks_for(monkeypatch, tmp_path, device, variable, named):
+    """That of the environment, or, without one, the first of the usual names."""
+    monkeypatch.setenv(variable, sys.executable)
+    check_compiler(torch.device(device))
+    monkeypatch.delenv(variable)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=f"there is no .*{named}: .*{variable}"):
+        check_compiler(torch.device(device))

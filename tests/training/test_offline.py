@@ -36,7 +36,7 @@ def rollouts():
         env, PriorNoise(2), 3_000, seed=1, observation_keys=["observation"], progress=False
     )
     assert 0 < episodes.metrics()["env/success_running"] < 0.8
-    assert int(data["next", "env_steps"].sum()) >= 3_000
+    assert int(data["next", "chunk_steps"].sum()) >= 3_000
     return data
 
 

@@ -122,7 +122,7 @@ def test_what_is_collected_is_stored_as_online_and_counted_and_the_data_as_offli
     original = agent.store
 
     def watched(transitions, *, online):
-        stored.append((len(transitions), int(transitions["next", "env_steps"].sum()), online))
+        stored.append((len(transitions), int(transitions["next", "chunk_steps"].sum()), online))
         return original(transitions, online=online)
 
     monkeypatch.setattr(agent, "store", watched)

@@ -74,7 +74,7 @@ def _refuse_others(path: Path) -> None:
             other = not any(name.startswith("traj_") for name in file) and not trajectory_files(path)[1].exists()
     except (OSError, RuntimeError) as error:
         if path.is_file() and not trajectory_files(path)[1].exists():
-            raise UserError(f"{path} is truncated or no HDF5 file ({error})") from None
+            raise UserError(f"{path} cannot be opened as HDF5 ({error})") from None
         return  # ManiSkill's reader says which of the two is missing or damaged
     if flat:
         raise UserError(
