@@ -128,7 +128,7 @@ def test_branches_are_the_ranking_s(tmp_path):
         expected.q_action.pearson.value, abs=1e-6
     )
     assert rank_against(branches.returns, first["action"].sum(-1)) == expected.q_noise
-    assert int(branches.transitions["next", "chunk_steps"].sum()) == branches.chunk_steps
+    assert int(branches.transitions["next", "chunk_steps"].sum()) == branches.env_steps
     branches.save(tmp_path / "branches.safetensors")
     stored = Branches.load(tmp_path / "branches.safetensors")
     assert bool((stored.transitions == branches.transitions).all()) and bool((stored.first == first).all())
