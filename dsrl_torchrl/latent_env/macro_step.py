@@ -180,6 +180,9 @@ class MacroStep(Transform):
     def transform_observation_spec(self, observation_spec: TensorSpec) -> TensorSpec:
         batch, device = observation_spec.shape, observation_spec.device
         chunk = self._action_spec(self.parent.full_action_spec)
+        for key in (STEPS_KEY, CHUNK_KEY):
+            if key in observation_spec.keys():
+                raise UserError(f"an entry {key!r} of the env's is in the way of a macro step's: give it another name")
         observation_spec[STEPS_KEY] = Bounded(0, self.act_horizon, shape=(*batch, 1), dtype=torch.int64, device=device)
         observation_spec[CHUNK_KEY] = Unbounded(shape=chunk.shape, device=device)
         if SUCCESS_KEY in observation_spec.keys():
@@ -251,12 +254,9 @@ def make_macro_env(
         below: transforms that see every primitive step: a recorder, ``RewardSum`` for the undiscounted return.
 
     Raises:
-        UserError: an env that cannot make macro steps, an entry that it does not have, or one of a macro step's name.
+        UserError: an env that cannot make macro steps, or an entry that it does not have.
     """
     check_primitive_env(env)
-    for key in (STEPS_KEY, CHUNK_KEY):
-        if key in env.observation_spec.keys():
-            raise UserError(f"the env has an entry {key!r}, as a macro step would write: rename it (RenameTransform)")
     transforms: list[Transform] = list(below)
     histories = history_keys if obs_horizon > 1 else ()
     for key in histories:

@@ -153,9 +153,11 @@ def test_torchrls_estimators_by_themselves_do_not_read_k():
 
 @pytest.mark.parametrize("key", ["chunk_steps", "action_chunk"])
 def test_an_entry_of_a_macro_steps_name_is_refused(key):
-    env = TransformedEnv(ScriptedEnv([3], [True]), StepCounter(step_count_key=key))
-    with pytest.raises(UserError, match=f"the env has an entry '{key}', as a macro step would write: rename it"):
-        make_macro_env(env, act_horizon=2, gamma=0.9)
+    counter = partial(StepCounter, step_count_key=key)
+    counted = TransformedEnv(ScriptedEnv([3], [True]), counter())
+    for env, below in ((counted, []), (ScriptedEnv([3], [True]), [counter()])):
+        with pytest.raises(UserError, match=f"'{key}' of the env's is in the way"):
+            make_macro_env(env, act_horizon=2, gamma=0.9, below=below).reset()
 
 
 @pytest.mark.parametrize(("act_horizon", "gamma"), [(0, 0.9), (3, 0.0), (3, 1.1)])
